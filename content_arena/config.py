@@ -19,9 +19,10 @@ from typing import Any, Literal, Mapping
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic import field_validator
 
-# %% ../nbs/00_core/00_config.ipynb #0a6f1929
+# %% ../nbs/00_core/00_config.ipynb #8027b6e6
 class SettingsError(ValueError):
-    "A setting is unknown, malformed or out of range; the message names layer, section, key and accepted values."
+    """A setting is unknown, malformed or out of range; the message names layer, section, key and
+    accepted values."""
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,15 +44,23 @@ class MlflowSettings(_Section):
     registered_model: str = Field("content-filter", pattern=r"^[\w.-]+$",
         description="name in the model registry")
 
-# %% ../nbs/00_core/00_config.ipynb #49fa9594
+# %% ../nbs/00_core/00_config.ipynb #78937cc2
 class DataSettings(_Section):
     "Section `[data]`: what goes into a dataset."
-    sources: tuple[str, ...] = Field(("embedded",), min_length=1,
-        description="comma-separated: embedded, beep, curse, apeach, davidson, csv:PATH, jsonl:PATH,"
-                    " parquet:PATH, hub:ID")
-    test_sources: tuple[str, ...] = Field((), description="as sources; empty: split off from sources")
+    sources: tuple[str, ...] = Field(
+        ("embedded",),
+        min_length=1,
+        description="comma-separated: embedded, beep, curse, apeach, davidson, csv:PATH,"
+                    " jsonl:PATH,"
+        " parquet:PATH, hub:ID",
+    )
+    test_sources: tuple[str, ...] = Field(
+        (), description="as sources; empty: split off from sources"
+    )
     valid_fraction: float = Field(0.1, gt=0, lt=0.5, description="share of rows for validation")
-    test_fraction: float = Field(0.2, gt=0, lt=0.9, description="share for test if test_sources is empty")
+    test_fraction: float = Field(
+        0.2, gt=0, lt=0.9, description="share for test if test_sources is empty"
+    )
     near_duplicate_threshold: float = Field(0.8, gt=0, le=1,
         description="estimated Jaccard similarity from which two rows share a group")
     conflict_rule: Literal["majority", "toxic", "drop"] = Field("majority",
@@ -67,7 +76,7 @@ class DataSettings(_Section):
     def _split(cls, v: Any) -> Any:
         return tuple(s.strip() for s in v.split(",") if s.strip()) if isinstance(v, str) else v
 
-# %% ../nbs/00_core/00_config.ipynb #13ab4004
+# %% ../nbs/00_core/00_config.ipynb #f9645b05
 class ModelSettings(_Section):
     "Section `[model]`: what is trained."
     base_model: str = Field("intfloat/multilingual-e5-small", min_length=1,
@@ -79,13 +88,19 @@ class ModelSettings(_Section):
 
 class TrainSettings(_Section):
     "Section `[train]`: how it is trained (QLoRA)."
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of split, initialisation and batch order")
-    quantization: Literal["nf4", "none"] = Field("nf4", description="nf4: QLoRA; none: LoRA on bf16/fp32")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="seed of split, initialisation and batch order"
+    )
+    quantization: Literal["nf4", "none"] = Field(
+        "nf4", description="nf4: QLoRA; none: LoRA on bf16/fp32"
+    )
     lora_r: int = Field(16, ge=1, le=512, description="LoRA rank")
     lora_alpha: int = Field(32, ge=1, description="LoRA scale numerator: update is alpha / r * BA")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the LoRA input")
     learning_rate: float = Field(5e-4, gt=0, le=1, description="peak learning rate of the adapter")
-    head_learning_rate: float = Field(2e-3, gt=0, le=1, description="peak learning rate of the head")
+    head_learning_rate: float = Field(
+        2e-3, gt=0, le=1, description="peak learning rate of the head"
+    )
     weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay")
     epochs: int = Field(2, ge=1, le=1000, description="passes over the training split")
     batch_tokens: int = Field(2048, ge=64, description="padded tokens per batch")
@@ -96,31 +111,49 @@ class TrainSettings(_Section):
     class_weights: Literal["none", "balanced"] = Field("none", description="weighting of the loss")
     checkpoint_every: int = Field(25, ge=1, description="optimiser steps between checkpoints")
 
-# %% ../nbs/00_core/00_config.ipynb #6c1d04fd
+# %% ../nbs/00_core/00_config.ipynb #7e6010ce
 class GateSettings(_Section):
     "Section `[gate]`: when a challenger replaces the champion."
-    min_f1_gain: float = Field(0.01, ge=0, lt=1, description="F1 must exceed the champion's by more than this")
-    require_precision: bool = Field(True, description="precision must not fall below the champion's")
+    min_f1_gain: float = Field(
+        0.01, ge=0, lt=1, description="F1 must exceed the champion's by more than this"
+    )
+    require_precision: bool = Field(
+        True, description="precision must not fall below the champion's"
+    )
     min_samples: int = Field(1000, ge=1, description="evaluated rows needed for a decision")
     floor_f1: float = Field(0.70, ge=0, le=1, description="F1 a first model needs to be promoted")
-    significance: bool = Field(True, description="bootstrap lower bound of the F1 gain must exceed 0")
+    significance: bool = Field(
+        True, description="bootstrap lower bound of the F1 gain must exceed 0"
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided confidence of that bound")
-    bootstrap_resamples: int = Field(2000, ge=100, le=1_000_000, description="paired bootstrap resamples")
-    max_test_overlap: int = Field(0, ge=0, description="test rows allowed in the lineage's training data")
-    overlap_threshold: float = Field(0.8, gt=0, le=1, description="Jaccard similarity that counts as overlap")
+    bootstrap_resamples: int = Field(
+        2000, ge=100, le=1_000_000, description="paired bootstrap resamples"
+    )
+    max_test_overlap: int = Field(
+        0, ge=0, description="test rows allowed in the lineage's training data"
+    )
+    overlap_threshold: float = Field(
+        0.8, gt=0, le=1, description="Jaccard similarity that counts as overlap"
+    )
     guarded_slices: tuple[str, ...] = Field(("lang",),
         description="comma-separated columns whose slices must not fall; empty: none")
     slice_tolerance: float = Field(0.03, ge=0, lt=1, description="F1 a guarded slice may lose")
-    slice_min_samples: int = Field(200, ge=1, description="rows below which a slice does not decide")
-    latency_budget_ms: float = Field(0, ge=0, description="p95 of one comment, milliseconds; 0: not checked")
-    size_budget_mb: float = Field(0, ge=0, description="size of the served weights, MB; 0: not checked")
+    slice_min_samples: int = Field(
+        200, ge=1, description="rows below which a slice does not decide"
+    )
+    latency_budget_ms: float = Field(
+        0, ge=0, description="p95 of one comment, milliseconds; 0: not checked"
+    )
+    size_budget_mb: float = Field(
+        0, ge=0, description="size of the served weights, MB; 0: not checked"
+    )
 
     @field_validator("guarded_slices", mode="before")
     @classmethod
     def _split_slices(cls, v: Any) -> Any:
         return tuple(s.strip() for s in v.split(",") if s.strip()) if isinstance(v, str) else v
 
-# %% ../nbs/00_core/00_config.ipynb #b5f23a39
+# %% ../nbs/00_core/00_config.ipynb #8469fd1f
 class DeploySettings(_Section):
     "Section `[deploy]`: how a promoted version reaches the service."
     inference_url: str = Field("http://127.0.0.1:8000", pattern=r"^https?://[^\s/]+",
@@ -133,17 +166,21 @@ class ServeSettings(_Section):
     "Section `[serve]`: the inference service."
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0: any free one")
-    dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="auto: the faster one, measured")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="auto: the faster one, measured"
+    )
     threads: int = Field(0, ge=0, le=1024, description="torch threads; 0: one per core")
     max_batch_items: int = Field(256, ge=1, description="texts in one /classify/batch request")
-    max_request_bytes: int = Field(1_048_576, ge=1024, description="size limit of a request body, bytes")
+    max_request_bytes: int = Field(
+        1_048_576, ge=1024, description="size limit of a request body, bytes"
+    )
     max_request_chars: int = Field(20_000, ge=1, description="characters in one text")
 
 class ReportSettings(_Section):
     "Section `[report]`: what an executed notebook shows."
     reveal_errors: bool = Field(False, description="show misclassified texts unmasked")
 
-# %% ../nbs/00_core/00_config.ipynb #8c606632
+# %% ../nbs/00_core/00_config.ipynb #e1cdb999
 ENV_PREFIX = "CONTENT_ARENA_"
 SECTIONS: dict[str, type[_Section]] = {
     "paths": PathSettings, "mlflow": MlflowSettings, "data": DataSettings, "model": ModelSettings,
@@ -171,14 +208,17 @@ class Settings(*SECTIONS.values()):
         return self._profile
 
     def origin(self, key: str) -> str:
-        "The layer that set `key`, e.g. `settings.ini [train]` or `environment CONTENT_ARENA_EPOCHS`."
+        """The layer that set `key`, e.g. `settings.ini [train]` or `environment
+        CONTENT_ARENA_EPOCHS`."""
         return self._origin.get(key, "default")
 
     def path(self, key: str) -> Path:
         "The setting `key` (a path) as an absolute path; raises SettingsError if it is empty."
         if not getattr(self, key):
-            raise SettingsError(f"settings.ini [{_section_of(key)}] {key} is empty: set it, or"
-                                f" {ENV_PREFIX}{key.upper()}; it is the {Settings.model_fields[key].description}")
+            raise SettingsError(
+                f"settings.ini [{_section_of(key)}] {key} is empty: set it, or"
+                f" {ENV_PREFIX}{key.upper()}; it is the {Settings.model_fields[key].description}"
+            )
         return (self.root / Path(getattr(self, key)).expanduser()).resolve()
 
     def mlflow_uri(self) -> str:
@@ -193,13 +233,14 @@ class Settings(*SECTIONS.values()):
         text = json.dumps(chosen, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../nbs/00_core/00_config.ipynb #d80b6b59
+# %% ../nbs/00_core/00_config.ipynb #291c7160
 def _hint(word: str, known) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 def find_settings_file(start: Path | None = None) -> Path:
-    """The nearest `settings.ini`: in `start` (default: the working folder), above it, or beside the package.
+    """The nearest `settings.ini`: in `start` (default: the working folder), above it, or beside
+    the package.
 
     Raises SettingsError if there is none."""
     start = Path(start or Path.cwd()).resolve()
@@ -218,8 +259,10 @@ def _read_ini(path: Path) -> configparser.ConfigParser:
         raise SettingsError(f"{path}: {e}") from e
     return parser
 
-# %% ../nbs/00_core/00_config.ipynb #32a68abd
-def _ini_layer(parser: configparser.ConfigParser, name: str, profile: str) -> dict[str, tuple[str, str]]:
+# %% ../nbs/00_core/00_config.ipynb #250e3c9a
+def _ini_layer(
+    parser: configparser.ConfigParser, name: str, profile: str
+) -> dict[str, tuple[str, str]]:
     profiles = [s.removeprefix("profile:") for s in parser.sections() if s.startswith("profile:")]
     if profile and profile not in profiles:
         raise SettingsError(f"{name}: no profile {profile!r}; accepted: {', '.join(profiles)}")
@@ -241,7 +284,7 @@ def _ini_layer(parser: configparser.ConfigParser, name: str, profile: str) -> di
         values |= {k: (v, f"{name} [profile:{profile}]") for k, v in chosen.items()}
     return values
 
-# %% ../nbs/00_core/00_config.ipynb #68ffa295
+# %% ../nbs/00_core/00_config.ipynb #bfcfdc56
 SECRETS = ("API_TOKEN", "SLACK_WEBHOOK_URL")
 _ENV_OTHER = {"SETTINGS_FILE", "PROFILE", *SECRETS, *(s + "_FILE" for s in SECRETS)}
 
@@ -253,35 +296,47 @@ def _env_layer(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
         key = name.removeprefix(ENV_PREFIX).lower()
         if key not in Settings.model_fields:
             hint = _hint(key, Settings.model_fields)
-            raise SettingsError(f"environment {name}: no such setting{hint};"
-                                f" accepted: {ENV_PREFIX}<KEY> for {', '.join(Settings.model_fields)}")
+            raise SettingsError(
+                f"environment {name}: no such setting{hint};"
+                f" accepted: {ENV_PREFIX}<KEY> for {', '.join(Settings.model_fields)}"
+            )
         values[key] = (value, f"environment {name}")
     return values
 
-# %% ../nbs/00_core/00_config.ipynb #1bd39863
+# %% ../nbs/00_core/00_config.ipynb #7f15c050
 def _explain(error: ValidationError, values: Mapping[str, tuple[Any, str]]) -> str:
     lines = []
     for e in error.errors():
         key = str(e["loc"][0])
         value, origin = values.get(key, (e.get("input"), "default"))
         meaning = Settings.model_fields[key].description
-        lines.append(f"{origin}: {key} = {value!r}: {e['msg']} ([{_section_of(key)}] {key}: {meaning})")
+        lines.append(
+            f"{origin}: {key} = {value!r}: {e['msg']} ([{_section_of(key)}] {key}: {meaning})"
+        )
     return "\n".join(lines)
 
 def load_settings(profile: str | None = None, *, ini: str | Path | None = None,
                   env: Mapping[str, str] | None = None, **explicit: Any) -> Settings:
-    """Settings from `settings.ini`, a profile, the environment and `explicit` values, later ones winning.
+    """Settings from `settings.ini`, a profile, the environment and `explicit` values, later ones
+    winning.
 
     `ini` defaults to `CONTENT_ARENA_SETTINGS_FILE`, else the nearest `settings.ini`; `profile` to
-    `CONTENT_ARENA_PROFILE`, else none. Raises SettingsError for whatever is unknown, malformed or out of range."""
+    `CONTENT_ARENA_PROFILE`, else none. Raises SettingsError for whatever is unknown, malformed or
+    out of range.
+    """
     env = os.environ if env is None else env
     path = Path(ini or env.get(ENV_PREFIX + "SETTINGS_FILE") or find_settings_file()).resolve()
     profile = profile if profile is not None else env.get(ENV_PREFIX + "PROFILE", "")
-    values: dict[str, tuple[Any, str]] = {**_ini_layer(_read_ini(path), path.name, profile), **_env_layer(env)}
+    values: dict[str, tuple[Any, str]] = {
+        **_ini_layer(_read_ini(path), path.name, profile),
+        **_env_layer(env),
+    }
     for key, value in explicit.items():
         if key not in Settings.model_fields:
-            raise SettingsError(f"argument {key}: no such setting{_hint(key, Settings.model_fields)};"
-                                f" accepted: {', '.join(Settings.model_fields)}")
+            raise SettingsError(
+                f"argument {key}: no such setting{_hint(key, Settings.model_fields)};"
+                f" accepted: {', '.join(Settings.model_fields)}"
+            )
         values[key] = (value, "argument")
     try:
         settings = Settings(**{k: v for k, (v, _) in values.items()})
@@ -291,7 +346,7 @@ def load_settings(profile: str | None = None, *, ini: str | Path | None = None,
     settings._origin = {k: origin for k, (_, origin) in values.items()}
     return settings
 
-# %% ../nbs/00_core/00_config.ipynb #bc52277c
+# %% ../nbs/00_core/00_config.ipynb #30c9a322
 class Secrets(_Section):
     "Secrets of a process; printing one shows asterisks. Build it with `load_secrets`."
     api_token: SecretStr | None = None
@@ -300,18 +355,23 @@ class Secrets(_Section):
 def load_secrets(env: Mapping[str, str] | None = None) -> Secrets:
     """Secrets from `CONTENT_ARENA_<NAME>` or the file that `CONTENT_ARENA_<NAME>_FILE` names.
 
-    Raises SettingsError if both are set or the file can't be read; a blank value counts as unset."""
+    Raises SettingsError if both are set or the file can't be read; a blank value counts as unset.
+    """
     env = os.environ if env is None else env
     found = {}
     for name in SECRETS:
         value, file = env.get(ENV_PREFIX + name), env.get(ENV_PREFIX + name + "_FILE")
         if value and file:
-            raise SettingsError(f"environment: both {ENV_PREFIX}{name} and {ENV_PREFIX}{name}_FILE are set")
+            raise SettingsError(
+                f"environment: both {ENV_PREFIX}{name} and {ENV_PREFIX}{name}_FILE are set"
+            )
         if file:
             try:
                 value = Path(file).read_text(encoding="utf-8")
             except OSError as e:
-                raise SettingsError(f"environment {ENV_PREFIX}{name}_FILE: {e.strerror}: {file}") from e
+                raise SettingsError(
+                    f"environment {ENV_PREFIX}{name}_FILE: {e.strerror}: {file}"
+                ) from e
         if value and value.strip():
             found[name.lower()] = SecretStr(value.strip())
     return Secrets(**found)

@@ -1,0 +1,244 @@
+"""A model registry in a file and a service over it, for tests that need several processes.
+
+Run as a script it is a process that a test may kill: `stage.py serve FOLDER`, or
+`stage.py deploy FOLDER URL POINT`.
+"""
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from content_arena.config import Secrets, load_settings
+from content_arena.mlops.alerting import Delivery
+from content_arena.mlops.deployer import InferenceClient, ModelDeployer
+from content_arena.mlops.journal import Journal, write_json
+
+
+def settings(folder: Path, **explicit):
+    defaults = dict(var_dir=str(folder / "var"), port=0, reload_timeout_s=20, reload_attempts=2)
+    return load_settings(env={}, **(defaults | explicit))
+
+
+@dataclass(frozen=True)
+class Version:
+    version: str
+    tags: dict = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        return f"{int(self.version):064x}"
+
+
+class FileRegistry:
+    "Aliases in FOLDER/aliases.json; one write replaces them all."
+
+    def __init__(self, folder: Path, kill: str = ""):
+        self.file, self.kill = Path(folder) / "aliases.json", kill
+
+    def set(self, **aliases: str | None) -> None:
+        write_json(self.file, self.aliases() | aliases)
+
+    def aliases(self) -> dict[str, str | None]:
+        return json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def _get(self, alias: str) -> Version | None:
+        number = self.aliases().get(alias)
+        return Version(number) if number else None
+
+    def get_champion(self): return self._get("champion")
+    def get_challenger(self): return self._get("challenger")
+    def get_previous(self): return self._get("previous")
+    def get_version(self, number): return Version(str(number))
+    def tag(self, version, **tags): pass
+
+    def promote_challenger(self, *, expected_challenger, expected_champion, reason, decision=""):
+        now = self.aliases()
+        if (now.get("champion"), now.get("challenger")) != (expected_champion, expected_challenger):
+            raise RuntimeError(f"the aliases are {now}: somebody moved them")
+        self.set(champion=expected_challenger, previous=expected_champion, challenger=None)
+        if self.kill == "in:promote":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def reject_challenger(self, reason, *, expected_challenger, decision=""):
+        self.set(challenger=None)
+
+    def rollback(self, reason, *, expected_champion):
+        now = self.aliases()
+        assert now["champion"] == expected_champion and now["previous"]
+        self.set(champion=now["previous"], previous=None)
+        if self.kill == "in:rollback":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass
+class Scorer:
+    "Scores a text by its length; `delay_s` makes it slow, `gate` holds it until it is set."
+    version: str
+    sha256: str
+    threshold: float = 0.5
+    delay_s: float = 0.0
+    started: Path | None = None
+    gate: threading.Event | None = None
+    closed: bool = False
+
+    def scores(self, texts):
+        assert not self.closed, "scored after it was closed"
+        if self.started is not None:
+            self.started.touch()
+        if self.gate is not None:
+            assert self.gate.wait(30)
+        time.sleep(self.delay_s)                       # plays the computation
+        return np.array([min(len(t) / 10, 1.0) for t in texts])
+
+    def close(self):
+        self.closed = True
+
+
+class FileLoader:
+    "The champion of a FileRegistry; version N fails to load if FOLDER/broken-N exists."
+
+    def __init__(self, folder: Path, delay_s: float = 0.0):
+        self.folder, self.registry, self.delay_s = Path(folder), FileRegistry(folder), delay_s
+
+    def find(self, alias):
+        return self.registry._get(alias)
+
+    def load(self, found, alias):
+        if (self.folder / f"broken-{found.version}").exists():
+            raise OSError("adapter_model.safetensors: file is too short")
+        if (self.folder / f"deadly-{found.version}").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Scorer(found.version, found.sha256, delay_s=self.delay_s,
+                      started=self.folder / "scoring")
+
+
+@contextmanager
+def process(*args: str):
+    "This file as a process of its own, with pipes; ended if the test leaves it running."
+    p = subprocess.Popen([sys.executable, __file__, *args], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield p
+    finally:
+        p.kill()
+        p.communicate()
+
+
+@contextmanager
+def service_process(folder: Path, delay_s: float = 0.0):
+    "`content-arena serve` with a FileLoader, in a process of its own; yields it and its URL."
+    with process("serve", str(folder), str(delay_s)) as p:
+        said = p.stdout.readline()                     # comes when the port is open
+        yield p, re.search(r"http://[\d.:]+", said)[0]
+
+
+@contextmanager
+def serving(app):
+    "`app` on a real socket of this machine, in a thread; yields its URL."
+    import uvicorn
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+        thread = threading.Thread(target=server.run, args=([sock],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@contextmanager
+def service(folder: Path, **explicit):
+    "The service over the registry in `folder`, its champion loaded."
+    from content_arena.serving.app import create_app       # slow to import: not where it isn't used
+    app = create_app(settings(folder, **explicit), Secrets(), FileLoader(folder))
+    with serving(app) as url:
+        httpx.post(f"{url}/reload").raise_for_status()
+        yield url
+
+
+class KilledJournal(Journal):
+    "Kills its process before or after the state of `point`, e.g. `before:promoted`, is on disk."
+
+    def __init__(self, folder, point: str):
+        super().__init__(folder)
+        self.point = point
+
+    def _write(self, record, state):
+        if self.point == f"before:{state}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        record = super()._write(record, state)
+        if self.point == f"after:{state}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return record
+
+
+class Notices:
+    "Keeps what was told, one event a line, in FOLDER/notices."
+
+    def __init__(self, folder: Path):
+        self.file = Path(folder) / "notices"
+
+    def notify(self, event, **facts):
+        with open(self.file, "a") as f:
+            f.write(event + "\n")
+        return Delivery(True, "delivered", 1)
+
+    @property
+    def sent(self) -> list[str]:
+        return self.file.read_text().split() if self.file.exists() else []
+
+
+def comparison(old: str | None, new: str, verdict: str = "promote") -> dict:
+    scores = dict(f1=0.84, precision=0.85, recall=0.83, accuracy=0.86)
+    return {"champion": {"version": old, **scores} if old else None,
+            "challenger": {"version": new, **scores, "f1": 0.87}, "samples_evaluated": 1500,
+            "should_promote": verdict == "promote", "verdict": verdict, "reasons": ["F1 +0.03"]}
+
+
+def deployer(folder: Path, url: str, *, kill: str = "", evaluator=None, **explicit) -> ModelDeployer:
+    s = settings(folder, inference_url=url, **explicit)
+    journal = KilledJournal(s.path("var_dir") / "journal", kill)
+    return ModelDeployer(FileRegistry(folder, kill), s, Notices(folder), evaluator, journal=journal,
+                         client=InferenceClient(s, Secrets(), backoff_s=0.01))
+
+
+class Asking:
+    "An evaluator that says so on stdout and goes on when a line comes on stdin."
+
+    def __init__(self, old: str, new: str):
+        self.answer = comparison(old, new)
+
+    def compare(self, test):
+        print("comparing", flush=True)
+        sys.stdin.readline()
+        return self.answer
+
+
+if __name__ == "__main__":
+    action, folder, *more = sys.argv[1:]
+    if action == "serve":
+        from content_arena.serving.app import run
+        delay = float(more[0]) if more else 0.0
+        run(settings(Path(folder)), secrets=Secrets(), loader=FileLoader(Path(folder), delay))
+    elif action == "deploy":
+        url, kill = more
+        given = comparison("3", "4")
+        d = deployer(Path(folder), url, kill=kill)
+        print(json.dumps(asyncio.run(d.deploy_if_better(None, given))))
+    elif action == "deploy-slowly":
+        d = deployer(Path(folder), more[0], evaluator=Asking("3", "4"))
+        print(json.dumps(asyncio.run(d.deploy_if_better("the test set"))))

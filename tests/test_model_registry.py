@@ -1,0 +1,329 @@
+"""The registry under kills and under several processes: what a notebook can't show."""
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+
+from content_arena.config import load_settings
+from content_arena.mlops import model_registry as mr
+from content_arena.mlops.model_registry import ModelRegistry, Move, RegistryError, RegistryReader
+
+WRITES = ("set_registered_model_alias", "delete_registered_model_alias", "set_model_version_tag",
+          "set_registered_model_tag")
+
+
+def make_settings(root: Path, **more):
+    store = dict(var_dir=str(root / "var"), artifact_dir=str(root / "artifacts"),
+                 tracking_uri=f"sqlite:///{root}/mlflow.db")
+    return load_settings(env={}, **(store | more))
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    "A database with MLflow's tables and no rows of ours: making one takes seconds, copying it none."
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{file}").search_registered_models(max_results=1)
+    return file
+
+
+@pytest.fixture
+def settings(tmp_path, empty_store):
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return make_settings(tmp_path)
+
+
+def three_versions(settings) -> ModelRegistry:
+    "v1 is `previous`, v2 is champion, v3 the challenger; no model files."
+    registry = ModelRegistry(settings)
+    registry._client.create_registered_model(registry.name)
+    for number in "123":
+        registry._client.create_model_version(registry.name, f"file:///nowhere/{number}")
+        mr._move(registry, Move("register", number))
+        if number != "3":
+            registry.promote_challenger(expected_challenger=number, reason="better",
+                                        expected_champion=registry.get_champion())
+    return registry
+
+
+def train(settings, name: str = "model") -> str:
+    "Log a run as the trainer does, with a model folder of one file; returns its id."
+    from content_arena.training.classifier import write_manifest
+    from content_arena.training.tracking import connect
+    folder = settings.path("var_dir") / "work" / name
+    folder.mkdir(parents=True)
+    (folder / "content_filter.json").write_text(name)
+    tags = dict(dataset_id="d", lineage='["d"]', base_model="tiny", base_model_sha256="0" * 64,
+                model_sha256=write_manifest(folder))
+    with mlflow.start_run(experiment_id=connect(settings), tags=tags) as run:
+        mlflow.pyfunc.log_model(name="model", loader_module="content_arena.config",
+                                pip_requirements=[], data_path=str(folder))
+    return run.info.run_id
+
+
+def aliases(registry) -> dict[str, str]:
+    return {a: v.version for v in registry.versions() for a in v.aliases}
+
+
+def statuses(registry) -> list[str]:
+    return [v.status for v in registry.versions()]
+
+
+# --- death at every write ------------------------------------------------------------------------
+
+class Killed(BaseException):
+    "Stands for the end of a process: no `except Exception` catches it."
+
+
+def on_write(monkeypatch, seen: list, die_at: int | None = None) -> None:
+    "List MLflow's writes in `seen`; die before number `die_at` reaches the store."
+    for verb in WRITES:
+        def call(self, *args, _original=getattr(mlflow.MlflowClient, verb), _verb=verb):
+            if len(seen) == die_at:
+                raise Killed
+            seen.append(_verb)
+            _original(self, *args)
+        monkeypatch.setattr(mlflow.MlflowClient, verb, call)
+
+
+ACTIONS = {
+    "promote": lambda r: r.promote_challenger(expected_challenger="3", expected_champion="2", reason="better"),
+    "reject": lambda r: r.reject_challenger("worse"),
+    "rollback": lambda r: r.rollback("bad"),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_death_at_any_write_is_finished_or_undone(settings, monkeypatch, tmp_path, action):
+    registry = three_versions(settings)
+    saved = shutil.copy(tmp_path / "mlflow.db", tmp_path / "saved.db")
+    before, past = (aliases(registry), statuses(registry)), len(registry.history())
+    with monkeypatch.context() as m:
+        on_write(m, writes := [])
+        ACTIONS[action](registry)
+    done = aliases(registry), statuses(registry)
+    assert done != before
+
+    ends = []
+    for n in range(len(writes)):                                # after write n is before write n + 1
+        (root := tmp_path / str(n)).mkdir()
+        shutil.copy(saved, root / "mlflow.db")
+        registry = ModelRegistry(make_settings(root))
+        with monkeypatch.context() as m, pytest.raises(Killed):
+            on_write(m, [], n)
+            ACTIONS[action](registry)
+        assert registry.get_champion() is not None
+        with registry._alone():                                 # whoever takes the lock next
+            pass
+        now = aliases(registry), statuses(registry)
+        assert now in (before, done), f"died before write {n}, {writes[n]}"
+        assert len(registry.history()) == past + (now == done)
+        ends.append(now == done)
+    assert ends == sorted(ends) and set(ends) == {False, True}  # undone first, finished from some write on
+
+
+def test_death_between_creating_a_version_and_nominating_it(settings, monkeypatch):
+    run_id = train(settings)
+    registry = ModelRegistry(settings)
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        on_write(m, [], 0)
+        registry.register_challenger(run_id)
+    assert registry.get_challenger() is None and statuses(registry) == ["registered"]
+    assert registry.register_challenger(run_id).version == "1"
+    assert registry.get_challenger().version == "1" and len(registry.versions()) == 1
+
+
+# --- several processes -----------------------------------------------------------------------------
+
+def read(root: Path) -> None:
+    "Read @champion until the file `stop` exists; print the number of reads and of failures."
+    reader, reads, failures = RegistryReader(make_settings(root)), 0, 0
+    while not ((root / "stop").exists() and reads):
+        try:
+            failures += reader.get_champion() is None
+        except Exception as e:
+            print(e, file=sys.stderr)
+            failures += 1
+        reads += 1
+        if reads == 1:
+            print("reading", flush=True)
+    print(reads, failures, flush=True)
+
+
+def promote(root: Path) -> None:
+    "Promote v3 over v2 when told to; print the outcome."
+    registry = ModelRegistry(make_settings(root))
+    registry.get_champion()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    try:
+        ACTIONS["promote"](registry)
+        print("won", flush=True)
+    except RegistryError as e:
+        print(e, flush=True)
+
+
+def die(root: Path) -> None:
+    "Promote again and again in child processes that SIGKILL themselves after a number of writes."
+    for die_at in (1, 2, 3, 4, 6, 10, 99):
+        if (pid := os.fork()) == 0:
+            registry, seen = ModelRegistry(make_settings(root)), []
+            with registry._alone():                             # finishes what the last one left
+                if registry.get_challenger() is None:
+                    mr._move(registry, Move("register", registry.get_previous().version))
+            for verb in WRITES:
+                def call(self, *args, _original=getattr(mlflow.MlflowClient, verb)):
+                    _original(self, *args)
+                    seen.append(verb)
+                    if len(seen) == die_at:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                setattr(mlflow.MlflowClient, verb, call)
+            registry.promote_challenger(expected_challenger=registry.get_challenger(), reason="again",
+                                        expected_champion=registry.get_champion())
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def start(role, root: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, __file__, role.__name__, str(root)], text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+
+
+def test_champion_is_readable_while_writers_are_killed(settings, tmp_path):
+    registry = three_versions(settings)
+    reader = start(read, tmp_path)
+    assert reader.stdout.readline() == "reading\n"
+    codes = [int(c) for c in start(die, tmp_path).communicate(timeout=300)[0].split()]
+    (tmp_path / "stop").touch()
+    reads, failures = map(int, reader.communicate(timeout=60)[0].split())
+    assert failures == 0 and reads > len(codes)
+    assert codes == [-signal.SIGKILL] * 6 + [0]
+    with registry._alone():
+        pass
+    held = aliases(registry)
+    assert set(held) == {"champion", "previous"} and held["champion"] != held["previous"]
+    assert statuses(registry).count("champion") == 1
+
+
+def test_of_two_promoters_one_wins_and_the_other_says_why(settings, tmp_path):
+    registry = three_versions(settings)
+    rivals = [start(promote, tmp_path) for _ in range(2)]
+    for p in rivals:
+        assert p.stdout.readline() == "ready\n"
+    for p in rivals:
+        p.stdin.write("go\n")
+        p.stdin.flush()
+    said = sorted(p.communicate(timeout=120)[0].strip() for p in rivals)
+    assert said[1] == "won"
+    assert "@challenger is not set, not v3 as expected" in said[0]
+    assert aliases(registry) == {"champion": "3", "previous": "2"}
+
+
+def test_a_held_lock_stops_writers_and_no_reader(settings):
+    three_versions(settings)
+    impatient = ModelRegistry(settings, lock_timeout_s=0.05)
+    with FileLock(impatient._lock.lock_file):
+        assert impatient.get_champion().version == "2"
+        with pytest.raises(RegistryError, match="another process has been changing content-filter"):
+            impatient.reject_challenger("worse")
+    assert impatient.get_challenger().version == "3"
+
+
+# --- MLflow in trouble -----------------------------------------------------------------------------
+
+def test_first_ever_set_is_tried_again(settings, monkeypatch):
+    registry, original, calls = three_versions(settings), mlflow.MlflowClient.set_registered_model_alias, []
+
+    def racing(self, *args):
+        calls.append(args)
+        if len(calls) < 3:
+            raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: registered_model_aliases")
+        original(self, *args)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", racing)
+    assert ACTIONS["promote"](registry).version == "3"
+    assert len(calls) == 4                                      # champion three times, previous once
+
+
+def test_other_errors_are_not_tried_again(settings, monkeypatch):
+    registry, calls = three_versions(settings), []
+
+    def broken(self, *args):
+        calls.append(args)
+        raise MlflowException("disk full")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", broken)
+    with pytest.raises(RegistryError, match="setting content-filter@champion failed.*disk full"):
+        ACTIONS["promote"](registry)
+    assert len(calls) == 1
+
+
+def test_a_move_by_another_machine_is_noticed(settings, monkeypatch):
+    registry, original = three_versions(settings), mlflow.MlflowClient.set_registered_model_alias
+    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias",
+                        lambda self, name, alias, _: original(self, name, alias, "1"))
+    with pytest.raises(RegistryError, match="another machine moved it"):
+        ACTIONS["promote"](registry)
+
+
+def test_a_server_that_accepts_and_never_answers(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(RegistryError, match="does not answer at " + uri):
+            mr.check_reachable(uri, timeout_s=0.2)
+
+
+@pytest.mark.parametrize("verb", [ModelRegistry.get_champion, ModelRegistry.versions, ModelRegistry.history,
+                                  lambda r: r.rollback("x"), lambda r: r.register_challenger("r")])
+def test_every_verb_says_that_nobody_is_there(tmp_path, verb):
+    with pytest.raises(RegistryError, match="tracking_uri"):
+        verb(ModelRegistry(make_settings(tmp_path, tracking_uri="http://127.0.0.1:9")))
+
+
+# --- files -------------------------------------------------------------------------------------------
+
+def cached(settings) -> list[str]:
+    return sorted(p.name for p in (settings.path("var_dir") / "cache" / "models").iterdir() if p.is_dir())
+
+
+def test_a_model_that_was_exchanged_in_the_store_is_refused(settings, tmp_path):
+    registry = ModelRegistry(settings)
+    version = registry.register_challenger(train(settings))
+    stored, = (tmp_path / "artifacts").rglob("content_filter.json")
+    good = stored.read_text()
+    stored.write_text("exchanged")
+    with pytest.raises(RegistryError, match="content-filter v1.*content_filter.json"):
+        registry.download(version)
+    assert cached(settings) == []
+    stored.write_text(good)
+    assert registry.download(version).name == version.sha256
+    assert cached(settings) == [version.sha256]
+
+
+def test_a_broken_download_leaves_nothing(settings, monkeypatch, tmp_path):
+    registry = ModelRegistry(settings)
+    version = registry.register_challenger(train(settings))
+
+    def half(uri, dst_path):
+        (Path(dst_path) / "data").mkdir()
+        (Path(dst_path) / "data" / "manifest.json").write_text("{")
+        raise OSError("connection lost")
+
+    with monkeypatch.context() as m, pytest.raises(RegistryError, match="can't be fetched: connection lost"):
+        m.setattr(mlflow.artifacts, "download_artifacts", half)
+        registry.download(version)
+    assert cached(settings) == []
+    shutil.rmtree(tmp_path / "artifacts")
+    with pytest.raises(RegistryError, match="content-filter v1"):
+        registry.download(version)
+
+
+if __name__ == "__main__":
+    {f.__name__: f for f in (read, promote, die)}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,313 @@
+"""The service on a real socket: under load, under attack, and while it is being ended."""
+import json
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings as hypothesis_settings
+from hypothesis import strategies as st
+
+import stage
+from content_arena.config import Secrets
+from content_arena.serving.app import ServeError, create_app, run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    stage.FileRegistry(tmp_path).set(champion="1")
+    return tmp_path
+
+
+class Keeping(stage.FileLoader):
+    "A FileLoader that keeps what it loaded; `gate` holds every scoring until it is set."
+
+    def __init__(self, folder, gate=None):
+        super().__init__(folder)
+        self.loaded, self.gate = [], gate
+
+    def load(self, found, alias):
+        self.loaded.append(super().load(found, alias))
+        if len(self.loaded) == 1:
+            self.loaded[0].gate = self.gate
+        return self.loaded[-1]
+
+
+def until(happened, seconds=30):
+    "Wait for something that has no event; fails after `seconds`."
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+# --- hot reload ----------------------------------------------------------------------------------
+
+@contextmanager
+def load(url, clients=4):
+    "Clients that ask without a pause; yields the list of (client, status, version) they got."
+    got, stop = [], threading.Event()
+
+    def ask(client):
+        with httpx.Client(base_url=url, timeout=30) as c:
+            while not stop.is_set():
+                try:
+                    r = c.post("/classify/batch", json={"texts": ["one", "another comment"]})
+                    got.append((client, r.status_code, r.json().get("model_version")))
+                except httpx.HTTPError as e:
+                    got.append((client, repr(e), None))
+    with ThreadPoolExecutor(clients) as pool:
+        asking = [pool.submit(ask, i) for i in range(clients)]
+        try:
+            yield got
+        finally:
+            stop.set()
+            [a.result() for a in asking]
+
+
+def reload(url):
+    return httpx.post(f"{url}/reload", timeout=30)
+
+
+def test_hot_reload_under_load_fails_no_request(folder):
+    "20 versions one after the other, every fifth can't be loaded, while four clients ask."
+    registry = stage.FileRegistry(folder)
+    broken = {"5", "10", "15", "20"}
+    for v in broken:
+        (folder / f"broken-{v}").touch()
+    with stage.service_process(folder, delay_s=0.002) as (_, url):
+        assert reload(url).json()["model_version"] == "1"
+        with load(url) as got:
+            for v in map(str, range(2, 22)):
+                registry.set(champion=v)
+                answered, before = reload(url), len(got)
+                if v in broken:
+                    assert answered.status_code == 503
+                    assert f"version {int(v) - 1} still serves" in answered.json()["detail"]
+                else:
+                    assert answered.json()["model_version"] == v
+                wanted = str(int(v) - 1) if v in broken else v
+                for client in range(4):                # its first may have begun before the reload
+                    later = lambda: [x for c, _, x in got[before:] if c == client][1:]
+                    until(later)
+                    assert set(later()) == {wanted}
+        metrics = httpx.get(f"{url}/metrics").text
+    assert {status for _, status, _ in got} == {200}
+    for client in range(4):
+        versions = [int(v) for c, _, v in got if c == client]
+        assert versions == sorted(versions) and len(set(versions)) > 3
+    assert "content_arena_champion_changes_total 16.0" in metrics
+    assert f'result="clean"}} {len(got)}.0' in metrics and 'result="error"' not in metrics
+
+
+def test_the_old_model_finishes_what_it_began_and_is_freed(folder):
+    gate = threading.Event()
+    gate.set()
+    loader = Keeping(folder, gate)
+    app = create_app(stage.settings(folder), Secrets(), loader)
+    with stage.serving(app) as url, ThreadPoolExecutor(1) as pool:
+        reload(url)
+        gate.clear()
+        (folder / "scoring").unlink()
+        asked = pool.submit(httpx.post, f"{url}/classify", json={"text": "held"}, timeout=30)
+        until((folder / "scoring").exists)
+        stage.FileRegistry(folder).set(champion="2")
+        assert reload(url).json()["model_version"] == "2"
+        assert httpx.post(f"{url}/classify", json={"text": "new"}).json()["model_version"] == "2"
+        assert not asked.done() and not loader.loaded[0].closed
+        gate.set()
+        assert asked.result(30).json()["model_version"] == "1"
+        until(lambda: loader.loaded[0].closed)
+        assert not loader.loaded[1].closed
+    assert loader.loaded[1].closed                     # by the shutdown
+
+
+def test_concurrent_reloads_share_one_load(folder):
+    loader = Keeping(folder)
+    with stage.serving(create_app(stage.settings(folder), Secrets(), loader)) as url:
+        reload(url)
+        stage.FileRegistry(folder).set(champion="2")
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(reload, [url] * 16))
+    assert {a.json()["model_version"] for a in answers} == {"2"}
+    assert [s.version for s in loader.loaded] == ["1", "2"]
+    assert sum(a.json()["changed"] for a in answers) >= 1
+
+
+def test_scoring_does_not_stop_the_rest(folder):
+    gate = threading.Event()
+    gate.set()
+    app = create_app(stage.settings(folder), Secrets(), Keeping(folder, gate))
+    with stage.serving(app) as url, ThreadPoolExecutor(1) as pool:
+        reload(url)
+        gate.clear()
+        asked = pool.submit(httpx.post, f"{url}/classify", json={"text": "held"}, timeout=30)
+        for path in ("/health", "/ready", "/metrics"):
+            assert httpx.get(f"{url}{path}").status_code == 200
+        assert not asked.done()
+        gate.set()
+        assert asked.result(30).status_code == 200
+
+
+# --- starting and ending -------------------------------------------------------------------------
+
+def test_it_starts_without_a_champion_and_takes_one_up(tmp_path):
+    with stage.service_process(tmp_path) as (_, url):
+        assert httpx.get(f"{url}/health").json()["status"] == "ok"
+        assert httpx.post(f"{url}/classify", json={"text": "hi"}).status_code == 503
+        until(lambda: "no champion" in httpx.get(f"{url}/ready").json()["detail"])
+        assert "pipeline run" in httpx.get(f"{url}/ready").json()["action"]
+        stage.FileRegistry(tmp_path).set(champion="1")
+        assert reload(url).json()["changed"]
+        assert httpx.get(f"{url}/ready").json()["model_version"] == "1"
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_requests_finish(end, folder):
+    with stage.service_process(folder, delay_s=0.5) as (p, url), ThreadPoolExecutor(1) as pool:
+        reload(url)
+        (folder / "scoring").unlink()
+        asked = pool.submit(httpx.post, f"{url}/classify", json={"text": "the last"}, timeout=30)
+        until((folder / "scoring").exists)
+        p.send_signal(end)
+        assert asked.result(30).json()["model_version"] == "1"
+        assert p.wait(30) in (0, -end)
+        assert "Traceback" not in p.stderr.read()
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health")
+
+
+def test_an_occupied_port_is_said(folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = f"127.0.0.1:{port}.*already in use.*CONTENT_ARENA_PORT"
+        with pytest.raises(ServeError, match=said):
+            run(stage.settings(folder, port=port), secrets=Secrets(),
+                loader=stage.FileLoader(folder))
+
+
+# --- what clients send ---------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("service")
+    stage.FileRegistry(folder).set(champion="1")
+    with stage.service(folder, max_request_bytes=4096, max_request_chars=1000) as url:
+        yield url
+
+
+def is_problem(r) -> bool:
+    p = r.json()
+    return (r.headers["content-type"] == "application/problem+json"
+            and p["status"] == r.status_code and p["request_id"] == r.headers["x-request-id"]
+            and {"type", "title", "detail"} <= set(p))
+
+
+HTTP = httpx.Client(timeout=30, headers={"content-type": "application/json"})
+
+
+def post(url, content, path="/classify"):
+    return HTTP.post(url + path, content=content)
+
+
+@pytest.mark.parametrize("content", [
+    b"[" * 4000, b'{"a":' * 800, b"9" * 4000, b'{"text": ' + b"9" * 4000, b"\xff\xfe", b"\x00", b"",
+    b'{"text": NaN}', b'{"text": "\\ud800"}', b'{"\\udfff": "a"}', b'{"text": "a", "text": null}',
+    b'"text"'])
+def test_odd_bodies_are_refused_with_a_problem(url, content):
+    for path in ("/classify", "/classify/batch"):
+        r = post(url, content, path)
+        assert r.status_code in (400, 413, 422) and is_problem(r)
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=50),
+                    lambda inner: st.lists(inner, max_size=5)
+                    | st.dictionaries(st.sampled_from(["text", "texts", "x"]) | st.text(max_size=5),
+                                      inner, max_size=3), max_leaves=8)
+
+
+@hypothesis_settings(max_examples=150, deadline=None,
+                     suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=JSON | st.builds(lambda t: {"text": t}, JSON | st.text())
+       | st.builds(lambda t: {"texts": t}, st.lists(st.text(), max_size=5)), path=st.booleans())
+def test_no_body_is_a_server_error(url, body, path):
+    r = post(url, json.dumps(body).encode(), "/classify/batch" if path else "/classify")
+    assert r.status_code == 200 or (r.status_code in (400, 413, 422) and is_problem(r))
+    if r.status_code == 200:
+        for v in r.json().get("results", [r.json()]):
+            assert 0 <= v["toxic_score"] <= 1 and v["is_toxic"] == (v["toxic_score"] >= 0.5)
+
+
+@hypothesis_settings(max_examples=50, deadline=None,
+                     suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200))
+def test_no_bytes_are_a_server_error(url, content):
+    r = post(url, content)
+    assert r.status_code in (400, 422) and is_problem(r)
+
+
+def test_nothing_sent_is_repeated(url):
+    for body in ({"text": "hush" * 300}, {"hush": "hush"}, {"text": ["hush"]}, {"text": "hush\0"}):
+        r = post(url, json.dumps(body).encode())
+        assert r.status_code == 422 and "hush" not in r.text
+
+
+def chunks(total, size=1000):
+    for _ in range(total // size):
+        yield b" " * size
+
+
+@pytest.mark.parametrize("total", [5_000, 5_000_000])
+def test_a_body_without_a_length_is_counted(url, total):
+    "Sent in chunks, more than the limit: an answer, or a closed connection while we still send."
+    address = url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), timeout=30) as s:
+        s.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        sent = 0
+        try:
+            for chunk in chunks(total):
+                s.sendall(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+                sent += len(chunk)
+        except OSError:                                # it hung up on us: just what it should do
+            assert sent > 4096
+        answer = received(s)
+    assert answer.startswith(b"HTTP/1.1 413") or (not answer and total > 100_000)
+
+
+def received(s) -> bytes:
+    "Everything the other side sent, up to an end or a reset."
+    data = b""
+    try:
+        while part := s.recv(65536):
+            data += part
+    except OSError:
+        pass
+    return data
+
+
+def test_a_declared_length_is_refused_unread(url):
+    address = url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1])), timeout=30) as s:
+        s.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999999\r\n\r\n")
+        assert received(s).startswith(b"HTTP/1.1 413")
+
+
+def test_the_service_still_lives_after_all_that(url):
+    r = httpx.post(f"{url}/classify", json={"text": "감사합니다"})
+    assert r.json() == {"toxic_score": 0.5, "is_toxic": True, "confidence": 0.5,
+                        "model_version": "1", "model_alias": "champion"}
+
+
+def test_openapi_states_the_limits_and_every_error(url):
+    api = httpx.get(f"{url}/openapi.json").json()
+    text = api["components"]["schemas"]["ClassifyRequest"]["properties"]["text"]
+    texts = api["components"]["schemas"]["ClassifyBatchRequest"]["properties"]["texts"]
+    assert (text["maxLength"], texts["maxItems"]) == (1000, 256)
+    for path, status in (("/classify", "422"), ("/classify", "503"), ("/reload", "401"),
+                         ("/ready", "503")):
+        [(_, route)] = api["paths"][path].items()
+        assert "application/problem+json" in route["responses"][status]["content"]

@@ -1,0 +1,180 @@
+"""Training end to end on a tiny base: decoders, kills, full disks, offline loading."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from content_arena.config import load_settings
+from content_arena.inference.engine import Engine
+from content_arena.mlops.model_registry import ModelRegistry
+from content_arena.training.base_models import resolve_base_model
+from content_arena.training.classifier import read_spec, verify_model
+from content_arena.training.loop import TrainingError
+from content_arena.training.qlora_trainer import QLoRATrainer
+from content_arena.training.tiny_base import make_tiny_base
+
+
+def comments(n: int = 120) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    words = rng.choice(["kind", "awful"], size=n)
+    rows = [(f"you are {w} {rng.choice(['today', 'friend', 'you'])} {i}", int(w == "awful"))
+            for i, w in enumerate(words)]
+    return pd.DataFrame(rows, columns=["text", "label"])
+
+
+def tiny_settings(folder: Path, kind: str = "encoder", **more):
+    base = folder / kind
+    if not base.exists():
+        make_tiny_base(base, kind)
+    values = dict(base_model=str(base), epochs=4, batch_tokens=64, eval_every=5, checkpoint_every=3,
+                  learning_rate=0.01, head_learning_rate=0.05, max_length=16,
+                  var_dir=str(folder / "var"), artifact_dir=str(folder / "artifacts"),
+                  tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    return load_settings(env={}, **{**values, **more})
+
+
+def train(settings, work: Path) -> str:
+    frame = comments()
+    return QLoRATrainer(settings, progress=False).train(frame[:90], frame[90:], work_dir=work)
+
+
+@pytest.mark.parametrize("kind, head", [("encoder", "mean"), ("decoder", "standard")])
+def test_trained_model_is_served_from_the_registry_alone(tmp_path, kind, head):
+    settings = tiny_settings(tmp_path, kind)
+    run_id = train(settings, tmp_path / "work")
+    spec = read_spec(tmp_path / "work" / "model")
+    assert spec["head"] == head and spec["quantised_layers"]
+
+    registry = ModelRegistry(settings)
+    version = registry.register_challenger(run_id)
+    engine = Engine.load(registry.download(version), cache_dir=tmp_path / "var" / "cache",
+                         version=version.version, expected_sha256=version.sha256)
+    scores = engine.scores(["you are kind today", "you are awful today"])
+    assert scores[0] < engine.threshold <= scores[1]
+    assert engine.check_probe(0.05) <= 0.05
+
+    os.environ["CONTENT_ARENA_VAR_DIR"] = str(tmp_path / "var")
+    try:
+        loaded = mlflow.pyfunc.load_model(f"models:/content-filter/{version.version}")
+    finally:
+        del os.environ["CONTENT_ARENA_VAR_DIR"]
+    answers = loaded.predict(pd.DataFrame({"text": ["you are kind today", "you are awful today"]}))
+    np.testing.assert_allclose(answers, scores, atol=0.02)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_training as t
+import content_arena.training.loop as loop
+step = loop._step
+def slow(*args):
+    value = step(*args)
+    print("step", flush=True)
+    return value
+loop._step = slow
+t.train(t.tiny_settings(Path({folder!r})), Path({folder!r}) / "work")
+print("finished", flush=True)
+"""
+
+
+def start(folder: Path) -> subprocess.Popen:
+    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_killed_training_goes_on_and_ends_where_the_other_does(tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for folder in (straight, killed):
+        folder.mkdir()
+    train(tiny_settings(straight), straight / "work")
+
+    process = start(killed)
+    steps = 0
+    while steps < 8:
+        line = process.stdout.readline()
+        assert line, "the training ended before it could be killed"
+        steps += line.strip() == "step"
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    left = json.loads((killed / "work" / "training.json").read_text())
+    assert not left["finished"] and list((killed / "work" / "checkpoints").glob("step-*"))
+
+    process = start(killed)
+    lines = process.stdout.read().split()
+    assert process.wait() == 0 and lines[-1] == "finished"
+    total = sum(line == "step" for line in start_count(straight))
+    assert lines.count("step") < total, "the second process started from the beginning"
+
+    ticket = json.loads((killed / "work" / "training.json").read_text())
+    assert ticket["finished"] and ticket["mlflow_run_id"] == left["mlflow_run_id"]
+    for name in ("adapter_model.safetensors", "head.safetensors"):
+        files = [read_manifest_of(f / "work" / "model", name) for f in (straight, killed)]
+        assert files[0] == files[1], f"{name} differs after the restart"
+
+
+def read_manifest_of(folder: Path, name: str) -> str:
+    verify_model(folder)
+    return json.loads((folder / "manifest.json").read_text())["files"][name]
+
+
+def start_count(folder: Path) -> list[str]:
+    """One 'step' per optimiser step of the uninterrupted training."""
+    summary = json.loads(mlflow_text(folder, "training_summary.json"))
+    return ["step"] * summary["steps"]
+
+
+def mlflow_text(folder: Path, artifact: str) -> str:
+    ticket = json.loads((folder / "work" / "training.json").read_text())
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    return mlflow.artifacts.load_text(f"runs:/{ticket['mlflow_run_id']}/{artifact}")
+
+
+def test_full_disk_while_saving_a_checkpoint_keeps_the_previous_one(tmp_path):
+    from content_arena.training.classifier import build_classifier
+    from content_arena.training.loop import load_checkpoint, make_optimizer, save_checkpoint
+    settings = tiny_settings(tmp_path)
+    base = resolve_base_model(settings.base_model, tmp_path / "cache", progress=False)
+    classifier, _ = build_classifier(base, lora_r=8)
+    optimizer = make_optimizer(classifier, settings, "cpu")
+    save_checkpoint(tmp_path / "checkpoints", classifier, optimizer, {"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(Exception) as caught:
+            save_checkpoint(tmp_path / "checkpoints", classifier, optimizer, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+    assert isinstance(caught.value, TrainingError), repr(caught.value)
+    assert "can't be written" in str(caught.value)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+    assert load_checkpoint(tmp_path / "checkpoints", classifier, optimizer) == {"step": 1}
+
+
+def test_no_row_of_one_class_only(tmp_path):
+    frame = comments()
+    with pytest.raises(TrainingError, match="rows of both classes"):
+        QLoRATrainer(tiny_settings(tmp_path)).train(frame[frame.label == 0], frame)
+
+
+def test_unreachable_mlflow_fails_before_training(tmp_path):
+    from content_arena.training.tracking import TrackingError
+    settings = tiny_settings(tmp_path, tracking_uri="sqlite:////proc/nowhere/mlflow.db")
+    started = time.monotonic()
+    with pytest.raises(TrackingError, match="can't be used"):
+        train(settings, tmp_path / "work")
+    assert not (tmp_path / "work").exists() and time.monotonic() - started < 120
