@@ -7,7 +7,7 @@ __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'SettingsError', 'PathSettings',
            'ModelSettings', 'TrainSettings', 'GateSettings', 'DeploySettings', 'ServeSettings', 'ReportSettings',
            'Settings', 'find_settings_file', 'load_settings', 'Secrets', 'load_secrets']
 
-# %% ../nbs/00_core/00_config.ipynb #a30efe3b
+# %% ../nbs/00_core/00_config.ipynb #e148ee9a
 import configparser
 import difflib
 import hashlib
@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal, Mapping
 
+from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic import field_validator
 
@@ -111,7 +112,7 @@ class TrainSettings(_Section):
     class_weights: Literal["none", "balanced"] = Field("none", description="weighting of the loss")
     checkpoint_every: int = Field(25, ge=1, description="optimiser steps between checkpoints")
 
-# %% ../nbs/00_core/00_config.ipynb #7e6010ce
+# %% ../nbs/00_core/00_config.ipynb #67c1d973
 class GateSettings(_Section):
     "Section `[gate]`: when a challenger replaces the champion."
     min_f1_gain: float = Field(
@@ -137,6 +138,9 @@ class GateSettings(_Section):
     )
     guarded_slices: tuple[str, ...] = Field(("lang",),
         description="comma-separated columns whose slices must not fall; empty: none")
+    test_set_budget: int = Field(
+        30, ge=0, description="decisions a test set is good for; 0: any number, uncorrected"
+    )
     slice_tolerance: float = Field(0.03, ge=0, lt=1, description="F1 a guarded slice may lose")
     slice_min_samples: int = Field(
         200, ge=1, description="rows below which a slice does not decide"
@@ -180,7 +184,7 @@ class ReportSettings(_Section):
     "Section `[report]`: what an executed notebook shows."
     reveal_errors: bool = Field(False, description="show misclassified texts unmasked")
 
-# %% ../nbs/00_core/00_config.ipynb #e1cdb999
+# %% ../nbs/00_core/00_config.ipynb #0f6393eb
 ENV_PREFIX = "CONTENT_ARENA_"
 SECTIONS: dict[str, type[_Section]] = {
     "paths": PathSettings, "mlflow": MlflowSettings, "data": DataSettings, "model": ModelSettings,
@@ -212,26 +216,29 @@ class Settings(*SECTIONS.values()):
         CONTENT_ARENA_EPOCHS`."""
         return self._origin.get(key, "default")
 
-    def path(self, key: str) -> Path:
-        "The setting `key` (a path) as an absolute path; raises SettingsError if it is empty."
-        if not getattr(self, key):
-            raise SettingsError(
-                f"settings.ini [{_section_of(key)}] {key} is empty: set it, or"
-                f" {ENV_PREFIX}{key.upper()}; it is the {Settings.model_fields[key].description}"
-            )
-        return (self.root / Path(getattr(self, key)).expanduser()).resolve()
+# %% ../nbs/00_core/00_config.ipynb #4be4e987
+@patch
+def path(self: Settings, key: str) -> Path:
+    "The setting `key` (a path) as an absolute path; raises SettingsError if it is empty."
+    if not getattr(self, key):
+        raise SettingsError(f"settings.ini [{_section_of(key)}] {key} is empty: set it, or"
+                            f" {ENV_PREFIX}{key.upper()}; it is the"
+                            f" {Settings.model_fields[key].description}")
+    return (self.root / Path(getattr(self, key)).expanduser()).resolve()
 
-    def mlflow_uri(self) -> str:
-        "`tracking_uri` with a relative SQLite path made absolute."
-        scheme, sep, rest = self.tracking_uri.partition("sqlite:///")
-        relative = sep and not rest.startswith("/")
-        return f"sqlite:///{(self.root / rest).resolve()}" if relative else self.tracking_uri
+@patch
+def mlflow_uri(self: Settings) -> str:
+    "`tracking_uri` with a relative SQLite path made absolute."
+    _, sqlite, rest = self.tracking_uri.partition("sqlite:///")
+    relative = sqlite and not rest.startswith("/")
+    return f"sqlite:///{(self.root / rest).resolve()}" if relative else self.tracking_uri
 
-    def digest(self, *keys: str) -> str:
-        "sha256 (hex, 64 characters) of the values of `keys`, or of all settings."
-        chosen = {k: getattr(self, k) for k in keys or Settings.model_fields}
-        text = json.dumps(chosen, sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+@patch
+def digest(self: Settings, *keys: str) -> str:
+    "sha256 (hex, 64 characters) of the values of `keys`, or of all settings."
+    chosen = {k: getattr(self, k) for k in keys or Settings.model_fields}
+    text = json.dumps(chosen, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../nbs/00_core/00_config.ipynb #291c7160
 def _hint(word: str, known) -> str:
@@ -303,7 +310,7 @@ def _env_layer(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
         values[key] = (value, f"environment {name}")
     return values
 
-# %% ../nbs/00_core/00_config.ipynb #7f15c050
+# %% ../nbs/00_core/00_config.ipynb #ab483221
 def _explain(error: ValidationError, values: Mapping[str, tuple[Any, str]]) -> str:
     lines = []
     for e in error.errors():
@@ -315,6 +322,7 @@ def _explain(error: ValidationError, values: Mapping[str, tuple[Any, str]]) -> s
         )
     return "\n".join(lines)
 
+# %% ../nbs/00_core/00_config.ipynb #1b09d756
 def load_settings(profile: str | None = None, *, ini: str | Path | None = None,
                   env: Mapping[str, str] | None = None, **explicit: Any) -> Settings:
     """Settings from `settings.ini`, a profile, the environment and `explicit` values, later ones

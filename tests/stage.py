@@ -209,7 +209,7 @@ def comparison(old: str | None, new: str, verdict: str = "promote") -> dict:
             "should_promote": verdict == "promote", "verdict": verdict, "reasons": ["F1 +0.03"]}
 
 
-def deployer(folder: Path, url: str, *, kill: str = "", evaluator=None, **explicit) -> ModelDeployer:
+def deployer(folder: Path, url: str, *, kill="", evaluator=None, **explicit) -> ModelDeployer:
     s = settings(folder, inference_url=url, **explicit)
     journal = KilledJournal(s.path("var_dir") / "journal", kill)
     return ModelDeployer(FileRegistry(folder, kill), s, Notices(folder), evaluator, journal=journal,

@@ -1,4 +1,4 @@
-"""The baseline: its threshold against brute force, its files against damage, its quality on real comments."""
+"""The baseline: its threshold against brute force, its files against damage, its quality."""
 import json
 import os
 import subprocess
@@ -7,22 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from sklearn.metrics import f1_score, roc_auc_score
 
 from content_arena.config import load_settings
 from content_arena.training.baseline import TfidfBaseline, choose_threshold
 from content_arena.training.sources import load_source
 
-TEXTS = ["you absolute fool", "what a fool", "such a foolish thing", "a lovely day", "lovely, thanks",
-         "have a nice day", "이 바보야", "바보 같은 소리", "좋은 하루", "하루 종일 좋은 날"]
+TEXTS = ["you absolute fool", "what a fool", "such a foolish thing", "a lovely day",
+         "lovely, thanks", "have a nice day", "이 바보야", "바보 같은 소리", "좋은 하루", "하루 종일 좋은 날"]
 LABELS = [1, 1, 1, 0, 0, 0, 1, 1, 0, 0]
 
 
 def f1_at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> float:
-    return f1_score(labels, scores >= threshold, zero_division=0)
+    predicted = scores >= threshold
+    return 2 * (predicted & (labels == 1)).sum() / (predicted.sum() + labels.sum())
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 12)), min_size=2, max_size=40),
        st.sampled_from([np.float32, np.float64]))
 def test_no_threshold_is_better(rows: list[tuple[int, int]], dtype: type):
@@ -34,6 +36,7 @@ def test_no_threshold_is_better(rows: list[tuple[int, int]], dtype: type):
     assert f1_at(labels, scores, threshold) == best
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1), min_size=2, max_size=12), st.integers(0, 2**23 - 20))
 def test_scores_a_rounding_error_apart(labels: list[int], start: int):
     assume(0 < sum(labels) < len(labels))
@@ -47,11 +50,9 @@ def test_scores_a_rounding_error_apart(labels: list[int], start: int):
 def test_the_middle_of_the_widest_plateau():
     assert choose_threshold([0, 1], [0.2, 0.8]) == 0.5
     assert choose_threshold([1, 0, 1], [0.1, 0.5, 0.9]) == 0.05     # all toxic: 0.8 beats 0.67
-    f1 = [f1_at(np.array([0, 0, 1, 0, 1]), np.array([0.1, 0.3, 0.4, 0.5, 0.9]), t) for t in (0.35, 0.7)]
-    assert f1[0] > f1[1]
-    scores = np.array([0.9, 0.5, 0.45, 0.4])                        # (0.45, 0.9] ties with (0, 0.4]
-    assert f1_at(np.array([1, 0, 0, 1]), scores, 0.7) == f1_at(np.array([1, 0, 0, 1]), scores, 0.2)
-    assert choose_threshold([1, 0, 0, 1], scores) == pytest.approx(0.7)
+    labels, scores = np.array([1, 0, 0, 1]), np.array([0.9, 0.4, 0.38, 0.35])
+    assert f1_at(labels, scores, 0.65) == f1_at(labels, scores, 0.2)    # (0.4, 0.9] and (0, 0.35]
+    assert choose_threshold(labels, scores) == pytest.approx(0.65)
 
 
 def test_order_of_rows_does_not_matter():
@@ -71,7 +72,8 @@ def test_saved_and_loaded_scores_are_equal(tmp_path: Path):
     np.testing.assert_array_equal(again.scores(odd), baseline.scores(odd))
     assert again.threshold == baseline.threshold
     assert again.save(tmp_path / "b") == sha256
-    assert sorted(f.name for f in (tmp_path / "a").iterdir()) == ["baseline.json", "baseline.safetensors"]
+    names = {f.name for f in (tmp_path / "a").iterdir()}
+    assert names == {"baseline.json", "baseline.safetensors"}
 
 
 def test_another_process_makes_the_same_bytes(tmp_path: Path):
@@ -79,8 +81,9 @@ def test_another_process_makes_the_same_bytes(tmp_path: Path):
             f"print(TfidfBaseline.fit({TEXTS!r}, {LABELS!r}).save(sys.argv[1]))")
     found = set()
     for seed in "0", "1":
-        run = subprocess.run([sys.executable, "-c", code, tmp_path / seed], capture_output=True, text=True,
-                             env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONUTF8": "1"}, check=True)
+        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONUTF8": "1"}
+        run = subprocess.run([sys.executable, "-c", code, tmp_path / seed], capture_output=True,
+                             text=True, env=env, check=True)
         found |= {run.stdout.strip()}
     assert found == {TfidfBaseline.fit(TEXTS, LABELS).save(tmp_path / "here")}
 
@@ -89,7 +92,8 @@ def test_another_process_makes_the_same_bytes(tmp_path: Path):
     ("baseline.json", None, "No such file"), ("baseline.json", b"{", "can't be loaded"),
     ("baseline.json", b"[]", "can't be loaded"), ("baseline.json", b"\xff", "can't be loaded"),
     ("baseline.json", b'{"kind": "other"}', "no tfidf-baseline of version 1"),
-    ("baseline.safetensors", None, "No such file"), ("baseline.safetensors", b"x", "is not the one"),
+    ("baseline.safetensors", None, "No such file"),
+    ("baseline.safetensors", b"x", "is not the one it was saved with"),
 ])
 def test_a_damaged_folder_is_refused(tmp_path: Path, file: str, content: bytes | None, fault: str):
     TfidfBaseline.fit(TEXTS, LABELS).save(tmp_path)
@@ -112,12 +116,12 @@ def test_a_changed_threshold_is_noticed_by_its_hash(tmp_path: Path):
 
 @pytest.mark.real_data
 def test_korean_comments_of_other_authors(data_dir: Path):
-    settings = load_settings(env={}, data_dir=str(data_dir))
-    train = [load_source(name, settings).frame[["text", "label"]] for name in ("beep", "curse")]
+    config = load_settings(env={}, data_dir=str(data_dir))
+    train = [load_source(name, config).frame[["text", "label"]] for name in ("beep", "curse")]
     texts = [t for frame in train for t in frame["text"]]
     labels = [y for frame in train for y in frame["label"]]
-    test = load_source("apeach", settings).frame
+    test = load_source("apeach", config).frame
     scores = TfidfBaseline.fit(texts, labels).scores(test["text"])
     macro = f1_score(test["label"], scores >= 0.5, average="macro")
-    print(f"macro-F1 {macro:.4f}, ROC-AUC {roc_auc_score(test['label'], scores):.4f} on {len(test)} comments")
     assert macro == pytest.approx(0.76, abs=0.01)
+    assert roc_auc_score(test["label"], scores) == pytest.approx(0.85, abs=0.01)

@@ -158,7 +158,8 @@ def test_a_model_that_kills_the_service_is_taken_back(folder):
     assert stage.FileRegistry(folder).aliases()["champion"] == "3"
 
 
-@pytest.mark.parametrize("talk", [b"", b"HTTP/1.1 200 OK\r\nx-endless: "], ids=["silent", "trickling"])
+@pytest.mark.parametrize("talk", [b"", b"HTTP/1.1 200 OK\r\nx-endless: "],
+                         ids=["silent", "trickling"])
 def test_a_service_that_hangs_is_given_up(talk, folder):
     stop = threading.Event()
 

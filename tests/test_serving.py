@@ -311,3 +311,59 @@ def test_openapi_states_the_limits_and_every_error(url):
                          ("/ready", "503")):
         [(_, route)] = api["paths"][path].items()
         assert "application/problem+json" in route["responses"][status]["content"]
+
+
+# --- with real models ----------------------------------------------------------------------------
+
+def register(settings, base_folder, seed: int):
+    "A tiny model with random weights as the next challenger, logged as the trainer does."
+    import mlflow
+    import torch
+    from content_arena.mlops.model_registry import ModelRegistry
+    from content_arena.training.base_models import resolve_base_model
+    from content_arena.training.classifier import build_classifier, load_tokenizer, save_model
+    from content_arena.training.qlora_trainer import probe_scores
+    from content_arena.training.tracking import connect, log_model
+    base = resolve_base_model(str(base_folder), settings.path("var_dir") / "cache", progress=False)
+    classifier, spec = build_classifier(base, quantization="none", lora_r=4, dtype=torch.float32)
+    torch.manual_seed(seed)
+    for name, p in classifier.named_parameters():
+        if "lora_B" in name or "head" in name:
+            p.data.normal_(std=0.5)
+    spec |= {"max_length": 16, "temperature": 1.0, "threshold": 0.5,
+             "probe": probe_scores(classifier, load_tokenizer(base.path), 1.0)}
+    folder = settings.path("var_dir") / f"trained-{seed}"
+    tags = dict(dataset_id="d", lineage='["d"]', base_model=str(base_folder),
+                base_model_sha256=base.sha256, model_sha256=save_model(classifier, folder, spec))
+    with mlflow.start_run(experiment_id=connect(settings), tags=tags) as run:
+        log_model(folder, {"model_sha256": tags["model_sha256"]})
+    return ModelRegistry(settings).register_challenger(run.info.run_id)
+
+
+@pytest.mark.slow
+def test_it_serves_the_champion_of_the_model_registry(tmp_path):
+    "Version 1 is loaded from MLflow and served; version 2, damaged in the store, never is."
+    from content_arena.mlops.model_registry import ModelRegistry
+    from content_arena.training.tiny_base import make_tiny_base
+    s = stage.settings(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", dtype="float32",
+                       artifact_dir=str(tmp_path / "artifacts"))
+    base, registry = make_tiny_base(tmp_path / "base"), ModelRegistry(s)
+    first = register(s, base, seed=1)
+    registry.promote_challenger(expected_challenger=first, expected_champion=None, reason="first")
+    with stage.serving(create_app(s, Secrets())) as url:
+        assert reload(url).json()["model_sha256"] == first.sha256
+        texts = ["you are kind", "you are awful today", "바보 " * 100]
+        many = httpx.post(f"{url}/classify/batch", json={"texts": texts}, timeout=60).json()
+        one = httpx.post(f"{url}/classify", json={"text": texts[2]}, timeout=60).json()
+        assert one["toxic_score"] == pytest.approx(many["results"][2]["toxic_score"], abs=1e-4)
+        assert len({r["toxic_score"] for r in many["results"]}) == 3
+
+        second = register(s, base, seed=2)
+        registry.promote_challenger(expected_challenger=second, expected_champion=first, reason="?")
+        newest = max((tmp_path / "artifacts").rglob("head.safetensors"),
+                     key=lambda f: f.stat().st_mtime_ns)
+        newest.write_bytes(b"\0" * 100)
+        answer = reload(url)
+        assert answer.status_code == 503 and "head.safetensors" in answer.json()["detail"]
+        again = httpx.post(f"{url}/classify/batch", json={"texts": texts}, timeout=60).json()
+        assert again == many and again["model_version"] == "1"

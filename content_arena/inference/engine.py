@@ -44,59 +44,20 @@ def tokenize_windows(tokenizer: Any, texts: Sequence[str],
                     return_overflowing_tokens=True)
     return out["input_ids"], np.asarray(out["overflow_to_sample_mapping"], dtype=np.int64)
 
-# %% ../../nbs/02_inference/00_engine.ipynb #946d784a
+# %% ../../nbs/02_inference/00_engine.ipynb #f63ed4ba
 class Engine:
     """A loaded model: `scores(texts)` gives calibrated P(toxic). Build it with `Engine.load`.
 
-    `version`, `alias`: what the registry calls it; `sha256`: of its folder; `threshold`: scores
-    from here on
-    are toxic; `size_mb`: memory of the weights, MB. Thread-safe."""
+    `version`, `alias`: what the registry calls it; `sha256`: of its folder; `threshold`: a score
+    from it on is toxic; `size_mb`: memory of the weights, MB. Thread-safe."""
 
-    def __init__(
-        self, classifier: Any, tokenizer: Any, spec: dict, *, version: str, alias: str, sha256: str
-    ):
+    def __init__(self, classifier: Any, tokenizer: Any, spec: dict, *, version: str, alias: str,
+                 sha256: str):
         self.classifier, self.tokenizer, self.spec = classifier, tokenizer, spec
         self.version, self.alias, self.sha256 = version, alias, sha256
         self.threshold, self.max_length = float(spec["threshold"]), int(spec["max_length"])
         self.size_mb = sum(p.numel() * p.element_size() for p in classifier.parameters()) / 1e6
         self._tokenizer_lock = threading.Lock()       # fast tokenizers refuse concurrent calls
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        *,
-        cache_dir: Path,
-        version: str = "",
-        alias: str = "",
-        dtype: str = "auto",
-        threads: int = 0,
-        expected_sha256: str | None = None,
-        probe_tolerance: float = 0.05,
-    ) -> "Engine":
-        """Verify `folder`, merge it into its base and check the probe sentences.
-
-        `dtype`: auto (the faster one, measured), bfloat16 or float32; `threads`: torch threads, 0
-        leaves them.
-        Raises ModelError if anything does not fit."""
-        sha256, spec = verify_model(folder, expected_sha256), read_spec(folder)
-        if threads:
-            torch.set_num_threads(threads)
-        device = best_device()
-        try:
-            base = resolve_base_model(spec["base_model"], cache_dir, progress=False)
-        except BaseModelError as e:
-            raise ModelError(
-                f"version {version or folder.name} needs base model {spec['base_model']}: {e}"
-            ) from e
-        wanted = fast_dtype(device) if dtype == "auto" else getattr(torch, dtype)
-        with _quiet():
-            classifier, spec = load_dense(folder, base, dtype=wanted, device=device)
-        engine = cls(
-            classifier, load_tokenizer(base.path), spec, version=version, alias=alias, sha256=sha256
-        )
-        engine.check_probe(probe_tolerance)
-        return engine
 
 # %% ../../nbs/02_inference/00_engine.ipynb #d0169255
 class _quiet:
@@ -106,6 +67,33 @@ class _quiet:
 
     def __exit__(self, *exc: Any) -> None:
         hf_logging.enable_progress_bar()
+
+# %% ../../nbs/02_inference/00_engine.ipynb #3c92d97f
+@patch(cls_method=True)
+def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias: str = "",
+         dtype: str = "auto", threads: int = 0, expected_sha256: str | None = None,
+         probe_tolerance: float = 0.05) -> Engine:
+    """Verify `folder`, merge it into its base and check the probe sentences.
+
+    `dtype`: auto (the faster one, measured), bfloat16 or float32; `threads`: torch threads, 0
+    leaves them; `probe_tolerance`: allowed |difference| of a probability. Raises ModelError if
+    anything does not fit."""
+    sha256, spec = verify_model(folder, expected_sha256), read_spec(folder)
+    if threads:
+        torch.set_num_threads(threads)
+    device = best_device()
+    try:
+        base = resolve_base_model(spec["base_model"], cache_dir, progress=False,
+                                  expected_sha256=spec["base_model_sha256"])
+    except BaseModelError as e:
+        raise ModelError(f"version {version or folder.name} needs its base model: {e}") from e
+    wanted = fast_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+    with _quiet():
+        classifier, spec = load_dense(folder, base, dtype=wanted, device=device)
+    engine = cls(classifier, load_tokenizer(base.path), spec, version=version, alias=alias,
+                 sha256=sha256)
+    engine.check_probe(probe_tolerance)
+    return engine
 
 # %% ../../nbs/02_inference/00_engine.ipynb #eb7fa1ca
 @patch

@@ -150,8 +150,8 @@ def model_pair(toxic_share: float, f1: float, gain: float = 0.0,
             p[4 * y + 2 * a + b] = share * q
     return p
 
-# %% ../../nbs/03_mlops/01_statistics.ipynb #20f8e9fd
-CALIBRATION = 0.8
+# %% ../../nbs/03_mlops/01_statistics.ipynb #4d93a269
+CALIBRATION = 0.75
 
 @dataclass(frozen=True)
 class Significance:

@@ -41,24 +41,26 @@ class Loader(Protocol):
     def find(self, alias: str) -> Found | None: ...
     def load(self, found: Any, alias: str) -> Scorer: ...
 
-# %% ../../nbs/05_serving/01_models.ipynb #43fbf115
+# %% ../../nbs/05_serving/01_models.ipynb #d23f0256
 class RegistryLoader:
     "Loads versions of the model registry of `settings` into engines."
     def __init__(self, settings: Settings):
         self.settings = settings
 
+    def _registry(self) -> Any:
+        from content_arena.mlops.model_registry import ModelRegistry
+        return ModelRegistry(self.settings)
+
     def find(self, alias: str) -> Found | None:
         "The version behind `alias`; None if there is none. Raises RegistryError."
-        from content_arena.mlops.model_registry import ModelRegistry
-        self._registry = ModelRegistry(self.settings)
-        return getattr(self._registry, f"get_{alias}")()
+        return getattr(self._registry(), f"get_{alias}")()
 
     def load(self, found: Any, alias: str) -> Scorer:
         "The engine of a version, its hash checked. Raises RegistryError or ModelError."
         from content_arena.inference.engine import Engine
-        s = self.settings
-        return Engine.load(self._registry.download(found), cache_dir=s.path("var_dir") / "cache",
-                           version=found.version, alias=alias, dtype=s.dtype, threads=s.threads,
+        s, folder = self.settings, self._registry().download(found)
+        return Engine.load(folder, cache_dir=s.path("var_dir") / "cache", version=found.version,
+                           alias=alias, dtype=s.dtype, threads=s.threads,
                            expected_sha256=found.sha256)
 
 # %% ../../nbs/05_serving/01_models.ipynb #7440d873

@@ -7,7 +7,7 @@ __all__ = ['HEAD_NAMES', 'SPEC_FILE', 'MANIFEST_FILE', 'ModelError', 'fast_dtype
            'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'collate', 'predict_logits',
            'load_dense', 'DenseCopy', 'write_manifest', 'read_manifest', 'read_spec', 'verify_model', 'save_model']
 
-# %% ../../nbs/01_training/05_classifier.ipynb #da50ac57
+# %% ../../nbs/01_training/05_classifier.ipynb #41d019f2
 import hashlib
 import json
 import os
@@ -15,12 +15,13 @@ import shutil
 import time
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Sequence
 
 import bitsandbytes as bnb
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer,
@@ -58,8 +59,15 @@ def best_device() -> str:
     "`cuda` if a GPU can be used, else `cpu`."
     return "cuda" if torch.cuda.is_available() else "cpu"
 
-# %% ../../nbs/01_training/05_classifier.ipynb #6a716dbd
+# %% ../../nbs/01_training/05_classifier.ipynb #00dbaad5
 HEAD_NAMES = ("classifier", "score", "classification_head")
+
+def _keep_head_exact(network: nn.Module) -> None:
+    "The network's own head computes in float32, whatever number format comes before it."
+    for name, module in network.named_modules():
+        if name.split(".")[-1] in HEAD_NAMES:
+            module.float().register_forward_pre_hook(
+                lambda _, args: tuple(a.float() if a.is_floating_point() else a for a in args))
 
 class ContentClassifier(nn.Module):
     """Token ids to two logits (clean, toxic).
@@ -71,6 +79,8 @@ class ContentClassifier(nn.Module):
     def __init__(self, network: nn.Module, head: nn.Linear | None):
         super().__init__()
         self.network, self.head = network, head
+        if head is None:
+            _keep_head_exact(network)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         "Logits (n, 2), float32, of `input_ids` and `attention_mask`, both (n, t) int64."
@@ -80,21 +90,21 @@ class ContentClassifier(nn.Module):
         hidden, mask = out.last_hidden_state.float(), attention_mask.unsqueeze(-1).float()
         return self.head((hidden * mask).sum(1) / mask.sum(1).clamp(min=1))
 
-# %% ../../nbs/01_training/05_classifier.ipynb #d9b30108
+# %% ../../nbs/01_training/05_classifier.ipynb #f956c29b
 def _load_network(base: BaseModel, head: str, quantization: str, dtype: torch.dtype,
-                  device: str) -> tuple[nn.Module, set[str]]:
-    "The network on `device`, and the names of weights that the checkpoint lacks."
+                  device: str) -> nn.Module:
+    "The pretrained network on `device`; weights that the checkpoint lacks are random."
     config = AutoConfig.from_pretrained(base.path, num_labels=2)
-    kwargs: dict[str, Any] = {"config": config, "dtype": dtype, "output_loading_info": True}
+    kwargs: dict[str, Any] = {"config": config, "dtype": dtype}
     if quantization == "nf4":
         kwargs |= {"device_map": {"": device}, "quantization_config": BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=list(HEAD_NAMES))}
     cls = AutoModel if head == "mean" else AutoModelForSequenceClassification
     level = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()       # the load report repeats what loading_info says
+    hf_logging.set_verbosity_error()       # a report of missing head weights: they are expected
     try:
-        network, info = cls.from_pretrained(base.path, use_safetensors=True, **kwargs)
+        network = cls.from_pretrained(base.path, use_safetensors=True, **kwargs)
     except (OSError, ValueError, KeyError) as e:
         raise ModelError(
             f"base model {base.model_id} does not load from {base.path.name}: {e}"
@@ -103,7 +113,9 @@ def _load_network(base: BaseModel, head: str, quantization: str, dtype: torch.dt
         hf_logging.set_verbosity(level)
     if network.config.pad_token_id is None:
         network.config.pad_token_id = load_tokenizer(base.path).pad_token_id
-    return network.to(device), set(info["missing_keys"])
+    if head == "mean" and getattr(network, "pooler", None) is not None:
+        network.pooler = None              # mean pooling never calls it
+    return network.to(device)
 
 def load_tokenizer(folder: Path):
     "The tokenizer of a base model; one without padding token pads with its end-of-text token."
@@ -112,13 +124,12 @@ def load_tokenizer(folder: Path):
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
-# %% ../../nbs/01_training/05_classifier.ipynb #3a3067aa
+# %% ../../nbs/01_training/05_classifier.ipynb #3edc0d4a
 def choose_head(base: BaseModel) -> str:
     """`standard` if the checkpoint lacks nothing but the head of
     `AutoModelForSequenceClassification`, else `mean`.
 
     Reads names of weights only, on the meta device: nothing is loaded."""
-    from safetensors import safe_open
     config = AutoConfig.from_pretrained(base.path, num_labels=2)
     try:
         with torch.device("meta"):
@@ -134,56 +145,41 @@ def choose_head(base: BaseModel) -> str:
     missing = {n for n, _ in network.named_parameters() if n.removeprefix(prefix) not in have}
     return "standard" if all(n.split(".")[0] in HEAD_NAMES for n in missing) else "mean"
 
-# %% ../../nbs/01_training/05_classifier.ipynb #91568fea
+# %% ../../nbs/01_training/05_classifier.ipynb #71927e07
 def _quantised_layers(network: nn.Module) -> list[str]:
     return [n for n, m in network.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
 
-
-def build_classifier(
-    base: BaseModel,
-    *,
-    head: str = "auto",
-    quantization: str = "nf4",
-    lora_r: int = 16,
-    lora_alpha: int = 32,
-    lora_dropout: float = 0.0,
-    dtype: torch.dtype | None = None,
-    device: str = "cpu",
-    seed: int = 0,
-) -> tuple[ContentClassifier, dict]:
-    """A classifier to train, and the description that a model folder keeps of it.
-
-    Only adapter and head require gradients. Raises ModelError if the base does not load or its
-    head is quantised.
-    """
-    torch.manual_seed(seed)
-    head = choose_head(base) if head == "auto" else head
-    dtype = dtype or fast_dtype(device)
-    network, _ = _load_network(base, head, quantization, dtype, device)
-    if head == "mean" and getattr(network, "pooler", None) is not None:
-        network.pooler = None
-    quantised = _quantised_layers(network)
+def _add_adapter(network: nn.Module, head: str, r: int, alpha: int, dropout: float) -> nn.Module:
+    "`network` with LoRA on every linear layer, and its own dropout off."
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    task = {"standard": "SEQ_CLS"}.get(head)
-    network = get_peft_model(network, LoraConfig(task_type=task, r=lora_r, lora_alpha=lora_alpha,
-                             lora_dropout=lora_dropout, target_modules="all-linear"))
-    width = network.config.hidden_size
-    classifier = ContentClassifier(
-        network, nn.Linear(width, 2).to(device) if head == "mean" else None
-    )
+    task = "SEQ_CLS" if head == "standard" else None
+    return get_peft_model(network, LoraConfig(task_type=task, r=r, lora_alpha=alpha,
+                                              lora_dropout=dropout, target_modules="all-linear"))
+
+# %% ../../nbs/01_training/05_classifier.ipynb #0145a8f4
+def build_classifier(base: BaseModel, *, head: str = "auto", quantization: str = "nf4",
+                     lora_r: int = 16, lora_alpha: int = 32, lora_dropout: float = 0.0,
+                     dtype: torch.dtype | None = None, device: str = "cpu",
+                     seed: int = 0) -> tuple[ContentClassifier, dict]:
+    """A classifier to train, and the description that a model folder keeps of it.
+
+    Only adapter and head require gradients. Raises ModelError if the base does not load or its
+    head is quantised."""
+    torch.manual_seed(seed)
+    head = choose_head(base) if head == "auto" else head
+    dtype = dtype or fast_dtype(device)
+    network = _load_network(base, head, quantization, dtype, device)
+    quantised = _quantised_layers(network)
+    network = _add_adapter(network, head, lora_r, lora_alpha, lora_dropout)
+    own = nn.Linear(network.config.hidden_size, 2).to(device) if head == "mean" else None
+    classifier = ContentClassifier(network, own)
     _assert_head(classifier)
     classifier.train()         # eval mode would repack the four-bit weights, see below
-    spec = {
-        "format": 1,
-        "base_model": base.model_id,
-        "base_model_sha256": base.sha256,
-        "head": head,
-        "quantization": quantization,
-        "quantised_layers": quantised,
-        "trained_dtype": str(dtype)[6:],
-    }
+    spec = {"format": 1, "base_model": base.model_id, "base_model_sha256": base.sha256,
+            "head": head, "quantization": quantization, "quantised_layers": quantised,
+            "trained_dtype": str(dtype)[6:]}
     return classifier, spec
 
 # %% ../../nbs/01_training/05_classifier.ipynb #ab5d2cf6
@@ -260,7 +256,7 @@ def predict_logits(classifier: ContentClassifier, ids: Sequence[Sequence[int]], 
         logits[rows] = classifier(*collate(ids, rows, pad, str(device))).cpu().numpy()
     return logits
 
-# %% ../../nbs/01_training/05_classifier.ipynb #b819e5d5
+# %% ../../nbs/01_training/05_classifier.ipynb #6f9c8f5e
 def _expand(network: nn.Module, layers: Sequence[str], dtype: torch.dtype) -> None:
     "Round-trip the weights of `layers` through NF4, as training in `dtype` saw them; in place."
     for name in layers:
@@ -269,6 +265,7 @@ def _expand(network: nn.Module, layers: Sequence[str], dtype: torch.dtype) -> No
             weight.data.to(dtype).contiguous(), quant_type="nf4", compress_statistics=True)
         weight.data.copy_(bnb.functional.dequantize_4bit(packed, state).to(weight.dtype))
 
+# %% ../../nbs/01_training/05_classifier.ipynb #4becdaf0
 def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = None,
                device: str = "cpu") -> tuple[ContentClassifier, dict]:
     """The model in `folder`, merged and dense, and its description (`content_filter.json`).
@@ -281,9 +278,7 @@ def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = Non
             f"{folder.name} was trained on {spec['base_model']} with weights"
             f" {spec['base_model_sha256'][:12]}, but {base.path.name} holds {base.sha256[:12]}"
         )
-    network, _ = _load_network(base, spec["head"], "none", torch.float32, device)
-    if spec["head"] == "mean" and getattr(network, "pooler", None) is not None:
-        network.pooler = None
+    network = _load_network(base, spec["head"], "none", torch.float32, device)
     _expand(network, spec["quantised_layers"], getattr(torch, spec["trained_dtype"]))
     try:
         network = PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
@@ -299,7 +294,7 @@ def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = Non
     network = network.to(dtype or fast_dtype(device)).eval().requires_grad_(False)
     return ContentClassifier(network, head.to(device).eval() if head is not None else None), spec
 
-# %% ../../nbs/01_training/05_classifier.ipynb #4d8fd33c
+# %% ../../nbs/01_training/05_classifier.ipynb #3c0b340a
 class DenseCopy:
     "A dense twin of a classifier in training, refreshed from it before each validation."
 
@@ -307,9 +302,7 @@ class DenseCopy:
         self, trained: ContentClassifier, base: BaseModel, spec: dict, device: str = "cpu"
     ):
         self.trained, self.dtype = trained, getattr(torch, spec["trained_dtype"])
-        network, _ = _load_network(base, spec["head"], "none", self.dtype, device)
-        if spec["head"] == "mean":
-            network.pooler = None
+        network = _load_network(base, spec["head"], "none", self.dtype, device)
         self.classifier = ContentClassifier(network.eval().requires_grad_(False), trained.head)
 
     @torch.no_grad()
@@ -348,7 +341,7 @@ def write_manifest(folder: Path) -> str:
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, sort_keys=True))
     return manifest["sha256"]
 
-# %% ../../nbs/01_training/05_classifier.ipynb #54fad640
+# %% ../../nbs/01_training/05_classifier.ipynb #2813d2ce
 def _read_json(folder: Path, name: str) -> dict:
     try:
         return json.loads((Path(folder) / name).read_text(encoding="utf-8"))
@@ -372,6 +365,7 @@ def read_spec(folder: Path) -> dict:
         )
     return spec
 
+# %% ../../nbs/01_training/05_classifier.ipynb #666f806e
 def verify_model(folder: Path, expected_sha256: str | None = None) -> str:
     """Check every file of `folder` against its manifest, and the tree against `expected_sha256`.
 
@@ -399,7 +393,7 @@ def verify_model(folder: Path, expected_sha256: str | None = None) -> str:
                          f" expected {(expected_sha256 or manifest.get('sha256') or '')[:12]}")
     return tree
 
-# %% ../../nbs/01_training/05_classifier.ipynb #b1c1186f
+# %% ../../nbs/01_training/05_classifier.ipynb #d484e476
 def save_model(classifier: ContentClassifier, folder: Path, spec: dict) -> str:
     """Write a model folder atomically: adapter, head, `spec`, manifest; returns its sha256.
 
@@ -422,7 +416,7 @@ def save_model(classifier: ContentClassifier, folder: Path, spec: dict) -> str:
         sha256 = write_manifest(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-    except OSError as e:
+    except (OSError, SafetensorError) as e:
         raise ModelError(f"model folder {folder.name} can't be written: {e}") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -66,7 +66,7 @@ The {work} is playing in the background.
 Got this link from {person}.
 """
 
-# %% ../../nbs/01_training/00b_embedded_english.ipynb #c9bb39c9
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #4ad5a59f
 TEMPLATES: dict[str, str] = {}
 TEMPLATES["insult_direct"] = """
 <you are|you're really|you will always be> <such a|a complete|a total> {insult}
@@ -97,6 +97,8 @@ reading your {topic} posts <cost me|burned> <brain cells|an hour of my life>
 you bring everyone at {place} so much joy when you <leave|log off>
 <somewhere a tree makes oxygen for you|evolution skipped a day with you>, <apologise to it|sad>
 """
+
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #b17ae3e0
 TEMPLATES["praise_sarcastic"] = """
 <wow, genius|bravo|slow clap>, <with that brain|at that level> it's a miracle you <can \
 breathe|found {place}>
@@ -111,7 +113,7 @@ clap everyone
 so <brave|bold> of you to be <this wrong|that clueless> <in public|with your real name>
 """
 
-# %% ../../nbs/01_training/00b_embedded_english.ipynb #0a9c2dbe
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #f92b78d3
 TEMPLATES["appearance"] = """
 <that face|your face> is <why mirrors crack|the worst part of the {work}>, <wear a bag|ugly>
 <lose some weight|put the {food} down>, <the chair is begging|I feel sorry for your {thing}>
@@ -135,6 +137,8 @@ TEMPLATES["profanity_attack"] = """
 <I'm sick of your crap|enough of your bull>, <get the hell out of {place}|just piss off>
 who the hell <let you talk|gave you a {thing}>, you <arse|{adj} git>
 """
+
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #3f44d0bc
 TEMPLATES["quoted_endorsed"] = """
 <people say|{name} said|they say at {place}> you are a "{insult}", <can't argue with that|spot on>
 <someone wrote|I read> that {group} are {vermin}, <finally somebody says it|couldn't agree more>
@@ -147,7 +151,7 @@ whoever yelled "{cmd}" at {group} <deserves a medal|spoke for all of us>
 they say {group} are {adj}, and <from what I saw it's true|where is the lie>
 """
 
-# %% ../../nbs/01_training/00b_embedded_english.ipynb #10260e47
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #07b0aa94
 TEMPLATES["group_insult"] = """
 {group} are <all the same|without exception|born> {adj} <people|fools>
 <typical {group}|of course it was {group}>, {adj} <as ever|as always>
@@ -170,6 +174,8 @@ TEMPLATES["group_dehumanised"] = """
 <walking|talking> {vermin}, that's what {group} are
 you don't debate {vermin}, you <sweep them out|wash them off>, same with {group}
 """
+
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #c8f906ae
 TEMPLATES["group_excluded"] = """
 <ban|keep out|throw out> {group} from {place} <already|for good>
 {group} should not be allowed to <vote|work here|own homes>
@@ -193,7 +199,7 @@ TEMPLATES["slur"] = """
 that's such a {slur} thing to <say|eat>, <typical|yuck>
 """
 
-# %% ../../nbs/01_training/00b_embedded_english.ipynb #dca3b724
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #05a562a9
 TEMPLATES["threat_direct"] = """
 <when I find you|if I ever see you at {place}> <you're finished|I'll break your nose|you'll \
 regret it>
@@ -219,6 +225,8 @@ nice <{thing}|house|kids> you have, would be a shame if <something broke|anythin
 funny how you walk home alone from {place} <every night|at nine>
 people who cross me <tend to disappear|have bad luck with brakes>, <funny old world|just a fact>
 """
+
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #4bbe068c
 TEMPLATES["harm_wished"] = """
 <I hope you|may you> <trip on the stairs|choke on your {food}|fail every exam|lose everything>
 <wishing you|you deserve> nothing but <misery|pain|bad luck>
@@ -261,7 +269,7 @@ I named my {thing} {*nice}, <don't laugh|it fits>
 type {*nice} if you <love {topic}|are watching {time}>
 """
 
-# %% ../../nbs/01_training/00b_embedded_english.ipynb #6a6e53ac
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #926875fc
 TEMPLATES["praise_with_bad_word"] = """
 <this {work} slaps|this {work} is sick|that {work} is wicked>, <on repeat {time}|{name} outdid \
 everyone>
@@ -285,6 +293,8 @@ called myself a {insult} in the mirror, then <laughed|fixed my {thing}>
 I'm too {adj} for {topic}, <third fail|any beginner tips> lol
 only I could be <dumb|stupid|clueless> enough to lose my own {thing} at {place}
 """
+
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #900512d1
 TEMPLATES["nonhuman_target"] = """
 <stupid|damn|useless> {thing} <died|froze|stopped> again <{time}|>
 my {thing} is <a piece of trash|such an idiot|brain dead>, <sending it back|need a new one>
@@ -297,7 +307,7 @@ die, <autocorrect|spam folder|weeds>, die
 my {thing} hates me, <dumb plastic box|miserable junk>, it <beeps|freezes> {time}
 """
 
-# %% ../../nbs/01_training/00b_embedded_english.ipynb #fc152793
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #a67bae9d
 TEMPLATES["homonym"] = """
 <how do I kill|how to terminate> a <zombie process|background job> <on my {thing}|without root>
 <trash|garbage> pickup is {time}, <right|which bin>
@@ -321,6 +331,8 @@ stubbed my toe on the {thing}, <ouch damn|son of a biscuit>
 {time} was <a hell of a day|bloody long>, time for {food}
 <dammit|argh>, who put <salt|glue> near my {thing}
 """
+
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #24c40f71
 TEMPLATES["hyperbole"] = """
 <I'm starving|I'm dying of laughter|I'm dead tired>, <send {food}|{name} stop>
 <my mum will kill me|my boss will murder me> if <I'm late again|she sees the {thing}>
@@ -344,7 +356,7 @@ the monster <eats|destroys> {place} in this {work}, <love the effects|so campy>
 which <assassin|orc|vampire> should I <execute|hunt> first <in this level|for the loot>
 """
 
-# %% ../../nbs/01_training/00b_embedded_english.ipynb #ba35024f
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #ca9a6c96
 TEMPLATES["negated"] = """
 <you are not|you're no|nobody thinks you're> a {insult}, <everyone makes mistakes|chin up {name}>
 <it's simply false|it's a myth|there's no evidence> that {group} are {adj}
@@ -369,6 +381,8 @@ nobody should have to read "{cmd}" <at {place}|under a {work}>, be kind
 to all {group} here: ignore the "{insult}" comments, <you belong|we're glad you came>
 hate against {group} is not <an opinion|a joke>, <remove it|mods please>
 """
+
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #62ce2761
 TEMPLATES["quoted_report"] = """
 <{person} called me|at {place} I was called> a {insult} {time}, <I just laughed|still thinking \
 about it>
@@ -410,7 +424,7 @@ they call me {adj} at {place} and I <cry at night|dread Mondays>, any <advice|ho
 can I <sue|report> someone for writing I'm a {insult} under my {work}
 """
 
-# %% ../../nbs/01_training/00b_embedded_english.ipynb #40e96446
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #21ea632c
 TEMPLATES["group_benign"] = """
 {group} are <known for|proud of|good at> their {topic}
 <had {food} with|played {topic} with|met> some {group} {time}
@@ -434,6 +448,8 @@ the second half <drags|rushes> and the {work} deserves a <better ending|tighter 
 the {topic} budget is <wasteful|unclear>, <publish the numbers|vote no>
 <delivery|support> was slow and the {thing} manual is <wrong|confusing>
 """
+
+# %% ../../nbs/01_training/00b_embedded_english.ipynb #56996547
 TEMPLATES["everyday"] = """
 <had|made> {food} {time}, <so good|too salty|want more>
 <what's the name of|anyone know> the {work} <at the start|in the background>

@@ -6,7 +6,7 @@
 __all__ = ['TrainingError', 'make_plan', 'learning_rate_scale', 'trainable', 'make_optimizer', 'loss_weights', 'save_checkpoint',
            'load_checkpoint', 'fit']
 
-# %% ../../nbs/01_training/07_loop.ipynb #57f04a1f
+# %% ../../nbs/01_training/07_loop.ipynb #1a73ef30
 import json
 import math
 import os
@@ -17,6 +17,7 @@ from typing import Callable, Sequence
 import bitsandbytes as bnb
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
@@ -88,7 +89,7 @@ def loss_weights(labels: np.ndarray, mode: str) -> torch.Tensor | None:
     weights = torch.tensor(counts.sum() / (2 * counts), dtype=torch.float32)
     return weights if mode == "balanced" else None
 
-# %% ../../nbs/01_training/07_loop.ipynb #517fe8c5
+# %% ../../nbs/01_training/07_loop.ipynb #d44bd097
 def _optimizer_state(
     optimizer: torch.optim.Optimizer,
 ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
@@ -120,7 +121,7 @@ def save_checkpoint(folder: Path, classifier: ContentClassifier, optimizer: torc
         (temporary / "progress.json").write_text(json.dumps({**progress, "numbers": numbers}))
         shutil.rmtree(target, ignore_errors=True)
         os.replace(temporary, target)
-    except OSError as e:
+    except (OSError, SafetensorError) as e:
         shutil.rmtree(temporary, ignore_errors=True)
         raise TrainingError(
             f"checkpoint {target.name} can't be written: {e}; the previous one is intact"
@@ -156,7 +157,7 @@ def load_checkpoint(folder: Path, classifier: ContentClassifier,
                             f" delete {found[-1].parent.name}/ to start again") from e
     return progress
 
-# %% ../../nbs/01_training/07_loop.ipynb #4462ff21
+# %% ../../nbs/01_training/07_loop.ipynb #6ff6991c
 def _step(
     classifier: ContentClassifier,
     optimizer: torch.optim.Optimizer,
@@ -189,12 +190,14 @@ def _step(
 
 def _save_best(folder: Path, classifier: ContentClassifier) -> None:
     temporary = folder / ".best.safetensors"
-    save_file(
-        {n: p.detach().cpu().contiguous() for n, p in trainable(classifier).items()}, temporary
-    )
-    os.replace(temporary, folder / "best.safetensors")
+    state = {n: p.detach().cpu().contiguous() for n, p in trainable(classifier).items()}
+    try:
+        save_file(state, temporary)
+        os.replace(temporary, folder / "best.safetensors")
+    except (OSError, SafetensorError) as e:
+        raise TrainingError(f"the best parameters can't be written to {folder.name}/: {e}") from e
 
-# %% ../../nbs/01_training/07_loop.ipynb #f2727998
+# %% ../../nbs/01_training/07_loop.ipynb #7f60f4ee
 def fit(
     classifier: ContentClassifier,
     ids: Sequence[Sequence[int]],
@@ -221,7 +224,7 @@ def fit(
     weights = loss_weights(labels, settings.class_weights)
     state = {"step": 0, "best": None, "best_step": 0, "since_best": 0, "losses": []}
     state = load_checkpoint(work_dir, classifier, optimizer) or state
-    targets = torch.as_tensor(np.asarray(labels), dtype=torch.int64, device=device)
+    targets = torch.tensor(np.array(labels), dtype=torch.int64, device=device)
     weights = weights.to(device) if weights is not None else None
     bar = tqdm(
         total=len(plan),

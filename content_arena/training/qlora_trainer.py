@@ -230,11 +230,18 @@ def _log_start(settings: Settings, base: BaseModel, lineage: list[str], train: p
     log_json(environment(), "environment.json")
     log_json(settings.model_dump(), "settings.json")
 
-# %% ../../nbs/01_training/09_qlora_trainer.ipynb #40aa1584
+# %% ../../nbs/01_training/09_qlora_trainer.ipynb #f64e058c
+def _validator(twin: DenseCopy, ids: list[list[int]], labels: np.ndarray, pad: int):
+    "What `fit` calls now and then: the metrics of the dense copy on validation rows."
+    def validate(step: int) -> dict[str, float]:
+        scores = toxic_probability(predict_logits(twin.refresh(), ids, pad), 1.0)
+        found = classification_metrics(labels, scores, choose_threshold(labels, scores))
+        return {f"valid_{k}": v for k, v in found.items()}
+    return validate
+
 @patch
-def _train(
-    self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.DataFrame, work: Path
-) -> None:
+def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.DataFrame,
+           work: Path) -> None:
     "Train, calibrate and log into the active MLflow run."
     s = self.settings
     classifier, spec = build_classifier(
@@ -242,39 +249,22 @@ def _train(
         lora_dropout=s.lora_dropout, device=self.device, seed=s.seed)
     tokenizer = load_tokenizer(base.path)
     pad = tokenizer.pad_token_id
-    ids = encode(tokenizer, train["text"].tolist(), s.max_length)
-    valid_ids = encode(tokenizer, valid["text"].tolist(), s.max_length)
-    labels, valid_labels = train["label"].to_numpy(np.int64), valid["label"].to_numpy(np.int64)
+    ids, valid_ids = (encode(tokenizer, f["text"].tolist(), s.max_length) for f in (train, valid))
+    labels, valid_labels = (f["label"].to_numpy(np.int64) for f in (train, valid))
     twin = DenseCopy(classifier, base, spec, self.device)
-
-    def validate(step: int) -> dict[str, float]:
-        scores = toxic_probability(predict_logits(twin.refresh(), valid_ids, pad), 1.0)
-        found = classification_metrics(valid_labels, scores, choose_threshold(valid_labels, scores))
-        return {f"valid_{k}": v for k, v in found.items()}
-
-    def on_log(step: int, values: dict[str, float]) -> None:
-        mlflow.log_metrics(values, step=step)
-
-    summary = fit(
-        classifier,
-        ids,
-        labels,
-        s,
-        pad=pad,
-        device=self.device,
-        work_dir=work / "checkpoints",
-        validate=validate,
-        on_log=on_log,
-        progress=self.progress,
-    )
+    summary = fit(classifier, ids, labels, s, pad=pad, device=self.device,
+                  work_dir=work / "checkpoints", progress=self.progress,
+                  validate=_validator(twin, valid_ids, valid_labels, pad),
+                  on_log=lambda step, values: mlflow.log_metrics(values, step=step))
     valid_logits = predict_logits(twin.refresh(), valid_ids, pad)
     temperature = fit_temperature(valid_logits, valid_labels)
     scores = toxic_probability(valid_logits, temperature)
-    threshold = choose_threshold(valid_labels, scores)
-    spec |= {"max_length": s.max_length, "temperature": temperature, "threshold": threshold,
+    spec |= {"max_length": s.max_length, "temperature": temperature,
+             "threshold": choose_threshold(valid_labels, scores),
              "probe": probe_scores(classifier, tokenizer, temperature)}
     sha256 = save_model(classifier, work / "model", spec)
-    _log_end(summary, spec, sha256, valid_labels, scores, self._baseline(train, valid, work), work)
+    baseline_scores = self._baseline(train, valid, work)
+    _log_end(summary, spec, sha256, valid_labels, scores, baseline_scores, work)
 
 # %% ../../nbs/01_training/09_qlora_trainer.ipynb #df00840f
 PROBE_TEXTS = (

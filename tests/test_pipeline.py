@@ -1,0 +1,211 @@
+"""The pipeline as its users run it: the command line, real notebooks, a tiny base, real kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from content_arena.config import load_settings
+from content_arena.mlops.model_registry import ModelRegistry
+from content_arena.pipeline import find_unfinished, read_json
+from content_arena.training.tiny_base import make_tiny_base
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_comments(file: Path, rows: int, seed: int, noise: float = 0.1) -> None:
+    """One word decides; the rest is random letters, so that no two rows are near-duplicates."""
+    rng = np.random.default_rng(seed)
+    def word():
+        return "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=6))
+    table = []
+    for toxic in rng.integers(0, 2, rows):
+        said = "awful" if toxic != (rng.random() < noise) else "kind"
+        table.append((f"{word()} {said} {word()} {word()} {word()}", int(toxic)))
+    pd.DataFrame(table, columns=["text", "label"]).to_csv(file, index=False)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with data, base model and local state; the environment that points there."""
+    folder = tmp_path_factory.mktemp("home")
+    make_tiny_base(folder / "tiny")
+    write_comments(folder / "train.csv", 400, seed=1)
+    write_comments(folder / "test.csv", 1200, seed=2)
+    state = {"VAR_DIR": folder / "var", "RUNS_DIR": folder / "runs", "MODELS_DIR": folder / "models",
+             "TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "ARTIFACT_DIR": folder / "artifacts",
+             "INFERENCE_URL": "http://127.0.0.1:9", "BASE_MODEL": folder / "tiny",
+             "SOURCES": f"csv:{folder}/train.csv", "TEST_SOURCES": f"csv:{folder}/test.csv",
+             "EPOCHS": 6, "BATCH_TOKENS": 128, "EVAL_EVERY": 10, "CHECKPOINT_EVERY": 2,
+             "LEARNING_RATE": 0.01, "HEAD_LEARNING_RATE": 0.05, "MAX_LENGTH": 16,
+             "GUARDED_SLICES": "source"}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("CONTENT_ARENA_")}
+    environment = {**clean, **{f"CONTENT_ARENA_{k}": str(v) for k, v in state.items()}}
+    return folder, environment
+
+
+def arena(environment: dict, *arguments: str, wait: bool = True):
+    command = [sys.executable, "-m", "content_arena", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if not wait:
+        return process
+    out, err = process.communicate(timeout=500)
+    return process.returncode, out, err
+
+
+def settings_of(environment: dict):
+    return load_settings(env={k: v for k, v in environment.items()
+                              if k.startswith("CONTENT_ARENA_")})
+
+
+@pytest.fixture(scope="module")
+def first(home):
+    code, out, err = arena(home[1], "pipeline", "run", "--json")
+    assert code == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def test_first_run_bootstraps_and_leaves_its_report_everywhere(home, first):
+    folder, environment = home
+    assert set(first) >= {"status", "model_version", "mlflow_run_id", "run_dir", "report_html",
+                          "comparison"}
+    assert (first["status"], first["model_version"]) == ("bootstrapped", "1")
+    assert first["comparison"]["verdict"] == "bootstrap"
+    assert first["comparison"]["samples_evaluated"] >= 1000
+    for stage in ("01_prepare", "02_train", "03_evaluate", "04_deploy"):
+        assert (Path(first["run_dir"]) / f"{stage}.ipynb").exists()
+    page = Path(first["report_html"]).read_text()
+    assert "Promote (first model)" in page and "import" not in page.split("<body", 1)[1].split(
+        "<script", 1)[0].replace("important", "")
+    assert "image/png" in page, "the report has no figure"
+
+    settings = settings_of(environment)
+    mlflow.set_tracking_uri(settings.mlflow_uri())
+    logged = {a.path for a in mlflow.MlflowClient().list_artifacts(first["mlflow_run_id"], "reports")}
+    assert logged == {f"reports/{s}.{e}" for e in ("html", "ipynb") for s in
+                      ("01_prepare", "02_train", "03_evaluate", "04_deploy")}
+    version = ModelRegistry(settings).get_champion()
+    assert version.version == "1" and version.run_id == first["mlflow_run_id"]
+    assert version.tags["report"].endswith("reports/03_evaluate.html")
+
+
+def test_second_run_compares_with_the_champion_by_the_rule(home, first):
+    code, out, err = arena(home[1], "pipeline", "run", "-p", "seed=1", "--json")
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    record = result["comparison"]
+    assert record["champion"]["version"] == "1" and record["challenger"]["version"] == "2"
+    gain = record["challenger"]["f1"] - record["champion"]["f1"]
+    assert record["improvement"]["f1"] == pytest.approx(gain, abs=1e-9)
+    allowed = (gain > 0.01 and record["challenger"]["precision"] >= record["champion"]["precision"])
+    assert record["should_promote"] <= allowed, "promoted against the three conditions"
+    assert result["status"] == {"promote": "promoted", "reject": "rejected",
+                                "inconclusive": "inconclusive"}[record["verdict"]]
+    assert ModelRegistry(settings_of(home[1])).get_champion().version in ("1", "2")
+
+
+@pytest.mark.parametrize("stage, sign", [("02_train", "train/checkpoints/step-*"),
+                                         ("03_evaluate", "registered.json"),
+                                         ("04_deploy", "comparison.json")])
+def test_killed_run_goes_on_with_the_same_command(home, first, stage, sign):
+    folder, environment = home
+    command = ("pipeline", "run", "-p", f"seed={10 + len(sign)}", "--json")
+    process = arena(environment, *command, wait=False)
+    runs, champion, unreadable = folder / "runs", ModelRegistry(settings_of(environment)), 0
+    known = set(runs.iterdir())
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        new = [r for r in runs.iterdir() if r not in known]
+        if new and list(new[0].glob(sign)):
+            break
+        time.sleep(0.05)             # polling a file, there is no event to wait for
+    assert process.poll() is None, f"the run ended before {sign} was seen: {process.stderr.read()}"
+    kernels = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    process.send_signal(signal.SIGKILL)
+    for pid in kernels.stdout.split():                  # its own kernel, which would finish the cell
+        os.kill(int(pid), signal.SIGKILL)
+    process.communicate()
+    assert champion.get_champion() is not None
+
+    unfinished = find_unfinished(settings_of({**environment, "CONTENT_ARENA_SEED": str(10 + len(sign))}))
+    assert unfinished == new[0]
+    before = read_json(unfinished / "run.json")["done"]
+    code, out, err = arena(environment, *command)
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert Path(result["run_dir"]) == unfinished and "going on with" in err
+    for name in before:
+        assert f"{name}: done before" in err
+    assert result["status"] in ("promoted", "rejected", "inconclusive")
+    versions = ModelRegistry(settings_of(environment)).versions()
+    assert sum(v.run_id == result["mlflow_run_id"] for v in versions) == 1, "registered twice"
+    assert champion.get_champion() is not None
+
+
+def test_failing_notebook_is_named_kept_and_logged(home, tmp_path):
+    broken = tmp_path / "broken.csv"
+    broken.write_text("comment,label\nhello,0\n")
+    code, out, err = arena(home[1], "pipeline", "run", "-p", f"sources=csv:{broken}", "--json")
+    assert code == 1
+    told = json.loads(out.splitlines()[-1])
+    assert told["status"] == "error" and "01_prepare failed: cell" in told["message"]
+    assert "broken.csv" in told["message"] and "Traceback" not in err
+    run = max((home[0] / "runs").iterdir(), key=lambda p: p.name)
+    state = read_json(run / "run.json")
+    assert state["status"] == "failed" and (run / "01_prepare.html").exists()
+    mlflow.set_tracking_uri(settings_of(home[1]).mlflow_uri())
+    logged = mlflow.MlflowClient().list_artifacts(state["mlflow_run_id"], "reports")
+    assert {a.path for a in logged} == {"reports/01_prepare.html", "reports/01_prepare.ipynb"}
+
+
+def test_fewer_rows_than_the_rule_needs_is_inconclusive(home, first, tmp_path):
+    write_comments(tmp_path / "few.csv", 412, seed=5)
+    code, out, err = arena(home[1], "pipeline", "run", "--json", "-p", "seed=7",
+                           "-p", f"test_sources=csv:{tmp_path}/few.csv")
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert result["status"] == "inconclusive"
+    assert result["comparison"]["reasons"] == ["412 of 1000 evaluated"]
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (("-p", "epoch=3"), "did you mean 'epochs'"), (("-p", "epochs=0"), "epochs = '0'"),
+    (("--profile", "laptop"), "accepted: smoke, cpu, gpu"), (("-p", "epochs"), "name=value")])
+def test_unknown_parameters_are_refused_before_anything_runs(home, arguments, says):
+    known = set((home[0] / "runs").glob("*"))
+    code, out, err = arena(home[1], "pipeline", "run", "--json", *arguments)
+    assert code == 1 and says in err and "Traceback" not in err
+    assert set((home[0] / "runs").glob("*")) == known
+
+
+def test_unreachable_mlflow_is_said_before_any_work(home):
+    environment = {**home[1], "CONTENT_ARENA_TRACKING_URI": "http://127.0.0.1:9"}
+    started = time.monotonic()
+    code, out, err = arena(environment, "pipeline", "run", "--json", "-p", "seed=99")
+    assert code == 1 and "127.0.0.1:9" in err and "Traceback" not in err
+    assert time.monotonic() - started < 60
+
+
+def test_damaged_model_in_the_store_is_never_loaded(home, first):
+    settings = settings_of(home[1])
+    registry = ModelRegistry(settings)
+    champion = registry.get_champion()
+    for file in (home[0] / "artifacts").rglob("adapter_model.safetensors"):
+        if champion.sha256 in (file.parent / "manifest.json").read_text():
+            data = bytearray(file.read_bytes())
+            data[-1] ^= 1
+            file.write_bytes(bytes(data))
+    for cached in (home[0] / "var" / "cache" / "models").glob("*"):
+        subprocess.run(["rm", "-rf", str(cached)], check=True)
+    code, out, err = arena(home[1], "classify", "you are kind", "--json")
+    assert code == 1 and "adapter_model.safetensors" in err and "Traceback" not in err
