@@ -157,7 +157,7 @@ class GateSettings(_Section):
     def _split_slices(cls, v: Any) -> Any:
         return tuple(s.strip() for s in v.split(",") if s.strip()) if isinstance(v, str) else v
 
-# %% ../nbs/00_core/00_config.ipynb #8469fd1f
+# %% ../nbs/00_core/00_config.ipynb #b547e781
 class DeploySettings(_Section):
     "Section `[deploy]`: how a promoted version reaches the service."
     inference_url: str = Field("http://127.0.0.1:8000", pattern=r"^https?://[^\s/]+",
@@ -171,7 +171,7 @@ class ServeSettings(_Section):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0: any free one")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="auto: the faster one, measured"
+        "auto", description="auto: what the processor is fast in"
     )
     threads: int = Field(0, ge=0, le=1024, description="torch threads; 0: one per core")
     max_batch_items: int = Field(256, ge=1, description="texts in one /classify/batch request")

@@ -12,3 +12,22 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("CONTENT_ARENA_DATA_DIR is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    "A database with MLflow's tables and no rows of ours: making one takes seconds, copying it none."
+    from mlflow import MlflowClient
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_registered_models(max_results=1)
+    return file
+
+
+@pytest.fixture(scope="session")
+def three_versions_store(empty_store, tmp_path_factory) -> Path:
+    "The same with a registered model: v1 is `previous`, v2 champion, v3 challenger."
+    from forks import copy_store, make_three_versions
+    root = tmp_path_factory.mktemp("three")
+    copy_store(empty_store, root)
+    make_three_versions(root)
+    return root / "mlflow.db"

@@ -62,6 +62,7 @@ class FileRegistry:
     def get_previous(self): return self._get("previous")
     def get_version(self, number): return Version(str(number))
     def tag(self, version, **tags): pass
+    def settle(self): pass
 
     def promote_challenger(self, *, expected_challenger, expected_champion, reason, decision=""):
         now = self.aliases()

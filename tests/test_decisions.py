@@ -9,12 +9,13 @@ from content_arena.mlops.decisions import DecisionError, DecisionLog
 from content_arena.mlops.evaluator import ChampionChallengerEvaluator
 from content_arena.mlops.model_registry import ModelRegistry
 from test_evaluator import ENGINES, TEST, Fake, learn, registry  # noqa: F401  (registry: fixture)
-from test_model_registry import empty_store, settings  # noqa: F401  (fixtures)
+from test_model_registry import settings  # noqa: F401  (fixture)
 
 
 @pytest.fixture
 def compare(registry, settings):  # noqa: F811
-    return lambda **engines: ChampionChallengerEvaluator(registry, settings).compare(TEST, engines=ENGINES | engines)
+    evaluator = ChampionChallengerEvaluator(registry, settings)
+    return lambda **engines: evaluator.compare(TEST, engines=ENGINES | engines)
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def test_an_honest_history(three, registry):  # noqa: F811
     assert three.list().verdict.tolist() == ["promote", "reject", "promote"]
     record = three.show(three.list().id[1])
     assert record["previous"]["id"].startswith(three.list().id[0]) and record["code"] == "c2"
-    tags = {v.version: {k: t for k, t in v.tags.items() if k.startswith("decision.")} for v in registry.versions()}
+    tags = {v.version: {k: t for k, t in v.tags.items() if k.startswith("decision.")}
+            for v in registry.versions()}
     assert [len(tags[n]) for n in "123"] == [3, 2, 1]
     assert set(tags["3"].values()) == {"promote (as challenger)"}
 
@@ -52,14 +54,13 @@ def test_a_recorded_comparison_names_its_record(registry, compare):  # noqa: F81
 
 @pytest.mark.parametrize("suffix", ["json", "parquet"])
 def test_one_changed_byte_anywhere_is_noticed(three, settings, suffix):  # noqa: F811
-    names = {row.id: f"{row.number} " for row in three.list().itertuples()}
     for file in stored(settings, suffix):
         good = file.read_bytes()
         for position in (0, len(good) // 3, len(good) - 1):
             bad = bytearray(good)
             bad[position] ^= 1
             file.write_bytes(bad)
-            with pytest.raises(DecisionError, match=f"decision {names[file.stem[:12]] if suffix == 'parquet' else file.stem[:12]}"):
+            with pytest.raises(DecisionError, match=f"decision .*{file.stem[:12]}.* changed"):
                 three.verify()
         file.write_bytes(good)
     assert three.verify() == 3
@@ -91,16 +92,15 @@ def test_a_verdict_that_the_rows_do_not_give_is_noticed(three, registry, setting
     record["comparison"]["settings"]["min_f1_gain"] = 0.5      # "that was the rule at the time"
     data = decisions.canonical_json(record)
     forged = {"id": decisions.sha256(data), "run_id": link["run_id"]}
-    folder = stored(settings, "json")[0].parents[2] / link["run_id"] / "artifacts" / "decisions"
-    folder = folder if folder.exists() else next(f for f in stored(settings, "json") if f.stem == link["id"]).parent
+    folder = next(f for f in stored(settings, "json") if f.stem == link["id"]).parent
     (folder / f"{forged['id']}.json").write_bytes(data)
     (folder / f"{forged['id']}.parquet").write_bytes(rows)
     registry.note("decisions.head", lambda _: json.dumps(forged))
-    with pytest.raises(DecisionError, match="decision 3 .*verdict is recorded as promote, but the rows give reject"):
+    with pytest.raises(DecisionError, match="decision 3 .* as promote, but the rows give reject"):
         three.verify()
 
 
-def test_death_before_the_head_moves_leaves_the_chain_as_it_was(three, registry, compare, monkeypatch):  # noqa: F811
+def test_death_before_the_head_moves_changes_nothing(three, compare, monkeypatch):
     class Killed(BaseException):
         pass
 

@@ -1,10 +1,7 @@
 """The registry under kills and under several processes: what a notebook can't show."""
-import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import mlflow
@@ -12,45 +9,20 @@ import pytest
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
-from content_arena.config import load_settings
 from content_arena.mlops import model_registry as mr
 from content_arena.mlops.model_registry import ModelRegistry, Move, RegistryError, RegistryReader
-
-WRITES = ("set_registered_model_alias", "delete_registered_model_alias", "set_model_version_tag",
-          "set_registered_model_tag")
-
-
-def make_settings(root: Path, **more):
-    store = dict(var_dir=str(root / "var"), artifact_dir=str(root / "artifacts"),
-                 tracking_uri=f"sqlite:///{root}/mlflow.db")
-    return load_settings(env={}, **(store | more))
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory) -> Path:
-    "A database with MLflow's tables and no rows of ours: making one takes seconds, copying it none."
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_registered_models(max_results=1)
-    return file
+from forks import WRITES, aliases, copy_store, die, killed, make_settings, process, statuses
 
 
 @pytest.fixture
 def settings(tmp_path, empty_store):
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return make_settings(tmp_path)
+    return copy_store(empty_store, tmp_path).settings
 
 
-def three_versions(settings) -> ModelRegistry:
+@pytest.fixture
+def registry(tmp_path, three_versions_store) -> ModelRegistry:
     "v1 is `previous`, v2 is champion, v3 the challenger; no model files."
-    registry = ModelRegistry(settings)
-    registry._client.create_registered_model(registry.name)
-    for number in "123":
-        registry._client.create_model_version(registry.name, f"file:///nowhere/{number}")
-        mr._move(registry, Move("register", number))
-        if number != "3":
-            registry.promote_challenger(expected_challenger=number, reason="better",
-                                        expected_champion=registry.get_champion())
-    return registry
+    return copy_store(three_versions_store, tmp_path)
 
 
 def train(settings, name: str = "model") -> str:
@@ -66,14 +38,6 @@ def train(settings, name: str = "model") -> str:
         mlflow.pyfunc.log_model(name="model", loader_module="content_arena.config",
                                 pip_requirements=[], data_path=str(folder))
     return run.info.run_id
-
-
-def aliases(registry) -> dict[str, str]:
-    return {a: v.version for v in registry.versions() for a in v.aliases}
-
-
-def statuses(registry) -> list[str]:
-    return [v.status for v in registry.versions()]
 
 
 # --- death at every write ------------------------------------------------------------------------
@@ -94,16 +58,16 @@ def on_write(monkeypatch, seen: list, die_at: int | None = None) -> None:
 
 
 ACTIONS = {
-    "promote": lambda r: r.promote_challenger(expected_challenger="3", expected_champion="2", reason="better"),
+    "promote": lambda r: r.promote_challenger(expected_challenger="3", expected_champion="2",
+                                              reason="better"),
     "reject": lambda r: r.reject_challenger("worse"),
     "rollback": lambda r: r.rollback("bad"),
 }
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_death_at_any_write_is_finished_or_undone(settings, monkeypatch, tmp_path, action):
-    registry = three_versions(settings)
-    saved = shutil.copy(tmp_path / "mlflow.db", tmp_path / "saved.db")
+def test_death_at_any_write_is_finished_or_undone(registry, monkeypatch, tmp_path, action,
+                                                  three_versions_store):
     before, past = (aliases(registry), statuses(registry)), len(registry.history())
     with monkeypatch.context() as m:
         on_write(m, writes := [])
@@ -113,20 +77,17 @@ def test_death_at_any_write_is_finished_or_undone(settings, monkeypatch, tmp_pat
 
     ends = []
     for n in range(len(writes)):                                # after write n is before write n + 1
-        (root := tmp_path / str(n)).mkdir()
-        shutil.copy(saved, root / "mlflow.db")
-        registry = ModelRegistry(make_settings(root))
+        registry = copy_store(three_versions_store, tmp_path)
         with monkeypatch.context() as m, pytest.raises(Killed):
             on_write(m, [], n)
             ACTIONS[action](registry)
         assert registry.get_champion() is not None
-        with registry._alone():                                 # whoever takes the lock next
-            pass
+        registry.settle()
         now = aliases(registry), statuses(registry)
         assert now in (before, done), f"died before write {n}, {writes[n]}"
         assert len(registry.history()) == past + (now == done)
         ends.append(now == done)
-    assert ends == sorted(ends) and set(ends) == {False, True}  # undone first, finished from some write on
+    assert ends == sorted(ends) and set(ends) == {False, True}  # undone up to some write only
 
 
 def test_death_between_creating_a_version_and_nominating_it(settings, monkeypatch):
@@ -142,93 +103,80 @@ def test_death_between_creating_a_version_and_nominating_it(settings, monkeypatc
 
 # --- several processes -----------------------------------------------------------------------------
 
-def read(root: Path) -> None:
-    "Read @champion until the file `stop` exists; print the number of reads and of failures."
-    reader, reads, failures = RegistryReader(make_settings(root)), 0, 0
-    while not ((root / "stop").exists() and reads):
+def read(pipe, root: Path) -> None:
+    "Read @champion until told to stop; send the number of reads and the failures."
+    reader, reads, failures = RegistryReader(make_settings(root)), 0, []
+    while not pipe.poll(0.001):
         try:
-            failures += reader.get_champion() is None
+            assert reader.get_champion() is not None
         except Exception as e:
-            print(e, file=sys.stderr)
-            failures += 1
+            failures.append(repr(e))
         reads += 1
         if reads == 1:
-            print("reading", flush=True)
-    print(reads, failures, flush=True)
+            pipe.send("reading")
+    pipe.send((reads, failures))
 
 
-def promote(root: Path) -> None:
-    "Promote v3 over v2 when told to; print the outcome."
+def promote(pipe, root: Path) -> None:
+    "Promote v3 over v2 when told to; send the outcome."
     registry = ModelRegistry(make_settings(root))
     registry.get_champion()
-    print("ready", flush=True)
-    sys.stdin.readline()
+    pipe.send("ready")
+    pipe.recv()
     try:
         ACTIONS["promote"](registry)
-        print("won", flush=True)
+        pipe.send("won")
     except RegistryError as e:
-        print(e, flush=True)
+        pipe.send(str(e))
 
 
-def die(root: Path) -> None:
-    "Promote again and again in child processes that SIGKILL themselves after a number of writes."
-    for die_at in (1, 2, 3, 4, 6, 10, 99):
-        if (pid := os.fork()) == 0:
-            registry, seen = ModelRegistry(make_settings(root)), []
-            with registry._alone():                             # finishes what the last one left
-                if registry.get_challenger() is None:
-                    mr._move(registry, Move("register", registry.get_previous().version))
-            for verb in WRITES:
-                def call(self, *args, _original=getattr(mlflow.MlflowClient, verb)):
-                    _original(self, *args)
-                    seen.append(verb)
-                    if len(seen) == die_at:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                setattr(mlflow.MlflowClient, verb, call)
-            registry.promote_challenger(expected_challenger=registry.get_challenger(), reason="again",
-                                        expected_champion=registry.get_champion())
-            os._exit(0)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+def promote_and_die(pipe, root: Path, die_after: int) -> None:
+    "Finish what the last one left, then promote and be dead after so many writes."
+    registry, seen = ModelRegistry(make_settings(root)), []
+    registry.settle()
+    if registry.get_challenger() is None:
+        with registry._alone():
+            mr._move(registry, Move("register", registry.get_previous().version))
+    for verb in WRITES:
+        def call(self, *args, _original=getattr(mlflow.MlflowClient, verb)):
+            _original(self, *args)
+            seen.append(verb)
+            if len(seen) == die_after:
+                die()
+        setattr(mlflow.MlflowClient, verb, call)
+    registry.promote_challenger(expected_challenger=registry.get_challenger(), reason="again",
+                                expected_champion=registry.get_champion())
 
 
-def start(role, root: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, __file__, role.__name__, str(root)], text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-
-
-def test_champion_is_readable_while_writers_are_killed(settings, tmp_path):
-    registry = three_versions(settings)
-    reader = start(read, tmp_path)
-    assert reader.stdout.readline() == "reading\n"
-    codes = [int(c) for c in start(die, tmp_path).communicate(timeout=300)[0].split()]
-    (tmp_path / "stop").touch()
-    reads, failures = map(int, reader.communicate(timeout=60)[0].split())
-    assert failures == 0 and reads > len(codes)
-    assert codes == [-signal.SIGKILL] * 6 + [0]
-    with registry._alone():
-        pass
+def test_champion_is_readable_while_writers_are_killed(registry, tmp_path):
+    deaths = (1, 2, 3, 4, 6, 10)
+    with process(read, tmp_path) as (_, reader):
+        assert reader.recv() == "reading"
+        for die_after in deaths:
+            killed(promote_and_die, tmp_path, die_after)
+        reader.send("stop")
+        reads, failures = reader.recv()
+    assert not failures and reads > len(deaths)
+    registry.settle()
     held = aliases(registry)
     assert set(held) == {"champion", "previous"} and held["champion"] != held["previous"]
     assert statuses(registry).count("champion") == 1
 
 
-def test_of_two_promoters_one_wins_and_the_other_says_why(settings, tmp_path):
-    registry = three_versions(settings)
-    rivals = [start(promote, tmp_path) for _ in range(2)]
-    for p in rivals:
-        assert p.stdout.readline() == "ready\n"
-    for p in rivals:
-        p.stdin.write("go\n")
-        p.stdin.flush()
-    said = sorted(p.communicate(timeout=120)[0].strip() for p in rivals)
+def test_of_two_promoters_one_wins_and_the_other_says_why(registry, tmp_path):
+    with process(promote, tmp_path) as (_, one), process(promote, tmp_path) as (_, other):
+        assert (one.recv(), other.recv()) == ("ready", "ready")
+        one.send("go")
+        other.send("go")
+        said = sorted((one.recv(), other.recv()))
     assert said[1] == "won"
     assert "@challenger is not set, not v3 as expected" in said[0]
     assert aliases(registry) == {"champion": "3", "previous": "2"}
 
 
-def test_a_held_lock_stops_writers_and_no_reader(settings):
-    three_versions(settings)
-    impatient = ModelRegistry(settings, lock_timeout_s=0.05)
+def test_a_held_lock_stops_writers_and_no_reader(registry):
+    registry.get_champion()                                     # the very first look takes the lock
+    impatient = ModelRegistry(registry.settings, lock_timeout_s=0.05)
     with FileLock(impatient._lock.lock_file):
         assert impatient.get_champion().version == "2"
         with pytest.raises(RegistryError, match="another process has been changing content-filter"):
@@ -238,13 +186,13 @@ def test_a_held_lock_stops_writers_and_no_reader(settings):
 
 # --- MLflow in trouble -----------------------------------------------------------------------------
 
-def test_first_ever_set_is_tried_again(settings, monkeypatch):
-    registry, original, calls = three_versions(settings), mlflow.MlflowClient.set_registered_model_alias, []
+def test_first_ever_set_is_tried_again(registry, monkeypatch):
+    original, calls = mlflow.MlflowClient.set_registered_model_alias, []
 
     def racing(self, *args):
         calls.append(args)
         if len(calls) < 3:
-            raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: registered_model_aliases")
+            raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: aliases")
         original(self, *args)
 
     monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", racing)
@@ -252,8 +200,8 @@ def test_first_ever_set_is_tried_again(settings, monkeypatch):
     assert len(calls) == 4                                      # champion three times, previous once
 
 
-def test_other_errors_are_not_tried_again(settings, monkeypatch):
-    registry, calls = three_versions(settings), []
+def test_other_errors_are_not_tried_again(registry, monkeypatch):
+    calls = []
 
     def broken(self, *args):
         calls.append(args)
@@ -265,8 +213,8 @@ def test_other_errors_are_not_tried_again(settings, monkeypatch):
     assert len(calls) == 1
 
 
-def test_a_move_by_another_machine_is_noticed(settings, monkeypatch):
-    registry, original = three_versions(settings), mlflow.MlflowClient.set_registered_model_alias
+def test_a_move_by_another_machine_is_noticed(registry, monkeypatch):
+    original = mlflow.MlflowClient.set_registered_model_alias
     monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias",
                         lambda self, name, alias, _: original(self, name, alias, "1"))
     with pytest.raises(RegistryError, match="another machine moved it"):
@@ -280,8 +228,9 @@ def test_a_server_that_accepts_and_never_answers(tmp_path):
             mr.check_reachable(uri, timeout_s=0.2)
 
 
-@pytest.mark.parametrize("verb", [ModelRegistry.get_champion, ModelRegistry.versions, ModelRegistry.history,
-                                  lambda r: r.rollback("x"), lambda r: r.register_challenger("r")])
+@pytest.mark.parametrize("verb", [
+    ModelRegistry.get_champion, ModelRegistry.versions, ModelRegistry.history, ModelRegistry.settle,
+    lambda r: r.rollback("x"), lambda r: r.register_challenger("r")])
 def test_every_verb_says_that_nobody_is_there(tmp_path, verb):
     with pytest.raises(RegistryError, match="tracking_uri"):
         verb(ModelRegistry(make_settings(tmp_path, tracking_uri="http://127.0.0.1:9")))
@@ -316,14 +265,10 @@ def test_a_broken_download_leaves_nothing(settings, monkeypatch, tmp_path):
         (Path(dst_path) / "data" / "manifest.json").write_text("{")
         raise OSError("connection lost")
 
-    with monkeypatch.context() as m, pytest.raises(RegistryError, match="can't be fetched: connection lost"):
+    with monkeypatch.context() as m, pytest.raises(RegistryError, match="fetched: connection lost"):
         m.setattr(mlflow.artifacts, "download_artifacts", half)
         registry.download(version)
     assert cached(settings) == []
     shutil.rmtree(tmp_path / "artifacts")
     with pytest.raises(RegistryError, match="content-filter v1"):
         registry.download(version)
-
-
-if __name__ == "__main__":
-    {f.__name__: f for f in (read, promote, die)}[sys.argv[1]](Path(sys.argv[2]))

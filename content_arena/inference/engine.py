@@ -68,14 +68,14 @@ class _quiet:
     def __exit__(self, *exc: Any) -> None:
         hf_logging.enable_progress_bar()
 
-# %% ../../nbs/02_inference/00_engine.ipynb #3c92d97f
+# %% ../../nbs/02_inference/00_engine.ipynb #28b275f6
 @patch(cls_method=True)
 def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias: str = "",
          dtype: str = "auto", threads: int = 0, expected_sha256: str | None = None,
          probe_tolerance: float = 0.05) -> Engine:
     """Verify `folder`, merge it into its base and check the probe sentences.
 
-    `dtype`: auto (the faster one, measured), bfloat16 or float32; `threads`: torch threads, 0
+    `dtype`: auto (what is fast here), bfloat16 or float32; `threads`: torch threads, 0
     leaves them; `probe_tolerance`: allowed |difference| of a probability. Raises ModelError if
     anything does not fit."""
     sha256, spec = verify_model(folder, expected_sha256), read_spec(folder)

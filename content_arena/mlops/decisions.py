@@ -6,7 +6,7 @@
 __all__ = ['HEAD', 'FOLDER', 'LIST_COLUMNS', 'DecisionError', 'canonical_json', 'sha256', 'rows_to_bytes', 'decide_again',
            'differences_found', 'DecisionLog']
 
-# %% ../../nbs/03_mlops/04a_decisions.ipynb #154dac49
+# %% ../../nbs/03_mlops/04a_decisions.ipynb #69d35d36
 import hashlib
 import io
 import json
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from .evaluator import Comparison, patterns, slices_of
 from .gate import Decision, Evidence, decide
@@ -66,10 +67,11 @@ def differences_found(comparison: dict[str, Any], rows: pd.DataFrame) -> list[st
     return [f"{name} is recorded as {told.get(name)}, but the rows give {found.get(name)}"
             for name in {**told, **found} if told.get(name) != found.get(name)]
 
-# %% ../../nbs/03_mlops/04a_decisions.ipynb #9a2f2323
+# %% ../../nbs/03_mlops/04a_decisions.ipynb #e0e2952d
 HEAD, FOLDER = "decisions.head", "decisions"
 
-class _Chain:
+class DecisionLog:
+    "The chain of decision records of a registry."
     def __init__(self, registry: ModelRegistry) -> None:
         self.registry = registry
 
@@ -101,99 +103,102 @@ class _Chain:
             yield link, record
             link = record["previous"]
 
-# %% ../../nbs/03_mlops/04a_decisions.ipynb #c03cd164
+# %% ../../nbs/03_mlops/04a_decisions.ipynb #95fb7536
 class _Moved(Exception):
     "Somebody recorded a decision between our reading of the head and our moving it."
 
-class _Writer(_Chain):
-    def record(self, comparison: Comparison, *, code: str = "") -> Comparison:
-        """Add `comparison` to the chain; returns it with the record's id as its "decision".
+@patch
+def _append(self: DecisionLog, comparison: Comparison, code: str) -> str:
+    previous, rows = self.head(), rows_to_bytes(comparison.rows)
+    number = self._read(previous)["number"] + 1 if previous else 1
+    record = {"format": 1, "number": number, "previous": previous, "code": code,
+              "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+              "rows_sha256": sha256(rows), "comparison": comparison.to_dict()}
+    data = canonical_json(record)
+    run_id = self.registry.get_version(comparison["challenger"]["version"]).run_id
+    link = {"id": sha256(data), "run_id": run_id}
+    with tempfile.TemporaryDirectory() as tmp:
+        for name, content in ((f"{link['id']}.json", data), (f"{link['id']}.parquet", rows)):
+            (Path(tmp) / name).write_bytes(content)
+            self.registry.attach(run_id, Path(tmp) / name, FOLDER)
 
-        `code`: commit that decided; default: that of the settings' folder. Both versions get a tag
-        `decision.<id>` with the verdict."""
-        from content_arena.training.tracking import git_commit       # brings torch: only if needed
-        code = code or git_commit(self.registry.settings.root)
-        for _ in range(10):
-            try:
-                done = self._append(comparison, code)
-                break
-            except _Moved:
-                continue
-        else:
-            raise DecisionError("others keep recording decisions: try again")
-        for role in ("champion", "challenger"):
-            if side := comparison[role]:
-                tag = {f"decision.{done[:16]}": f"{comparison.verdict} (as {role})"}
-                self.registry.tag(side["version"], **tag)
-        return replace(comparison, record=comparison.record | {"decision": done})
+    def move(old: str) -> str:
+        if (json.loads(old) if old else None) != previous:
+            raise _Moved
+        return json.dumps(link)
 
-    def _append(self, comparison: Comparison, code: str) -> str:
-        previous, rows = self.head(), rows_to_bytes(comparison.rows)
-        number = self._read(previous)["number"] + 1 if previous else 1
-        record = {"format": 1, "number": number, "previous": previous, "code": code,
-                  "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                  "rows_sha256": sha256(rows), "comparison": comparison.to_dict()}
-        data = canonical_json(record)
-        run_id = self.registry.get_version(comparison["challenger"]["version"]).run_id
-        link = {"id": sha256(data), "run_id": run_id}
-        with tempfile.TemporaryDirectory() as tmp:
-            for name, content in ((f"{link['id']}.json", data), (f"{link['id']}.parquet", rows)):
-                (Path(tmp) / name).write_bytes(content)
-                self.registry.attach(run_id, Path(tmp) / name, FOLDER)
+    self.registry.note(HEAD, move)
+    return link["id"]
 
-        def move(old: str) -> str:
-            if (json.loads(old) if old else None) != previous:
-                raise _Moved
-            return json.dumps(link)
+# %% ../../nbs/03_mlops/04a_decisions.ipynb #f229167c
+@patch
+def record(self: DecisionLog, comparison: Comparison, *, code: str = "") -> Comparison:
+    """Add `comparison` to the chain; returns it with the record's id as its "decision".
 
-        self.registry.note(HEAD, move)
-        return link["id"]
+    `code`: commit that decided; default: that of the settings' folder. Both versions get a tag
+    `decision.<id>` with the verdict."""
+    from content_arena.training.tracking import git_commit       # brings torch: only if needed
+    code = code or git_commit(self.registry.settings.root)
+    for _ in range(10):
+        try:
+            done = self._append(comparison, code)
+            break
+        except _Moved:
+            continue
+    else:
+        raise DecisionError("others keep recording decisions: try again")
+    for role in ("champion", "challenger"):
+        if side := comparison[role]:
+            tag = {f"decision.{done[:16]}": f"{comparison.verdict} (as {role})"}
+            self.registry.tag(side["version"], **tag)
+    return replace(comparison, record=comparison.record | {"decision": done})
 
-# %% ../../nbs/03_mlops/04a_decisions.ipynb #dac538c3
+# %% ../../nbs/03_mlops/04a_decisions.ipynb #caaff35c
 LIST_COLUMNS = ["number", "id", "time", "verdict", "champion", "challenger", "f1 gain", "test set"]
 
-class DecisionLog(_Writer):
-    "The chain of decision records of a registry."
+@patch
+def list(self: DecisionLog) -> pd.DataFrame:
+    "One row per decision, oldest first; DecisionError at a broken record."
+    found = []
+    for link, r in self._backwards():
+        c = r["comparison"]
+        gain = (c["improvement"] or {}).get("f1")
+        found.append({"number": r["number"], "id": link["id"][:12], "time": r["time"],
+                      "verdict": c["verdict"], "champion": (c["champion"] or {}).get("version"),
+                      "challenger": c["challenger"]["version"], "f1 gain": gain,
+                      "test set": c["test_set"]["sha256"][:12]})
+    return pd.DataFrame(found[::-1], columns=LIST_COLUMNS)
 
-    def list(self) -> pd.DataFrame:
-        "One row per decision, oldest first; DecisionError at a broken record."
-        found = []
-        for link, r in self._backwards():
-            c = r["comparison"]
-            gain = (c["improvement"] or {}).get("f1")
-            found.append({"number": r["number"], "id": link["id"][:12], "time": r["time"],
-                          "verdict": c["verdict"], "champion": (c["champion"] or {}).get("version"),
-                          "challenger": c["challenger"]["version"], "f1 gain": gain,
-                          "test set": c["test_set"]["sha256"][:12]})
-        return pd.DataFrame(found[::-1], columns=LIST_COLUMNS)
+@patch
+def show(self: DecisionLog, id: str) -> dict[str, Any]:
+    "The record whose id starts with `id`; DecisionError if there is none, or more than one."
+    links = ((link["id"], record) for link, record in self._backwards())
+    found = [{"id": name} | record for name, record in links if name.startswith(id)]
+    if len(found) != 1:
+        raise DecisionError(f"{len(found)} decisions start with {id!r}: see the list")
+    return found[0]
 
-    def show(self, id: str) -> dict[str, Any]:
-        "The record whose id starts with `id`; DecisionError if there is none, or more than one."
-        links = ((link["id"], record) for link, record in self._backwards())
-        found = [{"id": name} | record for name, record in links if name.startswith(id)]
-        if len(found) != 1:
-            raise DecisionError(f"{len(found)} decisions start with {id!r}: see the list")
-        return found[0]
-
-    def verify(self) -> int:
-        "Number of records, all sound; else DecisionError naming the first that is not."
-        seen, expected = set(), None
-        for link, r in self._backwards():
-            name = f"decision {r['number']} ({link['id'][:12]})"
-            if expected not in (None, r["number"]):
-                raise DecisionError(f"{name}: decision {expected} should stand here")
-            data = self._file(link, f"{link['id']}.parquet")
-            if sha256(data) != r["rows_sha256"]:
-                raise DecisionError(f"{name}: its stored scores were changed")
-            if wrong := differences_found(r["comparison"], pd.read_parquet(io.BytesIO(data))):
-                raise DecisionError(f"{name}: {'; '.join(wrong)}")
-            seen.add(link["id"][:16])
-            expected = r["number"] - 1
-        if expected:
-            raise DecisionError(f"the chain begins with decision {expected + 1}, not with 1")
-        for v in self.registry.versions():
-            carried = {t.removeprefix("decision.") for t in v.tags if t.startswith("decision.")}
-            if lost := sorted(carried - seen):
-                raise DecisionError(f"v{v.version} carries decision {lost[0]}, which is not in"
-                                    " the chain: it was cut or rewritten")
-        return len(seen)
+# %% ../../nbs/03_mlops/04a_decisions.ipynb #73452187
+@patch
+def verify(self: DecisionLog) -> int:
+    "Number of records, all sound; else DecisionError naming the first that is not."
+    seen, expected = set(), None
+    for link, r in self._backwards():
+        name = f"decision {r['number']} ({link['id'][:12]})"
+        if expected not in (None, r["number"]):
+            raise DecisionError(f"{name}: decision {expected} should stand here")
+        data = self._file(link, f"{link['id']}.parquet")
+        if sha256(data) != r["rows_sha256"]:
+            raise DecisionError(f"{name}: its stored scores were changed")
+        if wrong := differences_found(r["comparison"], pd.read_parquet(io.BytesIO(data))):
+            raise DecisionError(f"{name}: {'; '.join(wrong)}")
+        seen.add(link["id"][:16])
+        expected = r["number"] - 1
+    if expected:
+        raise DecisionError(f"the chain begins with decision {expected + 1}, not with 1")
+    for v in self.registry.versions():
+        carried = {t.removeprefix("decision.") for t in v.tags if t.startswith("decision.")}
+        if lost := sorted(carried - seen):
+            raise DecisionError(f"v{v.version} carries decision {lost[0]}, which is not in"
+                                " the chain: it was cut or rewritten")
+    return len(seen)

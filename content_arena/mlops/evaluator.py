@@ -7,7 +7,7 @@ __all__ = ['SLICES', 'LENGTHS', 'SHADOW', 'BATTLE', 'EvaluationError', 'TestSet'
            'length_bucket', 'score_rows', 'patterns', 'slices_of', 'plain', 'side', 'slice_rows', 'evidence_record',
            'Comparison', 'bootstrap_seed', 'assemble', 'count_look', 'load_engine', 'ChampionChallengerEvaluator']
 
-# %% ../../nbs/03_mlops/04_evaluator.ipynb #fd8c19cd
+# %% ../../nbs/03_mlops/04_evaluator.ipynb #bbe2df2c
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from ..config import GateSettings, Settings
 from .gate import Decision, Evidence, Slice, budget_statement, decide
@@ -239,7 +240,7 @@ def count_look(registry: ModelRegistry, test: TestSet, champion: Version,
 
     return registry.note(f"testset.{test.sha256[:16]}", add).split().index(pair) + 1
 
-# %% ../../nbs/03_mlops/04_evaluator.ipynb #145c3979
+# %% ../../nbs/03_mlops/04_evaluator.ipynb #d6da9a7d
 def load_engine(registry: RegistryReader, version: Version, alias: str,
                 settings: Settings) -> Scorer:
     "The engine of a version, its files verified. Raises RegistryError or ModelError."
@@ -248,7 +249,8 @@ def load_engine(registry: RegistryReader, version: Version, alias: str,
                        version=version.version, alias=alias, dtype=settings.dtype,
                        threads=settings.threads, expected_sha256=version.sha256)
 
-class _Scoring:
+class ChampionChallengerEvaluator:
+    "Compares @challenger with @champion of `registry` under the gate of `settings`."
     def __init__(self, registry: ModelRegistry, settings: Settings) -> None:
         self.registry, self.settings = registry, settings
 
@@ -261,8 +263,11 @@ class _Scoring:
                                   f" given holds v{scorer.version} ({scorer.sha256[:12]})")
         return scorer
 
-    def _versions(self) -> tuple[Version | None, Version]:
-        old, new = self.registry.get_champion(), self.registry.get_challenger()
+    def _versions(self, champion: str | None,
+                  challenger: str | None) -> tuple[Version | None, Version]:
+        pick = self.registry.get_version
+        old = pick(champion) if champion else self.registry.get_champion()
+        new = pick(challenger) if challenger else self.registry.get_challenger()
         if new is None:
             raise EvaluationError("no version is @challenger: train and register one")
         if old is not None and old.version == new.version:
@@ -275,36 +280,44 @@ class _Scoring:
             return None
         return scorer.latency_ms(test.frame.text.head(50).tolist())["p95_ms"]
 
-# %% ../../nbs/03_mlops/04_evaluator.ipynb #8ce279d5
-class ChampionChallengerEvaluator(_Scoring):
-    "Compares @challenger with @champion of `registry` under the gate of `settings`."
+# %% ../../nbs/03_mlops/04_evaluator.ipynb #861eb5b8
+@patch
+def compare(
+    self: ChampionChallengerEvaluator,
+    test: Any,
+    *,
+    champion: str | None = None,
+    challenger: str | None = None,
+    engines: Mapping[str, Scorer] | None = None,
+    shadow: Mapping | None = None,
+    battle: Mapping | None = None,
+) -> Comparison:
+    """Compare on `test`: a Dataset (its test split) or a frame with text, label and slices.
 
-    def compare(self, test: Any, *, engines: Mapping[str, Scorer] | None = None,
-                shadow: Mapping | None = None, battle: Mapping | None = None) -> Comparison:
-        """Compare on `test`: a Dataset (its test split) or a frame with text, label and slices.
-
-        `engines`: loaded models by role ("champion", "challenger"); missing ones are loaded and
-        closed. `shadow`, `battle`: evidence with the keys of `SHADOW`, `BATTLE`. Raises
-        EvaluationError, LineageError, GateError, or what registry and engine raise."""
-        s, (old, new), test = self.settings, self._versions(), as_test_set(test)
-        evidence = evidence_record(len(test.frame), shadow, battle)
-        behind = [v for v in (old, new) if v]
-        certificate = certify(test.fingerprints, self.registry, behind,
-                              threshold=s.overlap_threshold, allowed=s.max_test_overlap)
-        scorers, scores, latency = [], [], None
-        for role, v in (("champion", old), ("challenger", new)):
-            scorers.append(self._scorer(role, v, engines or {}) if v else None)
-            scores.append(score(scorers[-1], test) if v else None)
-            if role == "challenger":
-                latency = self._latency(scorers[-1], test)
-            if v and role not in (engines or {}) and hasattr(scorers[-1], "close"):
-                scorers[-1].close()
-        table = score_rows(test, *scores)
-        limits = (getattr(scorers[0], "threshold", 0.5), scorers[1].threshold)
-        e = Evidence(counts=tuple(patterns(table, limits).tolist()), has_champion=old is not None,
-                     slices=slices_of(table, limits), battle=battle, latency_ms=latency,
-                     decision_number=count_look(self.registry, test, old, new) if old else 1,
-                     size_mb=scorers[1].size_mb,
-                     seed=bootstrap_seed(test.sha256, *(v.sha256 for v in behind)))
-        more = {"certificate": certificate.to_dict(), "evidence": evidence, "latency_ms": latency}
-        return assemble(test, table, (old, new), tuple(scorers), e, s, more)
+    `champion`, `challenger`: versions; default: the ones that hold the aliases.
+    `engines`: loaded models by role ("champion", "challenger"); missing ones are loaded and
+    closed. `shadow`, `battle`: evidence with the keys of `SHADOW`, `BATTLE`. Raises
+    EvaluationError, LineageError, GateError, or what registry and engine raise."""
+    s, test = self.settings, as_test_set(test)
+    old, new = self._versions(champion, challenger)
+    evidence = evidence_record(len(test.frame), shadow, battle)
+    behind = [v for v in (old, new) if v]
+    certificate = certify(test.fingerprints, self.registry, behind,
+                          threshold=s.overlap_threshold, allowed=s.max_test_overlap)
+    scorers, scores, latency = [], [], None
+    for role, v in (("champion", old), ("challenger", new)):
+        scorers.append(self._scorer(role, v, engines or {}) if v else None)
+        scores.append(score(scorers[-1], test) if v else None)
+        if role == "challenger":
+            latency = self._latency(scorers[-1], test)
+        if v and role not in (engines or {}) and hasattr(scorers[-1], "close"):
+            scorers[-1].close()
+    table = score_rows(test, *scores)
+    limits = (getattr(scorers[0], "threshold", 0.5), scorers[1].threshold)
+    e = Evidence(counts=tuple(patterns(table, limits).tolist()), has_champion=old is not None,
+                 slices=slices_of(table, limits), battle=battle, latency_ms=latency,
+                 decision_number=count_look(self.registry, test, old, new) if old else 1,
+                 size_mb=scorers[1].size_mb,
+                 seed=bootstrap_seed(test.sha256, *(v.sha256 for v in behind)))
+    more = {"certificate": certificate.to_dict(), "evidence": evidence, "latency_ms": latency}
+    return assemble(test, table, (old, new), tuple(scorers), e, s, more)

@@ -6,7 +6,7 @@
 __all__ = ['MOVES', 'RUN_TAGS', 'RegistryError', 'sqlite_file', 'check_reachable', 'Version', 'RegistryReader', 'Move',
            'ModelRegistry']
 
-# %% ../../nbs/03_mlops/00_model_registry.ipynb #357285d6
+# %% ../../nbs/03_mlops/00_model_registry.ipynb #3555162b
 import hashlib
 import io
 import json
@@ -25,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 import mlflow
+from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -234,29 +235,24 @@ def _cached(c: _Connection, v: Version) -> Path:
             folder.rename(target)
     return target
 
-# %% ../../nbs/03_mlops/00_model_registry.ipynb #097ef2b9
+# %% ../../nbs/03_mlops/00_model_registry.ipynb #32b96e4c
 class RegistryReader(_Connection):
     "Read-only view of the registered model; methods raise RegistryError if MLflow is away."
     def get_champion(self) -> Version | None:
         "The version that answers; None before the first promotion."
         return _by_alias(self, "champion")
-
     def get_challenger(self) -> Version | None:
         "The version that waits for a decision; None if there is none."
         return _by_alias(self, "challenger")
-
     def get_previous(self) -> Version | None:
         "The version that `rollback` brings back; None if there is none."
         return _by_alias(self, "previous")
-
     def get_version(self, number: str | int) -> Version:
         "Version `number`; RegistryError, with the ones there are, if there is no such version."
         return _numbered(self, number)
-
     def versions(self) -> list[Version]:
         "All versions, oldest first."
         return _versions(self)
-
     def history(self) -> list[dict]:
         "Every move, oldest first: the fields of `Move` as a dictionary."
         tags = self.notes("event.")
@@ -401,8 +397,9 @@ def _create(c: _Connection, run_id: str) -> Version:
         with _quiet():
             return _version(mlflow.register_model(f"runs:/{run_id}/model", c.name, tags=tags))
 
-# %% ../../nbs/03_mlops/00_model_registry.ipynb #8d922021
-class _Nominations(RegistryReader):
+# %% ../../nbs/03_mlops/00_model_registry.ipynb #d6104c33
+class ModelRegistry(RegistryReader):
+    "The registered model of `settings`, with the right to move its aliases."
     @contextmanager
     def _alone(self) -> Iterator[None]:
         with self._locked():
@@ -434,57 +431,65 @@ class _Nominations(RegistryReader):
                 raise RegistryError(f"{self.name}: no challenger to reject")
             return _move(self, Move("reject", now.version, "", "", reason, decision, report))
 
-# %% ../../nbs/03_mlops/00_model_registry.ipynb #e75f4836
-class _Promotions(_Nominations):
-    def promote_challenger(self, *, expected_challenger: Version | str,
-                           expected_champion: Version | str | None, reason: str,
-                           decision: str = "", report: str = "") -> Version:
-        """Make the challenger champion, if both aliases still are as the decision saw them.
+# %% ../../nbs/03_mlops/00_model_registry.ipynb #54952146
+@patch
+def promote_challenger(self: ModelRegistry, *, expected_challenger: Version | str,
+                       expected_champion: Version | str | None, reason: str,
+                       decision: str = "", report: str = "") -> Version:
+    """Make the challenger champion, if both aliases still are as the decision saw them.
 
-        `expected_champion` None: there is none yet. Otherwise RegistryError, nothing moved."""
-        with self._alone():
-            new = _expect(self, "challenger", expected_challenger)
-            old = _expect(self, "champion", expected_champion)
-            if new is None or (old and old.version == new.version):
-                raise RegistryError(f"{self.name}: no challenger to promote")
-            was = old.version if old else ""
-            return _move(self, Move("promote", new.version, was, was, reason, decision, report))
+    `expected_champion` None: there is none yet. Otherwise RegistryError, nothing moved."""
+    with self._alone():
+        new = _expect(self, "challenger", expected_challenger)
+        old = _expect(self, "champion", expected_champion)
+        if new is None or (old and old.version == new.version):
+            raise RegistryError(f"{self.name}: no challenger to promote")
+        was = old.version if old else ""
+        return _move(self, Move("promote", new.version, was, was, reason, decision, report))
 
-# %% ../../nbs/03_mlops/00_model_registry.ipynb #10dec037
-class ModelRegistry(_Promotions):
-    "The registered model of `settings`, with the right to move its aliases."
-    def rollback(self, reason: str, *, expected_champion: Version | str | None = None,
-                 decision: str = "") -> Version:
-        "Bring the previous champion back; RegistryError, and nothing moved, if there is none."
-        with self._alone():
-            bad, good = self.get_champion(), self.get_previous()
-            if expected_champion is not None:
-                bad = _expect(self, "champion", expected_champion)
-            if bad is None or good is None or bad.version == good.version:
-                raise RegistryError(f"{self.name}: no previous champion to go back to")
-            before = good.tags.get("replaces", "")
-            if before not in {v.version for v in self.versions()} - {good.version, bad.version}:
-                before = ""
-            move = Move("rollback", good.version, bad.version, before, reason, decision)
-            return _move(self, move)
+# %% ../../nbs/03_mlops/00_model_registry.ipynb #a941002f
+@patch
+def rollback(self: ModelRegistry, reason: str, *, expected_champion: Version | str | None = None,
+             decision: str = "") -> Version:
+    "Bring the previous champion back; RegistryError, and nothing moved, if there is none."
+    with self._alone():
+        bad, good = self.get_champion(), self.get_previous()
+        if expected_champion is not None:
+            bad = _expect(self, "champion", expected_champion)
+        if bad is None or good is None or bad.version == good.version:
+            raise RegistryError(f"{self.name}: no previous champion to go back to")
+        before = good.tags.get("replaces", "")
+        if before not in {v.version for v in self.versions()} - {good.version, bad.version}:
+            before = ""
+        move = Move("rollback", good.version, bad.version, before, reason, decision)
+        return _move(self, move)
 
-    def note(self, key: str, change: Callable[[str], str]) -> str:
-        """Replace tag `key` of the registered model by `change(old)` ('' if unset), under the lock.
+@patch
+def settle(self: ModelRegistry) -> None:
+    "Finish or drop a move that a killed process left, as each move does before it begins."
+    with self._alone():
+        pass
 
-        Others may count or append without losing one another's entries."""
-        with self._alone():
-            value = change(self.notes(key).get(key, ""))
-            _note(self, key, value)
-        return value
+@patch
+def note(self: ModelRegistry, key: str, change: Callable[[str], str]) -> str:
+    """Replace tag `key` of the registered model by `change(old)` ('' if unset), under the lock.
 
-    def attach(self, run_id: str, file: Path, folder: str) -> None:
-        "Log `file` as an artifact of a run, in `folder`."
-        with self._talk(f"logging {file.name} to run {run_id}") as client:
-            client.log_artifact(run_id, str(file), folder)
+    Others may count or append without losing one another's entries."""
+    with self._alone():
+        value = change(self.notes(key).get(key, ""))
+        _note(self, key, value)
+    return value
 
-    def tag(self, version: Version | str, **tags: str) -> None:
-        "Set tags of a version, e.g. `report=...`; those that the registry keeps are refused."
-        if kept := {"status", "reason", "updated", "replaces", *RUN_TAGS} & set(tags):
-            raise RegistryError(f"tag {', '.join(sorted(kept))}: set by the registry itself")
-        known = self.get_version(getattr(version, "version", version))
-        _mark(self, known.version, **tags)
+@patch
+def attach(self: ModelRegistry, run_id: str, file: Path, folder: str) -> None:
+    "Log `file` as an artifact of a run, in `folder`."
+    with self._talk(f"logging {file.name} to run {run_id}") as client:
+        client.log_artifact(run_id, str(file), folder)
+
+@patch
+def tag(self: ModelRegistry, version: Version | str, **tags: str) -> None:
+    "Set tags of a version, e.g. `report=...`; those that the registry keeps are refused."
+    if kept := {"status", "reason", "updated", "replaces", *RUN_TAGS} & set(tags):
+        raise RegistryError(f"tag {', '.join(sorted(kept))}: set by the registry itself")
+    known = self.get_version(getattr(version, "version", version))
+    _mark(self, known.version, **tags)

@@ -7,13 +7,11 @@ __all__ = ['HEAD_NAMES', 'SPEC_FILE', 'MANIFEST_FILE', 'ModelError', 'fast_dtype
            'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'collate', 'predict_logits',
            'load_dense', 'DenseCopy', 'write_manifest', 'read_manifest', 'read_spec', 'verify_model', 'save_model']
 
-# %% ../../nbs/01_training/05_classifier.ipynb #41d019f2
+# %% ../../nbs/01_training/05_classifier.ipynb #bcb86295
 import hashlib
 import json
 import os
 import shutil
-import time
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -30,30 +28,16 @@ from transformers.utils import logging as hf_logging
 
 from .base_models import BaseModel
 
-# %% ../../nbs/01_training/05_classifier.ipynb #80db9b22
+# %% ../../nbs/01_training/05_classifier.ipynb #78e5575e
 class ModelError(RuntimeError):
-    """A model folder is incomplete, damaged, or needs something this machine lacks; the message
-    says which."""
+    "A model folder is incomplete, damaged, or needs something this machine lacks; says which."
 
-def _seconds(dtype: torch.dtype, device: str, n: int = 8) -> float:
-    a, b = (torch.ones(s, dtype=dtype, device=device) for s in ((512, 384), (384, 1536)))
-    best = float("inf")
-    for _ in range(n):
-        start = time.perf_counter()
-        (a @ b).sum().item()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-@lru_cache
 def fast_dtype(device: str = "cpu") -> torch.dtype:
-    """bfloat16 if it multiplies matrices at least 1.2 times as fast as float32 on `device`, else
-    float32.
-
-    Measured once per process (best of 8 products)."""
+    "bfloat16 where `device` has instructions for it (CUDA, AMX, AVX-512 BF16), else float32."
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    faster = _seconds(torch.float32, device) > 1.2 * _seconds(torch.bfloat16, device)
-    return torch.bfloat16 if faster else torch.float32
+    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
 
 def best_device() -> str:
     "`cuda` if a GPU can be used, else `cpu`."

@@ -1,0 +1,119 @@
+"""Processes that a test may kill, forked from a server that has MLflow loaded: each starts at once.
+
+The server never opened a database, so none is shared by its children. In it are also the registry
+of three versions that they work on.
+"""
+import multiprocessing
+import os
+import signal
+import sqlite3
+import traceback
+from contextlib import closing, contextmanager
+from functools import cache
+from multiprocessing import forkserver
+from pathlib import Path
+from unittest.mock import patch
+
+import httpcore  # noqa: F401  loaded with the first request otherwise
+from mlflow import MlflowClient
+from mlflow.store.db import utils
+from mlflow.store.model_registry import sqlalchemy_store as registry_store  # noqa: F401  loaded here, before
+from mlflow.store.tracking import sqlalchemy_store as tracking_store  # noqa: F401  the server forks
+from sqlalchemy.orm import configure_mappers
+
+from content_arena.config import load_settings
+from content_arena.mlops import model_registry as mr
+from content_arena.mlops.model_registry import ModelRegistry, Move
+
+WRITES = ("set_registered_model_alias", "delete_registered_model_alias", "set_model_version_tag",
+          "set_registered_model_tag")
+
+# What each process would find out again when it opens a database, from 60 files.
+configure_mappers()
+utils._get_latest_schema_revision = cache(utils._get_latest_schema_revision)
+utils._get_latest_schema_revision()
+context = multiprocessing.get_context("forkserver")
+
+
+def _run(role, pipe, args) -> None:
+    try:
+        role(pipe, *args)
+    except BaseException:
+        pipe.send(traceback.format_exc())
+        raise
+
+
+@contextmanager
+def process(role, *args):
+    "`role(pipe, *args)` in a process; yields it and our end of the pipe; ended if left running."
+    context.set_forkserver_preload([__name__, role.__module__])
+    with patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent)):
+        forkserver.ensure_running()
+    here, there = context.Pipe()
+    child = context.Process(target=_run, args=(role, there, args), daemon=True)
+    child.start()
+    there.close()                                      # so that its death is the end of the pipe
+    try:
+        yield child, here
+    finally:
+        child.kill()
+        child.join()
+        here.close()
+
+
+def told(role, *args, timeout_s: float = 60):
+    "The one thing that `role` sends, from a process that ends well."
+    with process(role, *args) as (child, pipe):
+        assert pipe.poll(timeout_s), f"{role.__name__} is silent"
+        said = pipe.recv()
+        child.join(timeout_s)
+        assert child.exitcode == 0, said
+        return said
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(role, *args, timeout_s: float = 60) -> None:
+    "Run `role` in a process that has to end itself by SIGKILL before it sent anything."
+    with process(role, *args) as (child, pipe):
+        child.join(timeout_s)
+        said = pipe.recv() if child.exitcode != -signal.SIGKILL and pipe.poll() else ""
+        assert child.exitcode == -signal.SIGKILL, said
+
+
+def make_settings(root: Path, **more):
+    store = dict(var_dir=str(root / "var"), artifact_dir=str(root / "artifacts"),
+                 tracking_uri=f"sqlite:///{root}/mlflow.db")
+    return load_settings(env={}, **(store | more))
+
+
+def make_three_versions(root: Path) -> ModelRegistry:
+    "v1 is `previous`, v2 is champion, v3 the challenger; no model files."
+    registry = ModelRegistry(make_settings(root))
+    client: MlflowClient = registry._client
+    client.create_registered_model(registry.name)
+    for number in "123":
+        client.create_model_version(registry.name, f"file:///nowhere/{number}",
+                                    tags={"model_sha256": f"{int(number):064x}"})
+        mr._move(registry, Move("register", number))
+        if number != "3":
+            registry.promote_challenger(expected_challenger=number, reason="better",
+                                        expected_champion=registry.get_champion())
+    return registry
+
+
+def copy_store(store: Path, root: Path) -> ModelRegistry:
+    "A registry of its own in `root`, as it is in the database `store`; again: as it was at first."
+    with closing(sqlite3.connect(store)) as old, closing(sqlite3.connect(root / "mlflow.db")) as new:
+        old.backup(new)
+    return ModelRegistry(make_settings(root))
+
+
+def aliases(registry) -> dict[str, str]:
+    return {a: v.version for v in registry.versions() for a in v.aliases}
+
+
+def statuses(registry) -> list[str]:
+    return [v.status for v in registry.versions()]
