@@ -220,9 +220,10 @@ def _unfinished_cell(executed: Path) -> str | None:
             return f"cell {i} is {status}, not completed"
     return None
 
-# %% ../nbs/06_entry/00_pipeline.ipynb #585fff57
+# %% ../nbs/06_entry/00_pipeline.ipynb #67845f04
 def _mlflow_run(folder: Path, settings: Settings) -> str:
     "The MLflow run of a pipeline run, created at its first start."
+    ModelRegistry(settings).get_champion()       # makes a new store's tables under a lock
     experiment = connect(settings)
     state = read_json(folder / "run.json")
     if "mlflow_run_id" not in state:

@@ -17,7 +17,7 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
     "A database with MLflow's tables and no rows of ours: making one takes seconds, copying it none."
-    from mlflow import MlflowClient
+    from forks import MlflowClient                     # one that does not wait for the disk
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{file}").search_registered_models(max_results=1)
     return file

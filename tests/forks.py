@@ -17,8 +17,9 @@ from unittest.mock import patch
 import httpcore  # noqa: F401  loaded with the first request otherwise
 from mlflow import MlflowClient
 from mlflow.store.db import utils
-from mlflow.store.model_registry import sqlalchemy_store as registry_store  # noqa: F401  loaded here, before
-from mlflow.store.tracking import sqlalchemy_store as tracking_store  # noqa: F401  the server forks
+from mlflow.store.model_registry import sqlalchemy_store as _registry_store  # noqa: F401
+from mlflow.store.tracking import sqlalchemy_store as _tracking_store  # noqa: F401
+from sqlalchemy import Engine, event
 from sqlalchemy.orm import configure_mappers
 
 from content_arena.config import load_settings
@@ -28,11 +29,17 @@ from content_arena.mlops.model_registry import ModelRegistry, Move
 WRITES = ("set_registered_model_alias", "delete_registered_model_alias", "set_model_version_tag",
           "set_registered_model_tag")
 
-# What each process would find out again when it opens a database, from 60 files.
+# What each process would load or find out again when it opens a database, some of it from 60 files.
 configure_mappers()
 utils._get_latest_schema_revision = cache(utils._get_latest_schema_revision)
 utils._get_latest_schema_revision()
 context = multiprocessing.get_context("forkserver")
+
+
+@event.listens_for(Engine, "connect")
+def _without_fsync(connection, _) -> None:
+    "What was written outlives a killed process; only a power cut, which no test plays, needs more."
+    connection.execute("pragma synchronous = off")
 
 
 def _run(role, pipe, args) -> None:
@@ -47,7 +54,8 @@ def _run(role, pipe, args) -> None:
 def process(role, *args):
     "`role(pipe, *args)` in a process; yields it and our end of the pipe; ended if left running."
     context.set_forkserver_preload([__name__, role.__module__])
-    with patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent)):
+    path = str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path))):
         forkserver.ensure_running()
     here, there = context.Pipe()
     child = context.Process(target=_run, args=(role, there, args), daemon=True)
@@ -106,8 +114,9 @@ def make_three_versions(root: Path) -> ModelRegistry:
 
 def copy_store(store: Path, root: Path) -> ModelRegistry:
     "A registry of its own in `root`, as it is in the database `store`; again: as it was at first."
-    with closing(sqlite3.connect(store)) as old, closing(sqlite3.connect(root / "mlflow.db")) as new:
-        old.backup(new)
+    with closing(sqlite3.connect(store)) as source, \
+            closing(sqlite3.connect(root / "mlflow.db")) as copy:
+        source.backup(copy)
     return ModelRegistry(make_settings(root))
 
 

@@ -1,6 +1,5 @@
 """The registry under kills and under several processes: what a notebook can't show."""
 import shutil
-import signal
 import socket
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
 from content_arena.mlops import model_registry as mr
+from content_arena.tracking_server import TrackingServerError, check_reachable
 from content_arena.mlops.model_registry import ModelRegistry, Move, RegistryError, RegistryReader
 from forks import WRITES, aliases, copy_store, die, killed, make_settings, process, statuses
 
@@ -76,7 +76,7 @@ def test_death_at_any_write_is_finished_or_undone(registry, monkeypatch, tmp_pat
     assert done != before
 
     ends = []
-    for n in range(len(writes)):                                # after write n is before write n + 1
+    for n in range(len(writes)):                               # after write n is before write n + 1
         registry = copy_store(three_versions_store, tmp_path)
         with monkeypatch.context() as m, pytest.raises(Killed):
             on_write(m, [], n)
@@ -101,7 +101,7 @@ def test_death_between_creating_a_version_and_nominating_it(settings, monkeypatc
     assert registry.get_challenger().version == "1" and len(registry.versions()) == 1
 
 
-# --- several processes -----------------------------------------------------------------------------
+# --- several processes ---------------------------------------------------------------------------
 
 def read(pipe, root: Path) -> None:
     "Read @champion until told to stop; send the number of reads and the failures."
@@ -184,7 +184,7 @@ def test_a_held_lock_stops_writers_and_no_reader(registry):
     assert impatient.get_challenger().version == "3"
 
 
-# --- MLflow in trouble -----------------------------------------------------------------------------
+# --- MLflow in trouble ---------------------------------------------------------------------------
 
 def test_first_ever_set_is_tried_again(registry, monkeypatch):
     original, calls = mlflow.MlflowClient.set_registered_model_alias, []
@@ -197,7 +197,7 @@ def test_first_ever_set_is_tried_again(registry, monkeypatch):
 
     monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", racing)
     assert ACTIONS["promote"](registry).version == "3"
-    assert len(calls) == 4                                      # champion three times, previous once
+    assert len(calls) == 4                                     # champion three times, previous once
 
 
 def test_other_errors_are_not_tried_again(registry, monkeypatch):
@@ -224,8 +224,8 @@ def test_a_move_by_another_machine_is_noticed(registry, monkeypatch):
 def test_a_server_that_accepts_and_never_answers(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(RegistryError, match="does not answer at " + uri):
-            mr.check_reachable(uri, timeout_s=0.2)
+        with pytest.raises(TrackingServerError, match="does not answer at " + uri):
+            check_reachable(uri, timeout_s=0.2)
 
 
 @pytest.mark.parametrize("verb", [
@@ -236,10 +236,11 @@ def test_every_verb_says_that_nobody_is_there(tmp_path, verb):
         verb(ModelRegistry(make_settings(tmp_path, tracking_uri="http://127.0.0.1:9")))
 
 
-# --- files -------------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------
 
 def cached(settings) -> list[str]:
-    return sorted(p.name for p in (settings.path("var_dir") / "cache" / "models").iterdir() if p.is_dir())
+    folder = settings.path("var_dir") / "cache" / "models"
+    return sorted(p.name for p in folder.iterdir() if p.is_dir())
 
 
 def test_a_model_that_was_exchanged_in_the_store_is_refused(settings, tmp_path):

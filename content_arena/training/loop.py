@@ -197,43 +197,27 @@ def _save_best(folder: Path, classifier: ContentClassifier) -> None:
     except (OSError, SafetensorError) as e:
         raise TrainingError(f"the best parameters can't be written to {folder.name}/: {e}") from e
 
-# %% ../../nbs/01_training/07_loop.ipynb #7f60f4ee
-def fit(
-    classifier: ContentClassifier,
-    ids: Sequence[Sequence[int]],
-    labels: np.ndarray,
-    settings: Settings,
-    *,
-    pad: int,
-    device: str,
-    work_dir: Path,
-    validate: Callable[[int], dict[str, float]],
-    monitor: str = "valid_f1",
-    on_log: Callable[[int, dict], None] = lambda step, values: None,
-    progress: bool = True,
-) -> dict:
-    """Train adapter and head on `ids` (token ids per text) and `labels` (n,); leaves the best
-    parameters in place.
+# %% ../../nbs/01_training/07_loop.ipynb #720fc7ac
+def fit(classifier: ContentClassifier, ids: Sequence[Sequence[int]], labels: np.ndarray,
+        settings: Settings, *, pad: int, device: str, work_dir: Path,
+        validate: Callable[[int], dict[str, float]], monitor: str = "valid_f1",
+        on_log: Callable[[int, dict], None] = lambda step, values: None,
+        progress: bool = True) -> dict:
+    """Train adapter and head on `ids` (token ids per text) and `labels` (n,).
 
-    Checkpoints go to `work_dir`; if it holds one, training goes on from there. Returns steps,
-    best_step,
-    the best value of `monitor` and `stopped_early`. Raises TrainingError."""
+    Leaves the best parameters in place. Checkpoints go to `work_dir`; if it holds one, training
+    goes on from there. Returns steps, best_step, the best value of `monitor` and `stopped_early`.
+    Raises TrainingError."""
     work_dir.mkdir(parents=True, exist_ok=True)
     plan = make_plan([len(i) for i in ids], settings)
     optimizer = make_optimizer(classifier, settings, device)
     weights = loss_weights(labels, settings.class_weights)
+    weights = weights.to(device) if weights is not None else None
+    targets = torch.tensor(np.array(labels), dtype=torch.int64, device=device)
     state = {"step": 0, "best": None, "best_step": 0, "since_best": 0, "losses": []}
     state = load_checkpoint(work_dir, classifier, optimizer) or state
-    targets = torch.tensor(np.array(labels), dtype=torch.int64, device=device)
-    weights = weights.to(device) if weights is not None else None
-    bar = tqdm(
-        total=len(plan),
-        initial=state["step"],
-        desc="train",
-        unit="step",
-        disable=not progress,
-        mininterval=5,
-    )
+    bar = tqdm(total=len(plan), initial=state["step"], desc="train", unit="step",
+               disable=not progress, mininterval=5)
     while state["step"] < len(plan) and state["since_best"] < settings.patience:
         scale = learning_rate_scale(state["step"], len(plan), settings.warmup_fraction)
         for group in optimizer.param_groups:
@@ -242,9 +226,10 @@ def fit(
         state["step"] += 1
         state["losses"].append(loss)
         bar.update()
-        if state["step"] % settings.eval_every == 0 or state["step"] == len(plan):
+        last = state["step"] == len(plan)
+        if last or state["step"] % settings.eval_every == 0:
             _validate(classifier, state, validate, monitor, on_log, scale, work_dir, bar)
-        if state["step"] % settings.checkpoint_every == 0 or state["step"] == len(plan):
+        if last or state["step"] % settings.checkpoint_every == 0:
             save_checkpoint(work_dir, classifier, optimizer, state)
     bar.close()
     return _finish(classifier, state, work_dir, device, monitor, len(plan))

@@ -6,7 +6,7 @@
 __all__ = ['TRAINING_KEYS', 'PROBE_TEXTS', 'fit_temperature', 'toxic_probability', 'classification_metrics', 'training_ticket',
            'open_run', 'QLoRATrainer', 'probe_scores']
 
-# %% ../../nbs/01_training/09_qlora_trainer.ipynb #a8fdb941
+# %% ../../nbs/01_training/09_qlora_trainer.ipynb #02c319b5
 import hashlib
 import json
 import os
@@ -24,7 +24,7 @@ from scipy.special import expit, log_softmax
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss
 from sklearn.metrics import precision_score, recall_score
 
-from ..config import Settings
+from ..config import ModelSettings, Settings, TrainSettings
 from .base_models import BaseModel, resolve_base_model
 from .baseline import TfidfBaseline, choose_threshold
 from content_arena.training.classifier import (
@@ -83,27 +83,9 @@ def classification_metrics(
             "average_precision": average_precision_score(labels, scores),
             "log_loss": log_loss(labels, np.clip(scores, 1e-7, 1 - 1e-7), labels=[0, 1])}
 
-# %% ../../nbs/01_training/09_qlora_trainer.ipynb #af444620
-TRAINING_KEYS = (
-    "base_model",
-    "head",
-    "max_length",
-    "seed",
-    "quantization",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "learning_rate",
-    "head_learning_rate",
-    "weight_decay",
-    "epochs",
-    "batch_tokens",
-    "gradient_accumulation",
-    "warmup_fraction",
-    "eval_every",
-    "patience",
-    "class_weights",
-)
+# %% ../../nbs/01_training/09_qlora_trainer.ipynb #0c2077e0
+TRAINING_KEYS = (*ModelSettings.model_fields,
+                 *(k for k in TrainSettings.model_fields if k != "checkpoint_every"))
 
 def training_ticket(settings: Settings, base: BaseModel, dataset_id: str) -> str:
     "sha256 (hex) of all that determines a training: its settings, the base weights, the rows."

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'LOADER', 'TrackingError', 'connect', 'git_commit', 'environment', 'processor_name', 'log_dataset',
            'log_json', 'log_fingerprints', 'confusion_figure', 'precision_recall_figure', 'log_model']
 
-# %% ../../nbs/01_training/08_tracking.ipynb #2ff48da2
+# %% ../../nbs/01_training/08_tracking.ipynb #9a78e846
 import importlib.metadata
 import json
 import logging
@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import mlflow
 import numpy as np
 import pandas as pd
@@ -28,8 +27,9 @@ from mlflow.types import ColSpec, Schema
 from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay
 
 from ..config import Settings
+from ..tracking_server import check_reachable, sqlite_file
 
-# %% ../../nbs/01_training/08_tracking.ipynb #972be18e
+# %% ../../nbs/01_training/08_tracking.ipynb #3642015c
 class TrackingError(RuntimeError):
     "MLflow can't be reached or refuses; the message names the URI."
 
@@ -41,13 +41,12 @@ def connect(settings: Settings) -> str:
     uri = settings.mlflow_uri()
     for name in ("mlflow", "alembic"):                  # schema creation is not worth forty lines
         logging.getLogger(name).setLevel(logging.WARNING)
-    local = uri.startswith("sqlite:")
     try:
-        if local:
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        check_reachable(uri)
         mlflow.set_tracking_uri(uri)
         found = mlflow.get_experiment_by_name(settings.experiment)
         if found is None:
+            local = sqlite_file(uri) is not None
             place = settings.path("artifact_dir").as_uri() if local else None
             try:
                 return mlflow.create_experiment(settings.experiment, artifact_location=place)
