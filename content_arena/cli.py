@@ -324,7 +324,7 @@ def registry_rollback(
         as_json, value, lambda c: c.print(f"[bold]{value['status']}[/]  {value.get('reason', '')}")
     )
 
-# %% ../nbs/06_entry/06_cli.ipynb #b3d4cf77
+# %% ../nbs/06_entry/06_cli.ipynb #2518e592
 decisions_app = _group("decisions", "The chain of decision records.")
 
 def _log(pairs: list[str] | None) -> Any:
@@ -350,7 +350,7 @@ def decisions_verify(p: Parameter = None, as_json: AsJson = False) -> None:
     "Check the chain and derive every verdict again from the stored scores."
     count = _log(p).verify()
     _out(as_json, {"status": "verified", "decisions": count},
-         lambda c: c.print(f"{count} decisions verified: chain unbroken, every verdict derived again"))
+         lambda c: c.print(f"{count} decisions verified, every verdict derived again"))
 
 # %% ../nbs/06_entry/06_cli.ipynb #c2c61e29
 @app.command()
