@@ -3,11 +3,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import httpx
 import mlflow
 import numpy as np
 import pandas as pd
@@ -209,3 +212,66 @@ def test_damaged_model_in_the_store_is_never_loaded(home, first):
         subprocess.run(["rm", "-rf", str(cached)], check=True)
     code, out, err = arena(home[1], "classify", "you are kind", "--json")
     assert code == 1 and "adapter_model.safetensors" in err and "Traceback" not in err
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+class Asking(threading.Thread):
+    """Asks the service for one comment after another; remembers versions and failures."""
+
+    def __init__(self, url: str):
+        super().__init__(daemon=True)
+        self.url, self.versions, self.failures, self.stop = url, [], [], threading.Event()
+
+    def run(self):
+        with httpx.Client(timeout=30) as client:
+            while not self.stop.is_set():
+                try:
+                    answer = client.post(f"{self.url}/classify", json={"text": "you are kind today"})
+                    answer.raise_for_status()
+                    self.versions.append(str(answer.json()["model_version"]))
+                except httpx.HTTPError as e:
+                    self.failures.append(repr(e))
+
+
+def test_better_challenger_is_reloaded_while_requests_go_on(home, tmp_path):
+    url = f"http://127.0.0.1:{free_port()}"
+    own = {"VAR_DIR": "var", "RUNS_DIR": "runs", "ARTIFACT_DIR": "artifacts"}
+    environment = {**home[1], "CONTENT_ARENA_INFERENCE_URL": url,
+                   "CONTENT_ARENA_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+                   **{f"CONTENT_ARENA_{k}": str(tmp_path / v) for k, v in own.items()}}
+    poor = ("-p", "epochs=1", "-p", "learning_rate=1e-6", "-p", "head_learning_rate=1e-6")
+    code, out, err = arena(environment, "pipeline", "run", "--json", *poor, "-p", "floor_f1=0")
+    assert code == 0 and json.loads(out.splitlines()[-1])["status"] == "bootstrapped", err
+
+    service = arena(environment, "serve", "--port", url.rpartition(":")[2], wait=False)
+    asking = Asking(url)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                if httpx.get(f"{url}/ready", timeout=5).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                pass
+            assert service.poll() is None and time.monotonic() < deadline, service.stderr.read()
+            time.sleep(0.2)
+        asking.start()
+        code, out, err = arena(environment, "pipeline", "run", "--json")
+        assert code == 0, err
+        result = json.loads(out.splitlines()[-1])
+        assert result["status"] == "promoted", result["comparison"]["reasons"]
+        seen = len(asking.versions)
+        deadline = time.monotonic() + 60
+        while len(asking.versions) < seen + 20 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        asking.stop.set()
+        service.terminate()
+        service.communicate(timeout=60)
+    assert not asking.failures, asking.failures[:3]
+    assert asking.versions[0] == "1" and asking.versions[-1] == "2"
+    assert asking.versions == sorted(asking.versions), "an old version answered after the new one"
