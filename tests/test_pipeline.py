@@ -117,12 +117,63 @@ def test_second_run_compares_with_the_champion_by_the_rule(home, first):
     assert ModelRegistry(settings_of(home[1])).get_champion().version in ("1", "2")
 
 
-@pytest.mark.parametrize("stage, sign", [("02_train", "train/checkpoints/step-*"),
-                                         ("03_evaluate", "registered.json"),
-                                         ("04_deploy", "comparison.json")])
-def test_killed_run_goes_on_with_the_same_command(home, first, stage, sign):
+def evaluate(environment: dict, *arguments: str):
+    versions = ("--champion", "1", "--challenger", "2")
+    return arena(environment, "evaluate", "--json", *(arguments or versions))
+
+
+def test_evaluate_prints_the_verdict_with_every_check(home, first):
+    code, out, err = evaluate(home[1])
+    assert code == 0, err
+    record = json.loads(out.splitlines()[-1])
+    assert record["verdict"] in ("promote", "reject", "inconclusive")
+    names = [c["name"] for c in record["checks"]]
+    assert names[:3] == ["f1", "precision", "samples"] and {"significance", "slices"} <= set(names)
+    assert all(c["result"] in ("pass", "fail", "undecided", "not_evaluated", "off") and c["sentence"]
+               for c in record["checks"])
+    assert record["certificate"]["rows_hit"] == []
+
+
+def test_evaluate_refuses_a_model_against_itself(home, first):
+    code, out, err = evaluate(home[1], "--champion", "1", "--challenger", "1")
+    assert code == 1 and "can't be compared with itself" in err
+
+
+def test_evaluate_refuses_a_test_set_that_was_trained_on(home, first, tmp_path):
+    """Three training comments, changed a little, among eleven hundred fresh ones."""
+    write_comments(tmp_path / "other.csv", 300, seed=8)
+    write_comments(tmp_path / "fresh.csv", 1100, seed=6)
+    planted = pd.read_csv(home[0] / "train.csv").tail(3)
+    planted["text"] = planted["text"].str.upper() + " !"
+    dirty = pd.concat([pd.read_csv(tmp_path / "fresh.csv"), planted])
+    dirty.to_csv(tmp_path / "dirty.csv", index=False)
+    code, out, err = evaluate(home[1], "--champion", "1", "--challenger", "2",
+                              "-p", f"sources=csv:{tmp_path}/other.csv",
+                              "-p", f"test_sources=csv:{tmp_path}/dirty.csv")
+    assert code == 1 and "3 of 1103 test rows" in err and "training" in err, err
+
+
+def test_decisions_verify_names_a_changed_record(home, first):
+    code, out, err = arena(home[1], "decisions", "verify", "--json")
+    assert code == 0 and json.loads(out.splitlines()[-1])["decisions"] >= 2, err
+    files = sorted((home[0] / "artifacts").rglob("decisions/*.parquet"))
+    original = files[0].read_bytes()
+    changed = bytearray(original)
+    changed[len(changed) // 2] ^= 1
+    files[0].write_bytes(bytes(changed))
+    try:
+        code, out, err = arena(home[1], "decisions", "verify", "--json")
+    finally:
+        files[0].write_bytes(original)
+    assert code == 1 and files[0].stem[:12] in err and "changed" in err
+
+
+@pytest.mark.parametrize("seed, sign", [(21, "train/checkpoints/step-*"),   # training
+                                        (22, "registered.json"),            # just registered
+                                        (23, "comparison.json")])           # about to deploy
+def test_killed_run_goes_on_with_the_same_command(home, first, seed, sign):
     folder, environment = home
-    command = ("pipeline", "run", "-p", f"seed={10 + len(sign)}", "--json")
+    command = ("pipeline", "run", "-p", f"seed={seed}", "--json")
     process = arena(environment, *command, wait=False)
     runs, champion, unreadable = folder / "runs", ModelRegistry(settings_of(environment)), 0
     known = set(runs.iterdir())
@@ -140,7 +191,7 @@ def test_killed_run_goes_on_with_the_same_command(home, first, stage, sign):
     process.communicate()
     assert champion.get_champion() is not None
 
-    unfinished = find_unfinished(settings_of({**environment, "CONTENT_ARENA_SEED": str(10 + len(sign))}))
+    unfinished = find_unfinished(settings_of({**environment, "CONTENT_ARENA_SEED": str(seed)}))
     assert unfinished == new[0]
     before = read_json(unfinished / "run.json")["done"]
     code, out, err = arena(environment, *command)
