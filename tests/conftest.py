@@ -1,4 +1,5 @@
 """Fixtures that the tests of several stations share."""
+import json
 import os
 from pathlib import Path
 
@@ -31,3 +32,18 @@ def three_versions_store(empty_store, tmp_path_factory) -> Path:
     copy_store(empty_store, root)
     make_three_versions(root)
     return root / "mlflow.db"
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with data, base model and local state; the environment that points there."""
+    from commands import make_home                     # brings torch: only if needed
+    return make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def first(home):
+    """Result of the first pipeline run in `home`: version 1 is champion."""
+    from commands import arena
+    code, out, err = arena(home[1], "pipeline", "run", "--json")
+    assert code == 0, err
+    return json.loads(out.splitlines()[-1])

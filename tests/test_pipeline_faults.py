@@ -1,0 +1,180 @@
+"""The pipeline when things go wrong: kills, bad data, a dead server, damage; and a reload under load."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import mlflow
+import pytest
+from commands import arena, settings_of, write_comments
+
+from content_arena.mlops.model_registry import ModelRegistry
+from content_arena.pipeline import find_unfinished, read_json
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("seed, sign", [(21, "train/checkpoints/step-*"),   # training
+                                        (22, "registered.json"),            # just registered
+                                        (23, "comparison.json")])           # about to deploy
+def test_killed_run_goes_on_with_the_same_command(home, first, seed, sign):
+    folder, environment = home
+    command = ("pipeline", "run", "-p", f"seed={seed}", "--json")
+    process = arena(environment, *command, wait=False)
+    runs, champion = folder / "runs", ModelRegistry(settings_of(environment))
+    known = set(runs.iterdir())
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        new = [r for r in runs.iterdir() if r not in known]
+        if new and list(new[0].glob(sign)):
+            break
+        time.sleep(0.05)             # polling a file, there is no event to wait for
+    assert process.poll() is None, f"the run ended before {sign} was seen: {process.stderr.read()}"
+    kernels = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    process.send_signal(signal.SIGKILL)
+    for pid in kernels.stdout.split():                  # its own kernel, which would finish the cell
+        os.kill(int(pid), signal.SIGKILL)
+    process.communicate()
+    assert champion.get_champion() is not None
+
+    unfinished = find_unfinished(settings_of({**environment, "CONTENT_ARENA_SEED": str(seed)}))
+    assert unfinished == new[0]
+    before = read_json(unfinished / "run.json")["done"]
+    code, out, err = arena(environment, *command)
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert Path(result["run_dir"]) == unfinished and "going on with" in err
+    for name in before:
+        assert f"{name}: done before" in err
+    assert result["status"] in ("promoted", "rejected", "inconclusive")
+    versions = ModelRegistry(settings_of(environment)).versions()
+    assert sum(v.run_id == result["mlflow_run_id"] for v in versions) == 1, "registered twice"
+    assert champion.get_champion() is not None
+
+
+def test_failing_notebook_is_named_kept_and_logged(home, tmp_path):
+    broken = tmp_path / "broken.csv"
+    broken.write_text("comment,label\nhello,0\n")
+    code, out, err = arena(home[1], "pipeline", "run", "-p", f"sources=csv:{broken}", "--json")
+    assert code == 1
+    told = json.loads(out.splitlines()[-1])
+    assert told["status"] == "error" and "01_prepare failed: cell" in told["message"]
+    assert "broken.csv" in told["message"] and "Traceback" not in err
+    run = max((home[0] / "runs").iterdir(), key=lambda p: p.name)
+    state = read_json(run / "run.json")
+    assert state["status"] == "failed" and (run / "01_prepare.html").exists()
+    mlflow.set_tracking_uri(settings_of(home[1]).mlflow_uri())
+    logged = mlflow.MlflowClient().list_artifacts(state["mlflow_run_id"], "reports")
+    assert {a.path for a in logged} == {"reports/01_prepare.html", "reports/01_prepare.ipynb"}
+
+
+def test_fewer_rows_than_the_rule_needs_is_inconclusive(home, first, tmp_path):
+    write_comments(tmp_path / "few.csv", 412, seed=5)
+    code, out, err = arena(home[1], "pipeline", "run", "--json", "-p", "seed=7",
+                           "-p", f"test_sources=csv:{tmp_path}/few.csv")
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert result["status"] == "inconclusive"
+    assert result["comparison"]["reasons"] == ["412 of 1000 evaluated"]
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (("-p", "epoch=3"), "did you mean 'epochs'"), (("-p", "epochs=0"), "epochs = '0'"),
+    (("--profile", "laptop"), "accepted: smoke, cpu, gpu"), (("-p", "epochs"), "name=value")])
+def test_unknown_parameters_are_refused_before_anything_runs(home, arguments, says):
+    known = set((home[0] / "runs").glob("*"))
+    code, out, err = arena(home[1], "pipeline", "run", "--json", *arguments)
+    assert code == 1 and says in err and "Traceback" not in err
+    assert set((home[0] / "runs").glob("*")) == known
+
+
+def test_unreachable_mlflow_is_said_before_any_work(home):
+    environment = {**home[1], "CONTENT_ARENA_TRACKING_URI": "http://127.0.0.1:9"}
+    started = time.monotonic()
+    code, out, err = arena(environment, "pipeline", "run", "--json", "-p", "seed=99")
+    assert code == 1 and "127.0.0.1:9" in err and "Traceback" not in err
+    assert time.monotonic() - started < 60
+
+
+def test_damaged_model_in_the_store_is_never_loaded(home, first):
+    settings = settings_of(home[1])
+    registry = ModelRegistry(settings)
+    champion = registry.get_champion()
+    for file in (home[0] / "artifacts").rglob("adapter_model.safetensors"):
+        if champion.sha256 in (file.parent / "manifest.json").read_text():
+            data = bytearray(file.read_bytes())
+            data[-1] ^= 1
+            file.write_bytes(bytes(data))
+    for cached in (home[0] / "var" / "cache" / "models").glob("*"):
+        subprocess.run(["rm", "-rf", str(cached)], check=True)
+    code, out, err = arena(home[1], "classify", "you are kind", "--json")
+    assert code == 1 and "adapter_model.safetensors" in err and "Traceback" not in err
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+class Asking(threading.Thread):
+    """Asks the service for one comment after another; remembers versions and failures."""
+
+    def __init__(self, url: str):
+        super().__init__(daemon=True)
+        self.url, self.versions, self.failures, self.stop = url, [], [], threading.Event()
+
+    def run(self):
+        with httpx.Client(timeout=30) as client:
+            while not self.stop.is_set():
+                try:
+                    answer = client.post(f"{self.url}/classify", json={"text": "you are kind today"})
+                    answer.raise_for_status()
+                    self.versions.append(str(answer.json()["model_version"]))
+                except httpx.HTTPError as e:
+                    self.failures.append(repr(e))
+
+
+def test_better_challenger_is_reloaded_while_requests_go_on(home, tmp_path):
+    url = f"http://127.0.0.1:{free_port()}"
+    own = {"VAR_DIR": "var", "RUNS_DIR": "runs", "ARTIFACT_DIR": "artifacts"}
+    environment = {**home[1], "CONTENT_ARENA_INFERENCE_URL": url,
+                   "CONTENT_ARENA_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+                   **{f"CONTENT_ARENA_{k}": str(tmp_path / v) for k, v in own.items()}}
+    poor = ("-p", "epochs=1", "-p", "learning_rate=1e-6", "-p", "head_learning_rate=1e-6")
+    code, out, err = arena(environment, "pipeline", "run", "--json", *poor, "-p", "floor_f1=0")
+    assert code == 0 and json.loads(out.splitlines()[-1])["status"] == "bootstrapped", err
+
+    service = arena(environment, "serve", "--port", url.rpartition(":")[2], wait=False)
+    asking = Asking(url)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                if httpx.get(f"{url}/ready", timeout=5).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                pass
+            assert service.poll() is None and time.monotonic() < deadline, service.stderr.read()
+            time.sleep(0.2)
+        asking.start()
+        code, out, err = arena(environment, "pipeline", "run", "--json")
+        assert code == 0, err
+        result = json.loads(out.splitlines()[-1])
+        assert result["status"] == "promoted", result["comparison"]["reasons"]
+        seen = len(asking.versions)
+        deadline = time.monotonic() + 60
+        while len(asking.versions) < seen + 20 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        asking.stop.set()
+        service.terminate()
+        service.communicate(timeout=60)
+    assert not asking.failures, asking.failures[:3]
+    assert asking.versions[0] == "1" and asking.versions[-1] == "2"
+    assert asking.versions == sorted(asking.versions), "an old version answered after the new one"
