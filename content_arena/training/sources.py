@@ -89,25 +89,23 @@ def decode(raw: bytes, name: str) -> str:
                             " such lines); find out the encoding and save the file as UTF-8")
     return text
 
-# %% ../../nbs/01_training/01_sources.ipynb #7d87fd5e
+# %% ../../nbs/01_training/01_sources.ipynb #f8ae248f
 def _split(text: str, delimiter: str, quoting: int) -> Iterator[tuple[int, list[str], str | None]]:
     lines, at = list(io.StringIO(text, newline="")), 0
-    limit = csv.field_size_limit(len(text) + 1)      # a comment of 1 MB is refused further down
-    try:
-        while at < len(lines):
-            start = at
-            rest = (lines[i] for i in range(start, len(lines)))
-            reader = csv.reader(rest, delimiter=delimiter, quoting=quoting, strict=True)
-            try:
-                for fields in reader:
-                    if fields:                       # a blank line is no record
-                        yield at + 1, fields, None
-                    at = start + reader.line_num
-            except csv.Error as e:
-                yield at + 1, [lines[at]], f"cannot be parsed: {e}"
-                at += 1
-    finally:
-        csv.field_size_limit(limit)
+    # a comment of 1 MB is refused further down; the limit is global: it only ever grows
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
+    while at < len(lines):
+        start = at
+        rest = (lines[i] for i in range(start, len(lines)))
+        reader = csv.reader(rest, delimiter=delimiter, quoting=quoting, strict=True)
+        try:
+            for fields in reader:
+                if fields:                       # a blank line is no record
+                    yield at + 1, fields, None
+                at = start + reader.line_num
+        except csv.Error as e:
+            yield at + 1, [lines[at]], f"cannot be parsed: {e}"
+            at += 1
 
 # %% ../../nbs/01_training/01_sources.ipynb #289eba4e
 def _need(columns: Iterable[str], needed: Iterable[str], name: str) -> None:
