@@ -8,11 +8,10 @@ __all__ = ['app', 'Parameter', 'Profile', 'AsJson', 'pipeline_app', 'data_app', 
            'registry_show', 'registry_history', 'registry_promote', 'registry_rollback', 'decisions_list',
            'decisions_show', 'decisions_verify', 'notify', 'doctor', 'settings']
 
-# %% ../nbs/06_entry/06_cli.ipynb #bf2656a3
+# %% ../nbs/06_entry/06_cli.ipynb #8cd4d50c
 import asyncio
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any, Callable, Optional
 
 import typer

@@ -7,16 +7,15 @@ __all__ = ['STAGES', 'STAGE_TIMEOUT_S', 'PipelineError', 'write_json', 'read_jso
            'declared_parameters', 'parse_parameters', 'write_html', 'run_stage', 'notebooks_dir', 'run_pipeline',
            'run_full_pipeline']
 
-# %% ../nbs/06_entry/00_pipeline.ipynb #3b2c773d
+# %% ../nbs/06_entry/00_pipeline.ipynb #230acff7
 import asyncio
 import json
 import os
-import re
 import secrets
 import warnings
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Sequence
 
 import mlflow
 import nbformat

@@ -7,7 +7,7 @@ __all__ = ['COLOURS', 'BANNER', 'TITLES', 'dataset_summary', 'manifest_tables', 
            'training_figure', 'verdict_banner', 'metrics_table', 'show_metrics', 'gain_figure', 'calibration_figure',
            'slice_table', 'hardest_errors', 'lineage_table', 'how_to_roll_back', 'deployment_summary']
 
-# %% ../nbs/06_entry/04_reports.ipynb #fec6ebd3
+# %% ../nbs/06_entry/04_reports.ipynb #d8d1d45f
 import html
 from typing import Any, Mapping
 
@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from sklearn.calibration import calibration_curve
 
 from .text import mask
-from .training.tracking import precision_recall_figure
 
 # %% ../nbs/06_entry/04_reports.ipynb #9d71489e
 COLOURS = {"champion": "#0072B2", "challenger": "#D55E00", "baseline": "#999999", "good": "#009E73"}
