@@ -125,7 +125,7 @@ class EventStore:
     def __exit__(self, *_: object) -> None: self.close()
     def close(self) -> None: self.engine.dispose()
 
-# %% ../nbs/00_core/02c_store.ipynb #81270cd4
+# %% ../nbs/00_core/02c_store.ipynb #22c35e43
 INSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 @patch
@@ -136,10 +136,10 @@ def add(self: EventStore, table: str, rows: Sequence[Mapping[str, Any]]) -> int:
     made = [make_row(table, row, self.keep_text) for row in rows]
     if not made:
         return 0
-    insert = INSERT[self.engine.dialect.name](find_table(table)).on_conflict_do_nothing(
-        index_elements=["id"])
+    t = find_table(table)
+    insert = INSERT[self.engine.dialect.name](t).on_conflict_do_nothing(index_elements=["id"])
     with _speaking(self.address), self.engine.begin() as connection:
-        return max(0, connection.execute(insert, made).rowcount)
+        return len(connection.execute(insert.returning(t.c.id), made).all())
 
 @patch
 def update(self: EventStore, table: str, id: str, **values: Any) -> None:
