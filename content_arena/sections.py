@@ -162,7 +162,7 @@ class DeploySettings(_Section):
     reload_attempts: int = Field(3, ge=1, le=20, description="attempts while the service is busy")
     notify_attempts: int = Field(3, ge=1, le=20, description="attempts to deliver a notice")
 
-# %% ../nbs/00_core/000_sections.ipynb #23994bf5
+# %% ../nbs/00_core/000_sections.ipynb #4d443e5d
 class ServeSettings(_Section):
     "Section `[serve]`: the inference service."
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
@@ -176,8 +176,8 @@ class ServeSettings(_Section):
         1_048_576, ge=1024, description="size limit of a request body, bytes"
     )
     max_request_chars: int = Field(20_000, ge=1, description="characters in one text")
-    serve_batch_tokens: int = Field(
-        4096, ge=64, description="padded tokens that the served model takes in one step"
+    serve_batch_texts: int = Field(
+        32, ge=1, le=1024, description="texts that the served model takes in one step"
     )
     batch_wait_ms: float = Field(
         2, ge=0, le=1000, description="milliseconds a request waits for others to share its batch"
@@ -189,6 +189,7 @@ class ServeSettings(_Section):
     probe_tolerance: float = Field(
         0.05, gt=0, le=1, description="probability by which served and trained model may differ"
     )
+    log_requests: bool = Field(True, description="one line of JSON on stderr per request")
     reload_poll_s: float = Field(
         0, ge=0, description="seconds between looks at the aliases; 0: only POST /reload"
     )
