@@ -47,3 +47,25 @@ def first(home):
     code, out, err = arena(home[1], "pipeline", "run", "--json")
     assert code == 0, err
     return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    "A running PostgreSQL of our own; a test that stops it starts it again."
+    from postgres import BINARIES, Postgres
+    if not BINARIES.is_dir():
+        pytest.skip("no PostgreSQL in /usr/lib/postgresql: apt-get install postgresql")
+    server = Postgres()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request, tmp_path) -> str:
+    "The URL of an empty database, of each kind in turn."
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'events.db'}"
+    return request.getfixturevalue("postgres").new()

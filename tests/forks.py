@@ -39,7 +39,8 @@ context = multiprocessing.get_context("forkserver")
 @event.listens_for(Engine, "connect")
 def _without_fsync(connection, _) -> None:
     "What was written outlives a killed process; only a power cut, which no test plays, needs more."
-    connection.execute("pragma synchronous = off")
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("pragma synchronous = off")
 
 
 def _run(role, pipe, args) -> None:

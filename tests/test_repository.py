@@ -140,14 +140,15 @@ def names_used(name: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def only_in(allowed: str | None, pattern: str, root: Path = ROOT) -> list[str]:
-    "Uses of names that match `pattern` outside the module `allowed` (None: anywhere)."
+    "Uses of names that match `pattern` outside the modules that match `allowed` (None: anywhere)."
     return [f"{PACKAGE}.{name}:{line} uses {use}" for name, tree in parsed(root).items()
-            if name != allowed for line, use in names_used(name, tree) if re.search(pattern, use)]
+            if not re.fullmatch(allowed or "(?!)", name) for line, use in names_used(name, tree) if re.search(pattern, use)]
 
 
 ENVIRONMENT = r"^os\.(environb?|getenvb?|putenv|unsetenv)$"
 ALIASES = r"\.(set|delete)_registered_model_alias$"
 PAPERMILL = r"^papermill\b"
+SQL = r"^(sqlalchemy|alembic|psycopg)\b"
 PICKLE = (r"^(pickle|cloudpickle|dill|joblib|shelve|marshal)\b|(^|\.)torch\.(load|save)$|_pickle$"
           r"|\((allow_pickle|python_model)=\)$|^mlflow\.(sklearn|pytorch|xgboost)\b")
 
@@ -225,6 +226,8 @@ def test_nothing_in_the_package_is_written_by_hand():
                              "from os import environ"]),
     ("mlops.model_registry", ALIASES, ["client.set_registered_model_alias('a', 'b', 1)",
                                        "def f(c): c.delete_registered_model_alias('a', 'b')"]),
+    (r"store(_\w+)?|migrations\.\w+", SQL, ["import sqlalchemy as sa", "from alembic import op",
+                                             "def f():\n    import psycopg"]),
     ("pipeline", PAPERMILL, ["import papermill as pm", "from papermill.execute import ExecuteX"]),
     (None, PICKLE, ["import pickle", "from joblib import load", "import torch\ntorch.load('a')",
                   "import numpy as np\nnp.load('a', allow_pickle=True)", "df.to_pickle('a')",
