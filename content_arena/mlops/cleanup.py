@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CleanupError', 'Item', 'size_of', 'age_days', 'plan', 'Done', 'total_size', 'execute']
 
-# %% ../../nbs/03_mlops/13_cleanup.ipynb #1430b438
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #1c7d103d
 import json
 import os
 import re
@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from ..config import Settings
 from .open_files import holder, open_paths
 from .retention import (
-    archive_version, in_use, marked_for_archive, prune, verdicts)
+    archive_version, marked_for_archive, prune, verdicts)
 from .snapshots import VersionError, left_over, remove_tree
 from .versions import VersionStore, alone
 from ..tracking_server import sqlite_file
