@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'Settings', 'find_settings_file', 'load_settings', 'Secrets', 'load_secrets']
 
-# %% ../nbs/00_core/00_config.ipynb #98b6dbdc
+# %% ../nbs/00_core/00_config.ipynb #abdf30d7
 import configparser
 import difflib
 import hashlib
@@ -18,17 +18,17 @@ from fastcore.basics import patch
 from pydantic import PrivateAttr, SecretStr, ValidationError
 
 from .sections import (
-    DataSettings, DeploySettings, FeedbackSettings, GateSettings, MlflowSettings, ModelSettings,
-    PathSettings, ReportSettings, ServeSettings, SettingsError, ShadowSettings, StoreSettings,
-    TrainSettings, _Section)
+    CleanupSettings, DataSettings, DeploySettings, FeedbackSettings, GateSettings, MlflowSettings,
+    ModelSettings, PathSettings, ReportSettings, ServeSettings, SettingsError, ShadowSettings,
+    StoreSettings, TrainSettings, _Section)
 
-# %% ../nbs/00_core/00_config.ipynb #5ab18740
+# %% ../nbs/00_core/00_config.ipynb #914c5572
 ENV_PREFIX = "CONTENT_ARENA_"
 SECTIONS: dict[str, type[_Section]] = {
     "paths": PathSettings, "mlflow": MlflowSettings, "data": DataSettings, "model": ModelSettings,
     "train": TrainSettings, "gate": GateSettings, "deploy": DeploySettings, "serve": ServeSettings,
     "store": StoreSettings, "shadow": ShadowSettings, "feedback": FeedbackSettings,
-    "report": ReportSettings,
+    "cleanup": CleanupSettings, "report": ReportSettings,
 }
 
 def _section_of(key: str) -> str:

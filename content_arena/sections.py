@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SettingsError', 'PathSettings', 'MlflowSettings', 'DataSettings', 'ModelSettings', 'TrainSettings', 'GateSettings',
-           'DeploySettings', 'ServeSettings', 'StoreSettings', 'ShadowSettings', 'FeedbackSettings', 'ReportSettings']
+           'DeploySettings', 'ServeSettings', 'StoreSettings', 'ShadowSettings', 'FeedbackSettings', 'CleanupSettings',
+           'ReportSettings']
 
 # %% ../nbs/00_core/000_sections.ipynb #00972444
 from typing import Any, Literal
@@ -194,7 +195,7 @@ class ServeSettings(_Section):
         0, ge=0, description="seconds between looks at the aliases; 0: only POST /reload"
     )
 
-# %% ../nbs/00_core/000_sections.ipynb #d142291e
+# %% ../nbs/00_core/000_sections.ipynb #255ffa9f
 class StoreSettings(_Section):
     "Section `[store]`: the event store, which remembers what was answered, compared and labelled."
     store_url: str = Field("sqlite:///var/events.db", pattern=r"^(sqlite|postgresql)",
@@ -226,6 +227,20 @@ class FeedbackSettings(_Section):
     @classmethod
     def _split_trusted(cls, v: Any) -> Any:
         return _names(v)
+
+class CleanupSettings(_Section):
+    "Section `[cleanup]`: what `content-arena cleanup` leaves on this machine."
+    cleanup_keep_versions: int = Field(
+        5, ge=0, description="newest model versions that stay, beside those that are in use"
+    )
+    cleanup_runs_days: float = Field(30, ge=0, description="days until a run's folder goes")
+    cleanup_checkpoints_days: float = Field(
+        2, ge=0, description="days until the checkpoints of a finished run go"
+    )
+    cleanup_logs_days: float = Field(30, ge=0, description="days until a log in var/logs goes")
+    cleanup_model_cache_mb: float = Field(2000, gt=0, description="MB of downloaded models")
+    cleanup_base_cache_mb: float = Field(20_000, gt=0, description="MB of base models")
+    cleanup_dataset_cache_mb: float = Field(2000, gt=0, description="MB of prepared datasets")
 
 class ReportSettings(_Section):
     "Section `[report]`: what an executed notebook shows."
