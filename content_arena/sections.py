@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SettingsError', 'PathSettings', 'MlflowSettings', 'DataSettings', 'ModelSettings', 'TrainSettings', 'GateSettings',
            'DeploySettings', 'ServeSettings', 'StoreSettings', 'ShadowSettings', 'FeedbackSettings', 'CleanupSettings',
-           'ReportSettings']
+           'ArenaSettings', 'ReportSettings']
 
 # %% ../nbs/00_core/000_sections.ipynb #00972444
 from typing import Any, Literal
@@ -195,7 +195,7 @@ class ServeSettings(_Section):
         0, ge=0, description="seconds between looks at the aliases; 0: only POST /reload"
     )
 
-# %% ../nbs/00_core/000_sections.ipynb #255ffa9f
+# %% ../nbs/00_core/000_sections.ipynb #c3818e11
 class StoreSettings(_Section):
     "Section `[store]`: the event store, which remembers what was answered, compared and labelled."
     store_url: str = Field("sqlite:///var/events.db", pattern=r"^(sqlite|postgresql)",
@@ -241,6 +241,24 @@ class CleanupSettings(_Section):
     cleanup_model_cache_mb: float = Field(2000, gt=0, description="MB of downloaded models")
     cleanup_base_cache_mb: float = Field(20_000, gt=0, description="MB of base models")
     cleanup_dataset_cache_mb: float = Field(2000, gt=0, description="MB of prepared datasets")
+
+class ArenaSettings(_Section):
+    "Section `[arena]`: how the filter is attacked."
+    attack_intensity: float = Field(
+        0.6, gt=0, le=1, description="share of possible edits that the fixed mix makes"
+    )
+    query_limit: int = Field(60, ge=4, description="scores a searching attacker asks for per text")
+    beam_width: int = Field(3, ge=1, le=100, description="texts that a beam search keeps a round")
+    held_out_rules: int = Field(
+        5, ge=1, description="attack rules, by families, that training never sees"
+    )
+    llm_url: str = Field("", pattern=r"^(https?://[^\s/]+.*)?$",
+        description="OpenAI-compatible server, up to /v1, for attacks; empty: none")
+    llm_model: str = Field("default", min_length=1, description="model name that it is asked for")
+    llm_timeout_s: float = Field(30, gt=0, description="seconds to its full answer")
+    llm_failures: int = Field(
+        3, ge=1, description="failures in a row after which it is not asked in that attack"
+    )
 
 class ReportSettings(_Section):
     "Section `[report]`: what an executed notebook shows."
