@@ -195,7 +195,7 @@ class ServeSettings(_Section):
         0, ge=0, description="seconds between looks at the aliases; 0: only POST /reload"
     )
 
-# %% ../nbs/00_core/000_sections.ipynb #c3818e11
+# %% ../nbs/00_core/000_sections.ipynb #2773c4e4
 class StoreSettings(_Section):
     "Section `[store]`: the event store, which remembers what was answered, compared and labelled."
     store_url: str = Field("sqlite:///var/events.db", pattern=r"^(sqlite|postgresql)",
@@ -228,6 +228,7 @@ class FeedbackSettings(_Section):
     def _split_trusted(cls, v: Any) -> Any:
         return _names(v)
 
+# %% ../nbs/00_core/000_sections.ipynb #336b6d20
 class CleanupSettings(_Section):
     "Section `[cleanup]`: what `content-arena cleanup` leaves on this machine."
     cleanup_keep_versions: int = Field(

@@ -6,7 +6,7 @@
 __all__ = ['logger', 'WARM_UP', 'Scorer', 'Found', 'Loader', 'RegistryLoader', 'ModelSlot', 'measured_f1', 'LoadFailed',
            'prepare', 'Reload', 'ModelHost']
 
-# %% ../../nbs/05_serving/01_models.ipynb #c0f545fe
+# %% ../../nbs/05_serving/01_models.ipynb #c83a97c1
 import asyncio
 import logging
 import time
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..config import Settings
 from ..inference.batching import MicroBatcher
@@ -224,7 +225,7 @@ class _Finding(_Swapping):
                              measured_f1(found) if found else None)
         return swapped or Reload(self.slot, self.slot.version, changed=False)
 
-# %% ../../nbs/05_serving/01_models.ipynb #2120d621
+# %% ../../nbs/05_serving/01_models.ipynb #f2f904ae
 class ModelHost(_Finding):
     """Serves the version behind `alias`: `slot` (None: no model, `problem` says why), `reload()`.
 
@@ -262,14 +263,16 @@ class ModelHost(_Finding):
         finally:
             self.metrics.reloaded(self.alias, result, time.perf_counter() - began)
 
-    async def _watch(self, poll_s: float) -> None:
-        while True:
-            await asyncio.sleep(poll_s)
-            try:
-                found = await self._find()
-                if found is None and self.slot is not None:
-                    await self.reload()
-                elif found and not self._serves(found) and self._key(found) != self._failed:
-                    await self.reload()
-            except LoadFailed as e:
-                logger.warning("watching %s: %s", self.alias, e)
+# %% ../../nbs/05_serving/01_models.ipynb #a6ba46a2
+@patch
+async def _watch(self: ModelHost, poll_s: float) -> None:
+    while True:
+        await asyncio.sleep(poll_s)
+        try:
+            found = await self._find()
+            if found is None and self.slot is not None:
+                await self.reload()
+            elif found and not self._serves(found) and self._key(found) != self._failed:
+                await self.reload()
+        except LoadFailed as e:
+            logger.warning("watching %s: %s", self.alias, e)
