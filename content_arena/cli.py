@@ -8,7 +8,7 @@ __all__ = ['app', 'pipeline_app', 'data_app', 'registry_app', 'decisions_app', '
            'registry_promote', 'registry_rollback', 'decisions_list', 'decisions_show', 'decisions_verify', 'notify',
            'doctor', 'settings']
 
-# %% ../nbs/06_entry/06_cli.ipynb #17d5c556
+# %% ../nbs/06_entry/06_cli.ipynb #3b91cd77
 import asyncio
 import json
 import sys
@@ -18,12 +18,12 @@ import typer
 from rich.console import Console
 
 from . import __version__
-from .cli_common import AsJson, Parameter, Profile
-from .cli_common import as_table as _table
-from .cli_common import settings_from as _settings
-from .cli_common import show_result as _out
 from .cli_events import feedback_app, shadow_app, store_app
-from .config import SECTIONS, SettingsError, load_secrets
+from content_arena.cli_options import (
+    AsJson, Parameter, Profile, framed_table as _table, settings_from as _settings,
+    show_result as _out)
+from .cli_versions import cleanup, registry_check, registry_export, versions_app
+from .config import SECTIONS, load_secrets
 
 # %% ../nbs/06_entry/06_cli.ipynb #405a8ac3
 app = typer.Typer(
@@ -55,7 +55,7 @@ def main() -> None:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(1) from None
 
-# %% ../nbs/06_entry/06_cli.ipynb #4828fada
+# %% ../nbs/06_entry/06_cli.ipynb #62298c75
 def _group(name: str, text: str) -> typer.Typer:
     group = typer.Typer(no_args_is_help=True, help=text)
     app.add_typer(group, name=name)
@@ -66,6 +66,10 @@ data_app = _group("data", "Prepare datasets.")
 registry_app = _group("registry", "Look at the model registry, promote, roll back.")
 for _name, _app in (("shadow", shadow_app), ("feedback", feedback_app), ("store", store_app)):
     app.add_typer(_app, name=_name)
+registry_app.command("export")(registry_export)
+registry_app.command("check")(registry_check)
+app.add_typer(versions_app, name="versions")
+app.command()(cleanup)
 
 
 @pipeline_app.command("run")

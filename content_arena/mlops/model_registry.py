@@ -239,6 +239,11 @@ class RegistryReader(_Connection):
         v = version if isinstance(version, Version) else self.get_version(version)
         return _cached(self, v)
 
+    def metrics(self, run_id: str) -> dict[str, float]:
+        "The metrics that a run logged, the last value of each."
+        with self._talk(f"reading run {run_id}") as client:
+            return dict(client.get_run(run_id).data.metrics)
+
     def artifact(self, run_id: str, path: str, folder: Path) -> Path | None:
         "Artifact `path` of a run, downloaded into `folder`; None if the run has no such file."
         with self._talk(f"fetching {path} of run {run_id}") as client:
