@@ -194,7 +194,7 @@ class ServeSettings(_Section):
         0, ge=0, description="seconds between looks at the aliases; 0: only POST /reload"
     )
 
-# %% ../nbs/00_core/000_sections.ipynb #b643e5ee
+# %% ../nbs/00_core/000_sections.ipynb #2773c4e4
 class StoreSettings(_Section):
     "Section `[store]`: the event store, which remembers what was answered, compared and labelled."
     store_url: str = Field("sqlite:///var/events.db", pattern=r"^(sqlite|postgresql)",
@@ -227,6 +227,7 @@ class FeedbackSettings(_Section):
     def _split_trusted(cls, v: Any) -> Any:
         return _names(v)
 
+# %% ../nbs/00_core/000_sections.ipynb #039063f6
 class ArenaSettings(_Section):
     "Section `[arena]`: how the filter is attacked."
     attack_intensity: float = Field(
