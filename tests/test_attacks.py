@@ -77,7 +77,8 @@ def test_edits_stay_within_their_target(text, target, seed):
     for rule in (RULES["letter_spacing"], RULES["jamo_decomposition"], RULES["leetspeak"]):
         variant = rule(text, 1, seed, spans)
         if spans is not None:
-            outside = [text[b:a] for (_, b), (a, _) in zip([(0, 0), *spans], [*spans, (len(text), 0)])]
+            ends, starts = [0, *(b for _, b in spans)], [*(a for a, _ in spans), len(text)]
+            outside = [text[b:a] for b, a in zip(ends, starts)]
             at = 0
             for piece in outside:
                 assert (at := variant.find(piece, at)) >= 0
