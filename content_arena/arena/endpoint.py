@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import httpx
 from pydantic import SecretStr
 
-# %% ../../nbs/04_arena/01c_endpoint.ipynb #63e653d1
+# %% ../../nbs/04_arena/01c_endpoint.ipynb #dfdd8da1
 OUTCOMES = {"answered": "a text came back", "refused": "the model declined",
             "junk": "the answer can't be used", "timed_out": "no full answer before the deadline",
             "unreachable": "no connection", "http_error": "the server answered with an error",
             "no_endpoint": "no server is configured", "gave_up": "not asked after many failures"}
-_REFUSAL = re.compile(r"^\W*(i('m| am) (sorry|unable|not able)|i (can(no|')t|won't|will not)|sorry\b"
-                      r"|as an ai|죄송|미안|도와드릴 수 없|할 수 없|제공할 수 없)", re.IGNORECASE)
+_REFUSAL = re.compile(r"^\W*(i('m| am) (sorry|unable|not able)|i (can(no|')t|won't|will not)"
+                      r"|sorry\b|as an ai|죄송|미안|도와드릴 수 없|할 수 없|제공할 수 없)", re.IGNORECASE)
 MAX_BYTES = 1_000_000
 
 @dataclass(frozen=True)

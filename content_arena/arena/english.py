@@ -17,8 +17,9 @@ from functools import cache
 from .rules import Edit, canonical_reading, mapped, rule
 from ..text import canonical, prototypes, skeleton
 
-# %% ../../nbs/04_arena/00e_english.ipynb #6a369712
-_ALPHABETS = ("CYRILLIC SMALL", "CYRILLIC CAPITAL", "GREEK SMALL", "GREEK CAPITAL", "ARMENIAN SMALL")
+# %% ../../nbs/04_arena/00e_english.ipynb #d1a1b707
+_ALPHABETS = ("CYRILLIC SMALL", "CYRILLIC CAPITAL", "GREEK SMALL", "GREEK CAPITAL",
+              "ARMENIAN SMALL")
 
 @cache
 def lookalikes() -> dict[str, tuple[str, ...]]:
@@ -37,8 +38,9 @@ def homoglyph(text: str, rng: random.Random) -> Iterable[Edit]:
     "Letters of other alphabets that look the same (`idiot` with Cyrillic `і` and `о`)."
     return mapped(text, lookalikes(), rng)
 
-# %% ../../nbs/04_arena/00e_english.ipynb #df77b050
-_LEET = {"a": "4@", "e": "3", "i": "1!", "o": "0", "s": "5$", "t": "7+", "b": "8", "g": "9", "z": "2"}
+# %% ../../nbs/04_arena/00e_english.ipynb #6dfab060
+_LEET = {"a": "4@", "e": "3", "i": "1!", "o": "0", "s": "5$", "t": "7+", "b": "8",
+         "g": "9", "z": "2"}
 _LEET |= {a.upper(): b for a, b in _LEET.items()}
 _UNLEET = {ord(sign): a.lower() for a, signs in _LEET.items() for sign in signs}
 _WIDE = {chr(i): chr(i + 0xFEE0) for i in range(0x41, 0x7B) if chr(i).isalpha()}

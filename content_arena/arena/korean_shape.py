@@ -45,7 +45,7 @@ def look_alike(text: str, rng: random.Random) -> Iterable[Edit]:
     "A syllable for one that looks like it (`귀` → `커`, `명` → `띵`): yaminjeongeum."
     return syllable_edits(text, _twin, rng)
 
-# %% ../../nbs/04_arena/00b_korean_shape.ipynb #436aaeab
+# %% ../../nbs/04_arena/00b_korean_shape.ipynb #0f30ce1b
 _STROKES = dict(zip("ㅁㅣㅡㅏㄹㅇㅅㄷㅗㅜㄱㄴㅈㅋㅠㅊㅐㅌ", "口丨一卜己〇人匚⊥丅フ乚スヲ丌大廿巨"))
 _LETTERS = {ord(b): a for a, b in _STROKES.items()}
 
@@ -53,8 +53,9 @@ _LETTERS = {ord(b): a for a, b in _STROKES.items()}
 def _in_strokes(c: str) -> tuple[str, ...]:
     spelt = decompose_jamo(c)
     places = [i for i, letter in enumerate(spelt) if letter in _STROKES]
-    one = (spelt[:i] + _STROKES[spelt[i]] + spelt[i + 1:] for i in places)
-    return tuple(dict.fromkeys([*one, "".join(_STROKES.get(x, x) for x in spelt)])) if places else ()
+    one = [spelt[:i] + _STROKES[spelt[i]] + spelt[i + 1:] for i in places]
+    all_of_them = ["".join(_STROKES.get(x, x) for x in spelt)] if len(one) > 1 else []
+    return (*one, *all_of_them)
 
 def from_strokes(s: str) -> str:
     "`s` with the borrowed strokes read as Hangul letters, composed."
