@@ -6,9 +6,8 @@
 __all__ = ['Since', 'Until', 'shadow_app', 'feedback_app', 'store_app', 'read_time', 'shadow_report', 'feedback_sample',
            'feedback_report', 'feedback_add', 'store_status', 'store_purge']
 
-# %% ../nbs/06_entry/05c_cli_events.ipynb #dff492fb
+# %% ../nbs/06_entry/05c_cli_events.ipynb #7308ea6c
 import csv
-import json
 import sys
 from datetime import datetime, timedelta, timezone
 from typing import Annotated, Any, Optional
