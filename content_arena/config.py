@@ -130,8 +130,8 @@ def _ini_layer(
         values |= {k: (v, f"{name} [profile:{profile}]") for k, v in chosen.items()}
     return values
 
-# %% ../nbs/00_core/00_config.ipynb #71737481
-SECRETS = ("API_TOKEN", "SLACK_WEBHOOK_URL", "STORE_PASSWORD", "LLM_API_KEY")
+# %% ../nbs/00_core/00_config.ipynb #03e294e5
+SECRETS = ("API_TOKEN", "FEEDBACK_TOKEN", "SLACK_WEBHOOK_URL", "STORE_PASSWORD", "LLM_API_KEY")
 _ENV_OTHER = {"SETTINGS_FILE", "PROFILE", *SECRETS, *(s + "_FILE" for s in SECRETS)}
 
 def _env_layer(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -193,10 +193,11 @@ def load_settings(profile: str | None = None, *, ini: str | Path | None = None,
     settings._origin = {k: origin for k, (_, origin) in values.items()}
     return settings
 
-# %% ../nbs/00_core/00_config.ipynb #ed82bb18
+# %% ../nbs/00_core/00_config.ipynb #1917fd50
 class Secrets(_Section):
     "Secrets of a process; printing one shows asterisks. Build it with `load_secrets`."
     api_token: SecretStr | None = None
+    feedback_token: SecretStr | None = None
     slack_webhook_url: SecretStr | None = None
     llm_api_key: SecretStr | None = None
     store_password: SecretStr | None = None

@@ -23,11 +23,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..config import Settings
 
-# %% ../../nbs/05_serving/00_schemas.ipynb #d78acb03
+# %% ../../nbs/05_serving/00_schemas.ipynb #b7ef73f1
 PROBLEMS: dict[str, tuple[int, str]] = {
     "malformed-json": (400, "The body is not JSON"),
     "token-required": (401, "A valid token is needed"),
     "local-only": (403, "Not allowed from here"),
+    "source-not-allowed": (403, "This token can't speak for that source"),
     "body-timeout": (408, "The body did not arrive in time"),
     "body-too-large": (413, "The body is too large"),
     "invalid-input": (422, "The input is not valid"),
