@@ -187,7 +187,7 @@ def classify_routes(service: Service) -> APIRouter:
 
     return routes
 
-# %% ../../nbs/05_serving/02_app.ipynb #427dfef0
+# %% ../../nbs/05_serving/02_app.ipynb #667f4112
 def is_loopback(host: str) -> bool:
     "Whether `host` (a name or an address) is this machine talking to itself."
     try:
@@ -199,7 +199,7 @@ def is_loopback(host: str) -> bool:
 _RELAYED = ("forwarded", "x-forwarded-for", "x-real-ip", "via", "origin")
 
 def bears(request: Request, token: str | None) -> bool:
-    "Whether `request` brings this bearer `token`; takes as long for a wrong one as for a right one."
+    "Whether `request` brings this bearer `token`; a wrong one takes as long as a right one."
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     equal = hmac.compare_digest(given.strip().encode("latin-1"), (token or "").encode())
     return token is not None and scheme.lower() == "bearer" and equal
