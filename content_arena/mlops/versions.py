@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['log', 'Progress', 'facts_of', 'VersionStore', 'mirror', 'finish', 'alone', 'publish_latest', 'Restored']
 
-# %% ../../nbs/03_mlops/12_versions.ipynb #25192145
+# %% ../../nbs/03_mlops/12_versions.ipynb #503e6e5e
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +145,32 @@ def alone(store: VersionStore) -> Iterator[None]:
     finally:
         store.lock.release()
 
-# %% ../../nbs/03_mlops/12_versions.ipynb #ca9a5562
+# %% ../../nbs/03_mlops/12_versions.ipynb #5ad92e6d
+def _new_name(store: VersionStore, tag: str) -> tuple[str, datetime]:
+    "A name that no version has or had, and its time; the caller holds the lock."
+    stamp, form = store.versions / ".newest", "%Y%m%d_%H%M%S"
+    names = {p.name.removesuffix(SUFFIX) for folder in (store.versions, store.archives)
+             for p in folder.glob("v_*")}
+    used = [m[1] for m in map(NAME.fullmatch, names) if m]
+    try:
+        used += [stamp.read_text()] if stamp.exists() else []
+        last = max(used, default="")
+        now = datetime.now(timezone.utc)
+        if last >= f"{now:{form}}":
+            now = datetime.strptime(last, form).replace(tzinfo=timezone.utc) + timedelta(seconds=1)
+        name, created = free_name(names, now, tag)
+        store.versions.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(f"{created:{form}}")
+    except ValueError as e:
+        raise VersionError(f"{stamp} can't be read: {e}; delete it") from e
+    except OSError as e:
+        raise VersionError(f"{e.filename or stamp}: {e.strerror}; nothing was saved") from e
+    return name, created
+
 def _keep(store: VersionStore, source: Path, sha256: str, facts: Facts, *, tag: str = "",
           note: str = "", link: bool = False) -> Snapshot:
     "`source` as a new version; the caller holds the lock and has verified it."
-    names = {*(p.name for p in store.versions.glob("v_*")),
-             *(p.name.removesuffix(SUFFIX) for p in store.archives.glob("v_*"))}
-    name, created = free_name(names, datetime.now(timezone.utc), tag)
+    name, created = _new_name(store, tag)
     with store.progress(f"saving {name}", 3 * sum(model_files(source).values())) as tick:
         return take_snapshot(store.versions, source, name, created, sha256, tag=tag, note=note,
                              facts=facts, link=link, tick=tick)
