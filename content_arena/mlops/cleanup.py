@@ -27,13 +27,13 @@ from .snapshots import VersionError, left_over, remove_tree
 from .versions import VersionStore, alone
 from ..tracking_server import sqlite_file
 
-# %% ../../nbs/03_mlops/13_cleanup.ipynb #c1260062
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #1e89630a
 class CleanupError(RuntimeError):
     "Something that should go could not; names it, says why. The rest was done and is in the log."
 
 @dataclass(frozen=True)
 class Item:
-    "One entry of the list. `action`: delete, archive or keep. `lock`: file to hold meanwhile, or ''."
+    "One entry of the list; `action`: delete, archive or keep; `lock`: file to hold, or ''."
     kind: str
     action: str
     path: Path
