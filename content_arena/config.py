@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'Settings', 'find_settings_file', 'load_settings', 'Secrets', 'load_secrets']
 
-# %% ../nbs/00_core/00_config.ipynb #abdf30d7
+# %% ../nbs/00_core/00_config.ipynb #836373b1
 import configparser
 import difflib
 import hashlib
@@ -18,17 +18,17 @@ from fastcore.basics import patch
 from pydantic import PrivateAttr, SecretStr, ValidationError
 
 from .sections import (
-    CleanupSettings, DataSettings, DeploySettings, FeedbackSettings, GateSettings, MlflowSettings,
-    ModelSettings, PathSettings, ReportSettings, ServeSettings, SettingsError, ShadowSettings,
-    StoreSettings, TrainSettings, _Section)
+    ArenaSettings, CleanupSettings, DataSettings, DeploySettings, FeedbackSettings, GateSettings,
+    MlflowSettings, ModelSettings, PathSettings, ReportSettings, ServeSettings, SettingsError,
+    ShadowSettings, StoreSettings, TrainSettings, _Section)
 
-# %% ../nbs/00_core/00_config.ipynb #914c5572
+# %% ../nbs/00_core/00_config.ipynb #a57b78b4
 ENV_PREFIX = "CONTENT_ARENA_"
 SECTIONS: dict[str, type[_Section]] = {
     "paths": PathSettings, "mlflow": MlflowSettings, "data": DataSettings, "model": ModelSettings,
     "train": TrainSettings, "gate": GateSettings, "deploy": DeploySettings, "serve": ServeSettings,
     "store": StoreSettings, "shadow": ShadowSettings, "feedback": FeedbackSettings,
-    "cleanup": CleanupSettings, "report": ReportSettings,
+    "cleanup": CleanupSettings, "arena": ArenaSettings, "report": ReportSettings,
 }
 
 def _section_of(key: str) -> str:
@@ -130,8 +130,8 @@ def _ini_layer(
         values |= {k: (v, f"{name} [profile:{profile}]") for k, v in chosen.items()}
     return values
 
-# %% ../nbs/00_core/00_config.ipynb #dd919a86
-SECRETS = ("API_TOKEN", "SLACK_WEBHOOK_URL", "STORE_PASSWORD")
+# %% ../nbs/00_core/00_config.ipynb #03e294e5
+SECRETS = ("API_TOKEN", "FEEDBACK_TOKEN", "SLACK_WEBHOOK_URL", "STORE_PASSWORD", "LLM_API_KEY")
 _ENV_OTHER = {"SETTINGS_FILE", "PROFILE", *SECRETS, *(s + "_FILE" for s in SECRETS)}
 
 def _env_layer(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -193,11 +193,13 @@ def load_settings(profile: str | None = None, *, ini: str | Path | None = None,
     settings._origin = {k: origin for k, (_, origin) in values.items()}
     return settings
 
-# %% ../nbs/00_core/00_config.ipynb #880ed33f
+# %% ../nbs/00_core/00_config.ipynb #1917fd50
 class Secrets(_Section):
     "Secrets of a process; printing one shows asterisks. Build it with `load_secrets`."
     api_token: SecretStr | None = None
+    feedback_token: SecretStr | None = None
     slack_webhook_url: SecretStr | None = None
+    llm_api_key: SecretStr | None = None
     store_password: SecretStr | None = None
 
 def load_secrets(env: Mapping[str, str] | None = None) -> Secrets:

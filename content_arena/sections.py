@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SettingsError', 'PathSettings', 'MlflowSettings', 'DataSettings', 'ModelSettings', 'TrainSettings', 'GateSettings',
            'DeploySettings', 'ServeSettings', 'StoreSettings', 'ShadowSettings', 'FeedbackSettings', 'CleanupSettings',
-           'ReportSettings']
+           'ArenaSettings', 'ReportSettings']
 
 # %% ../nbs/00_core/000_sections.ipynb #00972444
 from typing import Any, Literal
@@ -163,7 +163,7 @@ class DeploySettings(_Section):
     reload_attempts: int = Field(3, ge=1, le=20, description="attempts while the service is busy")
     notify_attempts: int = Field(3, ge=1, le=20, description="attempts to deliver a notice")
 
-# %% ../nbs/00_core/000_sections.ipynb #23994bf5
+# %% ../nbs/00_core/000_sections.ipynb #4d443e5d
 class ServeSettings(_Section):
     "Section `[serve]`: the inference service."
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
@@ -177,8 +177,8 @@ class ServeSettings(_Section):
         1_048_576, ge=1024, description="size limit of a request body, bytes"
     )
     max_request_chars: int = Field(20_000, ge=1, description="characters in one text")
-    serve_batch_tokens: int = Field(
-        4096, ge=64, description="padded tokens that the served model takes in one step"
+    serve_batch_texts: int = Field(
+        32, ge=1, le=1024, description="texts that the served model takes in one step"
     )
     batch_wait_ms: float = Field(
         2, ge=0, le=1000, description="milliseconds a request waits for others to share its batch"
@@ -190,11 +190,12 @@ class ServeSettings(_Section):
     probe_tolerance: float = Field(
         0.05, gt=0, le=1, description="probability by which served and trained model may differ"
     )
+    log_requests: bool = Field(True, description="one line of JSON on stderr per request")
     reload_poll_s: float = Field(
         0, ge=0, description="seconds between looks at the aliases; 0: only POST /reload"
     )
 
-# %% ../nbs/00_core/000_sections.ipynb #255ffa9f
+# %% ../nbs/00_core/000_sections.ipynb #2773c4e4
 class StoreSettings(_Section):
     "Section `[store]`: the event store, which remembers what was answered, compared and labelled."
     store_url: str = Field("sqlite:///var/events.db", pattern=r"^(sqlite|postgresql)",
@@ -227,6 +228,7 @@ class FeedbackSettings(_Section):
     def _split_trusted(cls, v: Any) -> Any:
         return _names(v)
 
+# %% ../nbs/00_core/000_sections.ipynb #336b6d20
 class CleanupSettings(_Section):
     "Section `[cleanup]`: what `content-arena cleanup` leaves on this machine."
     cleanup_keep_versions: int = Field(
@@ -240,6 +242,24 @@ class CleanupSettings(_Section):
     cleanup_model_cache_mb: float = Field(2000, gt=0, description="MB of downloaded models")
     cleanup_base_cache_mb: float = Field(20_000, gt=0, description="MB of base models")
     cleanup_dataset_cache_mb: float = Field(2000, gt=0, description="MB of prepared datasets")
+
+class ArenaSettings(_Section):
+    "Section `[arena]`: how the filter is attacked."
+    attack_intensity: float = Field(
+        0.6, gt=0, le=1, description="share of possible edits that the fixed mix makes"
+    )
+    query_limit: int = Field(60, ge=4, description="scores a searching attacker asks for per text")
+    beam_width: int = Field(3, ge=1, le=100, description="texts that a beam search keeps a round")
+    held_out_rules: int = Field(
+        5, ge=1, description="attack rules, by families, that training never sees"
+    )
+    llm_url: str = Field("", pattern=r"^(https?://[^\s/]+.*)?$",
+        description="OpenAI-compatible server, up to /v1, for attacks; empty: none")
+    llm_model: str = Field("default", min_length=1, description="model name that it is asked for")
+    llm_timeout_s: float = Field(30, gt=0, description="seconds to its full answer")
+    llm_failures: int = Field(
+        3, ge=1, description="failures in a row after which it is not asked in that attack"
+    )
 
 class ReportSettings(_Section):
     "Section `[report]`: what an executed notebook shows."

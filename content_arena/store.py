@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUSY_S', 'INSERT', 'FROM_USERS', 'store_address', 'EventStore', 'Health']
 
-# %% ../nbs/00_core/02c_store.ipynb #2fc731d5
+# %% ../nbs/00_core/02c_store.ipynb #6d9301f4
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from .config import Secrets, Settings, SettingsError, load_secrets
 from .store_migrations import migrate, revision_of
+# `text_sha256` is not used here, but wanted by everyone who writes
 from .store_schema import (RowRefused, StoreError, StoreUnavailable, UtcDateTime,
                                         find_table, make_row, metadata, text_sha256, utc)
 

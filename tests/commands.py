@@ -33,7 +33,7 @@ def make_home(folder: Path):
     write_comments(folder / "test.csv", 1200, seed=2)
     state = {"VAR_DIR": folder / "var", "RUNS_DIR": folder / "runs", "MODELS_DIR": folder / "models",
              "TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "ARTIFACT_DIR": folder / "artifacts",
-             "INFERENCE_URL": "http://127.0.0.1:9", "BASE_MODEL": folder / "tiny",
+             "LOG_REQUESTS": "false", "STORE_URL": f"sqlite:///{folder}/events.db", "INFERENCE_URL": "http://127.0.0.1:9", "BASE_MODEL": folder / "tiny",
              "SOURCES": f"csv:{folder}/train.csv", "TEST_SOURCES": f"csv:{folder}/test.csv",
              "EPOCHS": 6, "BATCH_TOKENS": 128, "EVAL_EVERY": 10, "CHECKPOINT_EVERY": 2,
              "LEARNING_RATE": 0.01, "HEAD_LEARNING_RATE": 0.05, "MAX_LENGTH": 16,

@@ -298,8 +298,10 @@ def test_a_declared_length_is_refused_unread(url):
 
 def test_the_service_still_lives_after_all_that(url):
     r = httpx.post(f"{url}/classify", json={"text": "감사합니다"})
-    assert r.json() == {"toxic_score": 0.5, "is_toxic": True, "confidence": 0.5,
-                        "model_version": "1", "model_alias": "champion"}
+    assert len(r.json()["prediction_id"]) == 32
+    assert {k: v for k, v in r.json().items() if k != "prediction_id"} == {
+        "toxic_score": 0.5, "is_toxic": True, "confidence": 0.5, "model_version": "1",
+        "model_alias": "champion"}
 
 
 def test_openapi_states_the_limits_and_every_error(url):
@@ -366,4 +368,140 @@ def test_it_serves_the_champion_of_the_model_registry(tmp_path):
         answer = reload(url)
         assert answer.status_code == 503 and "head.safetensors" in answer.json()["detail"]
         again = httpx.post(f"{url}/classify/batch", json={"texts": texts}, timeout=60).json()
-        assert again == many and again["model_version"] == "1"
+        scored = lambda batch: [r["toxic_score"] for r in batch["results"]]
+        assert scored(again) == scored(many) and again["model_version"] == "1"
+
+
+# --- shadow traffic, events, labels --------------------------------------------------------------
+
+class Shadowed(stage.FileLoader):
+    "Versions above 1 are `challenger`s that do what `behaviour` says with the texts they get."
+
+    def __init__(self, folder, behaviour):
+        super().__init__(folder)
+        self.behaviour = behaviour
+
+    def load(self, found, alias):
+        scorer = super().load(found, alias)
+        if alias == "challenger":
+            own = scorer.scores
+            scorer.scores = lambda texts: self.behaviour(own, texts)
+        return scorer
+
+
+def crash(own, texts):
+    if "some comment" in texts:                        # not while it is warmed up
+        raise MemoryError("out of memory")
+    return own(texts)
+
+
+def stand_still(own, texts):
+    time.sleep(0.5)                                    # plays a model that is far too slow
+    return own(texts)
+
+
+@contextmanager
+def shadowed(folder, behaviour, **explicit):
+    stage.FileRegistry(folder).set(champion="1", challenger="2")
+    s = stage.settings(folder, **explicit)
+    app = create_app(s, Secrets(), Shadowed(folder, behaviour))
+    with stage.serving(app) as url:
+        reload(url)
+        service = app.state.service
+        until(lambda: service.challenger.slot is not None)
+        yield url, service
+
+
+def answers(url, texts):
+    with httpx.Client(base_url=url, timeout=30) as c:
+        taken, got = [], []
+        for text in texts:
+            began = time.perf_counter()
+            got.append(c.post("/classify", json={"text": text}).json())
+            taken.append(time.perf_counter() - began)
+    return got, sorted(taken)[len(taken) // 2]
+
+
+def value(service, name, **labels):
+    return service.metrics.registry.get_sample_value(f"content_arena_{name}", labels) or 0
+
+
+def test_what_the_challenger_says_is_recorded_and_not_answered(folder):
+    from content_arena.store import EventStore
+    texts = ["x" * n for n in range(1, 41)]
+    invert = lambda own, texts: 1 - own(texts)
+    with shadowed(folder, invert) as (url, service):
+        got, _ = answers(url, texts)
+        until(lambda: sum(value(service, "shadow_compared_total", agreed=a)
+                          for a in ("true", "false")) == 40)
+    assert [a["toxic_score"] for a in got] == [min(len(t) / 10, 1) for t in texts]
+    assert {a["model_version"] for a in got} == {"1"}
+    with EventStore.open(f"sqlite:///{folder}/events.db") as store:
+        rows, kept = store.read("shadow"), store.read("predictions")
+    assert set(rows.prediction_id) == {a["prediction_id"] for a in got} == set(kept.id)
+    assert (rows.champion_score + rows.challenger_score).round(6).eq(1).all()
+    assert set(rows.challenger_version) == {"2"} and rows.text.isna().all()
+
+
+@pytest.mark.parametrize("behaviour, reason", [(crash, "failed"), (stand_still, "full")])
+def test_a_bad_challenger_is_not_noticed_by_clients(folder, behaviour, reason):
+    texts = ["some comment"] * 60
+    with shadowed(folder, behaviour, shadow_queue=5) as (url, service):
+        got, with_shadow = answers(url, texts)
+        assert {a["toxic_score"] for a in got} == {1.0}
+        until(lambda: value(service, "shadow_dropped_total", reason=reason) > 0)
+        stage.FileRegistry(folder).set(challenger=None)
+        reload(url)
+        until(lambda: service.challenger.slot is None)
+        _, without = answers(url, texts)
+    assert with_shadow < 3 * without + 0.05
+
+
+def test_labels_are_kept_by_whom_and_wrong_ones_refused(folder):
+    from content_arena.store import EventStore
+    with stage.service(folder) as url:
+        verdict = httpx.post(f"{url}/classify", json={"text": "hello"}).json()
+        label = {"label": 1, "source": "moderator", "reviewer": "kim"}
+        about = {"prediction_id": verdict["prediction_id"]}
+        kept = httpx.post(f"{url}/feedback", json=label | about)
+        assert kept.status_code == 202
+        for wrong in ({}, about | {"label": 2}, about | {"source": "a b"}, {"text_sha256": "f"}):
+            refused = httpx.post(f"{url}/feedback", json=label | wrong)
+            assert refused.status_code == 422 and is_problem(refused)
+    with EventStore.open(f"sqlite:///{folder}/events.db") as store:
+        said = store.read("feedback")
+    assert said.id.tolist() == [kept.json()["feedback_id"]]
+    assert (said.label.item(), said.source.item(), said.reviewer.item()) == (1, "moderator", "kim")
+
+
+def test_a_full_queue_is_refused_and_nothing_accepted_is_lost(folder):
+    gate = threading.Event()
+    gate.set()
+    app = create_app(stage.settings(folder, max_queue_items=8), Secrets(), Keeping(folder, gate))
+    with stage.serving(app) as url, ThreadPoolExecutor(40) as pool:
+        reload(url)
+        gate.clear()
+        (folder / "scoring").unlink()
+        ask = lambda n: httpx.post(f"{url}/classify", json={"text": "x" * n}, timeout=30)
+        first = pool.submit(ask, 5)
+        until((folder / "scoring").exists)
+        asked = [pool.submit(ask, n) for n in range(1, 31)]
+        until(lambda: sum(a.done() for a in asked) == 22)
+        gate.set()
+        got = [a.result() for a in asked]
+        assert first.result().status_code == 200
+    assert sorted({a.status_code for a in got}) == [200, 429]
+    refused = [a for a in got if a.status_code == 429]
+    assert all(is_problem(a) and int(a.headers["retry-after"]) >= 1 for a in refused)
+    scores = {a.json()["toxic_score"] for a in got if a.status_code == 200}
+    assert len(scores) >= 1 and len(got) - len(refused) == 8
+
+
+def test_a_watching_service_follows_the_aliases_by_itself(folder):
+    app = create_app(stage.settings(folder, reload_poll_s=0.02), Secrets(), Keeping(folder))
+    with stage.serving(app) as url:
+        until(lambda: httpx.get(f"{url}/health").json()["model_version"] == "1")
+        stage.FileRegistry(folder).set(champion="2", challenger="3")
+        until(lambda: httpx.get(f"{url}/health").json()["model_version"] == "2")
+        until(lambda: app.state.service.challenger.slot is not None)
+        assert app.state.service.challenger.slot.version == "3"

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['tokenize_windows', 'Engine', 'PyfuncModel']
 
-# %% ../../nbs/02_inference/00_engine.ipynb #2f105913
+# %% ../../nbs/02_inference/00_engine.ipynb #87b3df77
 import gc
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -146,6 +147,16 @@ def latency_ms(self: Engine, texts: Sequence[str], repeats: int = 50) -> dict[st
         taken.append(1000 * (time.perf_counter() - start))
     p50, p95 = np.percentile(taken[3:], [50, 95])
     return {"p50_ms": float(p50), "p95_ms": float(p95)}
+
+# %% ../../nbs/02_inference/00_engine.ipynb #2f9cdfac
+@patch
+def give_way(self: Engine, wait: Callable[[], Any]) -> int:
+    "Call `wait` (it may block) before each layer of the network; returns the number of layers."
+    stacks = [m for m in self.classifier.modules() if isinstance(m, torch.nn.ModuleList)]
+    layers = list(max(stacks, key=len, default=[]))
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda module, args: (wait(), None)[1])
+    return len(layers)
 
 # %% ../../nbs/02_inference/00_engine.ipynb #61ddee53
 class PyfuncModel:

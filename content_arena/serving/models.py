@@ -6,15 +6,16 @@
 __all__ = ['logger', 'WARM_UP', 'Scorer', 'Found', 'Loader', 'RegistryLoader', 'ModelSlot', 'measured_f1', 'LoadFailed',
            'prepare', 'Reload', 'ModelHost']
 
-# %% ../../nbs/05_serving/01_models.ipynb #0e8a0422
+# %% ../../nbs/05_serving/01_models.ipynb #c83a97c1
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..config import Settings
 from ..inference.batching import MicroBatcher
@@ -185,12 +186,13 @@ class _Swapping(_Coalescing):
         slot, self.slot, self.problem = self.slot, None, "the service is shutting down"
         await asyncio.gather(*self._retiring, *([slot.retire()] if slot else []))
 
-# %% ../../nbs/05_serving/01_models.ipynb #9c2e4cb1
+# %% ../../nbs/05_serving/01_models.ipynb #a8d81b0e
 class _Finding(_Swapping):
     "Asks the loader what to serve."
-    def __init__(self, loader: Loader, metrics: Metrics, alias: str = "champion", **batching: Any):
+    def __init__(self, loader: Loader, metrics: Metrics, alias: str = "champion",
+                 on_load: Callable[[Scorer], None] | None = None, **batching: Any):
         super().__init__(metrics, alias)
-        self.loader, self.batching = loader, batching
+        self.loader, self.on_load, self.batching = loader, on_load, batching
 
     async def _find(self) -> Found | None:
         try:
@@ -205,6 +207,8 @@ class _Finding(_Swapping):
         swapped = None
         while found is not None and not self._serves(found):
             fresh = await prepare(self.loader, found, self.alias, **self.batching)
+            if self.on_load:
+                self.on_load(fresh.scorer)
             try:
                 now = await self._find()
             except LoadFailed:
@@ -221,13 +225,22 @@ class _Finding(_Swapping):
                              measured_f1(found) if found else None)
         return swapped or Reload(self.slot, self.slot.version, changed=False)
 
-# %% ../../nbs/05_serving/01_models.ipynb #b9a557ca
+# %% ../../nbs/05_serving/01_models.ipynb #f2f904ae
 class ModelHost(_Finding):
     """Serves the version behind `alias`: `slot` (None: no model, `problem` says why), `reload()`.
 
-    `loader` finds and loads versions, `metrics` hear of every change, `batching` goes to each
-    model's `MicroBatcher`."""
+    `loader` finds and loads versions, `metrics` hear of every change, `on_load` gets each loaded
+    model before it is used, `batching` goes to its `MicroBatcher`."""
     _failed: tuple[str, str] | None = None
+
+    @property
+    def waiting(self) -> int:
+        "Texts in the queue of the model that serves."
+        return self.slot.batcher.waiting if self.slot else 0
+
+    def wait_idle(self, timeout_s: float = 1.0) -> bool:
+        "Block until the model that serves has nothing to do; True if so within `timeout_s`."
+        return self.slot is None or self.slot.batcher.idle.wait(timeout_s)
 
     def start(self, poll_s: float = 0) -> None:
         "Load in the background, and look again every `poll_s` seconds (0: only on `reload`)."
@@ -250,14 +263,16 @@ class ModelHost(_Finding):
         finally:
             self.metrics.reloaded(self.alias, result, time.perf_counter() - began)
 
-    async def _watch(self, poll_s: float) -> None:
-        while True:
-            await asyncio.sleep(poll_s)
-            try:
-                found = await self._find()
-                if found is None and self.slot is not None:
-                    await self.reload()
-                elif found and not self._serves(found) and self._key(found) != self._failed:
-                    await self.reload()
-            except LoadFailed as e:
-                logger.warning("watching %s: %s", self.alias, e)
+# %% ../../nbs/05_serving/01_models.ipynb #a6ba46a2
+@patch
+async def _watch(self: ModelHost, poll_s: float) -> None:
+    while True:
+        await asyncio.sleep(poll_s)
+        try:
+            found = await self._find()
+            if found is None and self.slot is not None:
+                await self.reload()
+            elif found and not self._serves(found) and self._key(found) != self._failed:
+                await self.reload()
+        except LoadFailed as e:
+            logger.warning("watching %s: %s", self.alias, e)

@@ -1,0 +1,227 @@
+"""Labels that count and labels that don't; the sample; shadow numbers, counted again by hand."""
+import json
+from datetime import datetime, timedelta, timezone
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+from typer.testing import CliRunner
+
+from content_arena.cli import app
+from content_arena.config import load_settings
+from content_arena.mlops.evaluator import ShadowEvaluator, evidence_record
+from content_arena.mlops.feedback import (confirmed_labels, draw_sample, estimate_quality,
+                                          labels_by_text, quarantine)
+from content_arena.store import EventStore, text_sha256
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
+SETTINGS = load_settings(env={})
+
+
+@pytest.fixture
+def store(store_url):
+    with EventStore.open(store_url) as opened:
+        yield opened
+
+
+def sha(i) -> str:
+    return text_sha256(f"text {i}")
+
+
+def label(i, value, source="user", reviewer=None, minute=0) -> dict:
+    return dict(text_sha256=sha(i), label=value, source=source, reviewer=reviewer,
+                time=NOON + timedelta(minutes=minute))
+
+
+def states(store) -> dict:
+    found = labels_by_text(store, SETTINGS)
+    return {s: (r.state, None if r.label is None or r.state == "conflicting" else int(r.label))
+            for s, r in zip(found.text_sha256, found.itertuples())}
+
+
+# --- which labels count --------------------------------------------------------------------------
+
+def test_conflicting_labels_are_kept_and_resolved(store):
+    store.add("feedback", [
+        label(1, 0, "moderator", "a", 1), label(1, 1, "moderator", "a", 2),     # changed their mind
+        label(2, 1, "moderator", "a"), label(2, 0, "audit", "b"),               # a tie
+        label(3, 1, "moderator", "a"), label(3, 0, "audit", "b"), label(3, 1, "audit", "c"),
+        *[label(4, 1, "user", f"u{i}") for i in range(9)], label(4, 0, "moderator", "a"),
+        *[label(5, 1, "user", f"u{i}") for i in range(5)],
+        *[label(5, 0, "user", f"v{i}") for i in range(3)],                      # a lead of two
+        *[label(6, 1, "user", f"u{i}") for i in range(5)],
+        *[label(6, 0, "user", f"v{i}") for i in range(2)]])
+    assert states(store) == {
+        sha(1): ("confirmed", 1), sha(2): ("conflicting", None), sha(3): ("confirmed", 1),
+        sha(4): ("confirmed", 0), sha(5): ("quarantined", 1), sha(6): ("confirmed", 1)}
+    assert len(store.read("feedback")) == 32
+    assert set(quarantine(store, SETTINGS).text_sha256) == {sha(2), sha(5)}
+
+
+def test_one_user_with_many_labels_changes_nothing(store):
+    store.add("feedback", [label(i, 1, "moderator", "mo") for i in range(20)])
+    before = confirmed_labels(store, SETTINGS)
+    store.add("feedback", [label(0, 0, "user", "mallory", i) for i in range(50)])
+    store.add("feedback", [label(i, 0, "user", "mallory") for i in range(500)])
+    store.add("feedback", [label(i, 0, "user", None, m) for i in range(40) for m in range(5)])
+    assert confirmed_labels(store, SETTINGS).equals(before)
+
+
+def test_the_quorum_is_a_setting(store):
+    store.add("feedback", [label(1, 1, "user", "a")])
+    alone = load_settings(env={}, feedback_quorum=1, trusted_sources="robot")
+    assert confirmed_labels(store, SETTINGS).empty and len(confirmed_labels(store, alone)) == 1
+
+
+def test_a_window_chooses_texts_and_not_votes(store):
+    store.add("feedback", [label(1, 1, "user", f"u{i}", minute=i) for i in range(3)])
+    late = dict(since=NOON + timedelta(minutes=2))
+    assert confirmed_labels(store, SETTINGS, **late).votes.tolist() == [3]
+    assert confirmed_labels(store, SETTINGS, until=NOON + timedelta(minutes=2)).empty
+
+
+# --- the sample ----------------------------------------------------------------------------------
+
+def fill(store, flagged) -> None:
+    store.add("predictions", [dict(
+        id=f"p{i}", time=NOON + timedelta(seconds=i), text_sha256=sha(i), lang="ko", length=9,
+        toxic_score=float(f), is_toxic=f, model_version="3", model_alias="champion")
+        for i, f in enumerate(flagged)])
+
+
+def test_every_prediction_is_drawn_with_the_probability_that_is_noted(tmp_path):
+    times = dict.fromkeys((f"p{i}" for i in range(100)), 0)
+    with EventStore.open(f"sqlite:///{tmp_path / 'events.db'}") as store:
+        fill(store, [i < 10 for i in range(100)])
+        for seed in range(100):
+            for i in draw_sample(store, 20, seed, until=NOON + timedelta(hours=1)).prediction_id:
+                times[i] += 1
+        asked = store.read("label_requests")
+    assert asked.groupby("stratum").probability.unique().map(list).to_dict() == {
+        "flagged": [1.0], "unflagged": [10 / 90]}
+    assert [times[f"p{i}"] for i in range(10)] == [100] * 10
+    rest = np.array([times[f"p{i}"] for i in range(10, 100)])
+    assert rest.sum() == 1000 and rest.min() >= 1 and rest.max() <= 24     # 11.1 each; sd 3.1
+
+
+def test_a_census_gives_the_quality_exactly(store):
+    rng = np.random.default_rng(0)
+    toxic, flagged = rng.random(300) < 0.3, rng.random(300) < 0.4
+    fill(store, flagged)
+    assert len(draw_sample(store, 1000)) == 300
+    store.add("feedback", [label(i, int(t), "audit", "ada") for i, t in enumerate(toxic)])
+    q = estimate_quality(store, SETTINGS)
+    hit = (toxic & flagged).sum()
+    for estimate, true in ((q.precision, hit / flagged.sum()), (q.recall, hit / toxic.sum()),
+                           (q.f1, f1_score(toxic, flagged))):
+        assert estimate == pytest.approx((true,) * 3)
+    assert (q.population, q.labelled, q.open_draws) == (300, 300, 0)
+
+
+# --- shadow --------------------------------------------------------------------------------------
+
+def replay(store, n=2000, labelled=700, seed=0):
+    "Shadow rows of `n` comments, labels for some: truth, champion's and challenger's answers."
+    rng = np.random.default_rng(seed)
+    truth = rng.random(n) < 0.3
+    champion, challenger = (truth ^ (rng.random(n) < e) for e in (0.2, 0.12))
+    store.add("shadow", [dict(
+        time=NOON + timedelta(seconds=i), text_sha256=sha(i), lang=("ko", "en")[i % 2],
+        length=i % 200, champion_version="3", champion_score=0.5,
+        champion_toxic=champion[i], challenger_version="4", challenger_score=0.5,
+        challenger_toxic=challenger[i]) for i in range(n)])
+    store.add("feedback", [label(i, int(truth[i]), "moderator", "mo") for i in range(labelled)])
+    store.add("feedback", [label(i, 1, "user", "mallory") for i in range(n)])
+    return truth, champion, challenger
+
+
+def run(url: str, *arguments: str) -> str:
+    done = CliRunner().invoke(app, [*arguments, "-p", f"store_url={url}"])
+    assert done.exit_code == 0, done.exception
+    return done.output
+
+
+def test_the_shadow_report_matches_a_count_by_hand(store, store_url):
+    truth, champion, challenger = (x.tolist() for x in replay(store))
+    agree = right = right_new = wins = losses = 0
+    for i in range(2000):
+        agree += champion[i] == challenger[i]
+        if i < 700:
+            right += champion[i] == truth[i]
+            right_new += challenger[i] == truth[i]
+            wins += challenger[i] == truth[i] != champion[i]
+            losses += challenger[i] != truth[i] == champion[i]
+    said = json.loads(run(store_url, "shadow", "report", "--json").splitlines()[-1])
+    assert (said["rows"], said["labelled"]) == (2000, 700)
+    assert said["agreement"]["value"] == agree / 2000
+    assert said["champion_accuracy"]["value"] == right / 700
+    assert said["challenger_accuracy"]["value"] == right_new / 700
+    assert said["champion_f1"]["value"] == pytest.approx(f1_score(truth[:700], champion[:700]))
+    assert (said["sequential"]["wins"], said["sequential"]["losses"]) == (wins, losses)
+    assert said["sequential"]["better"] == "challenger"
+    for estimate in (said[k] for k in ("agreement", "champion_accuracy", "challenger_f1")):
+        assert estimate["low"] < estimate["value"] < estimate["high"]
+    korean = next(s for s in said["slices"] if s["value"] == "ko")
+    assert korean["rows"] == 1000
+    assert korean["champion_accuracy"]["value"] == np.mean(
+        [champion[i] == truth[i] for i in range(0, 700, 2)])
+    text = run(store_url, "shadow", "report")
+    for number in (agree / 2000, right / 700, right_new / 700):
+        assert f"{number:.1%}" in text
+
+
+def test_shadow_evidence_is_what_the_evaluator_takes(store):
+    replay(store, n=50, labelled=20)
+    record = evidence_record(1000, ShadowEvaluator(store, SETTINGS).evidence(), None)
+    assert record["shadow"]["present"] and record["shadow"]["labelled"] == 20
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_versions_are_not_mixed(store):
+    replay(store, n=40, labelled=0)
+    newest = store.read("shadow", limit=1).drop(columns=["id", "time", "text"]).iloc[0]
+    row = {k: v for k, v in newest.items() if v == v and v is not None}
+    store.add("shadow", [row | {"challenger_version": "5"}] * 3)
+    evaluator = ShadowEvaluator(store, SETTINGS)
+    assert (evaluator.report().challenger, evaluator.report().total["rows"]) == ("5", 3)
+    old = evaluator.report(challenger="4")
+    assert (old.total["rows"], old.other_rows, old.total["champion_accuracy"]) == (40, 3, None)
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+def test_labels_come_in_by_file_whole_or_not_at_all(store, store_url, tmp_path):
+    good = tmp_path / "good.csv"
+    good.write_text(f"text_sha256,label,reviewer\n{sha(1)},1,ann\n{sha(2)},0,\n", "utf-8-sig")
+    said = json.loads(run(store_url, "feedback", "add", "--file", str(good), "--json"))
+    assert said == {"status": "added", "labels": 2}
+    assert set(confirmed_labels(store, SETTINGS).label) == {0, 1}
+    bad = tmp_path / "bad.csv"
+    bad.write_text(f"text_sha256,label\n{sha(3)},1\n{sha(4)},7\n")
+    done = CliRunner().invoke(app, ["feedback", "add", "--file", str(bad), "-p",
+                                    f"store_url={store_url}"])
+    assert "bad.csv, line 3: feedback: column label" in str(done.exception)
+    assert len(store.read("feedback")) == 2
+
+
+def test_a_sample_is_handed_out_labelled_and_reported(store, store_url):
+    fill(store, [i % 4 == 0 for i in range(200)])
+    rows = json.loads(run(store_url, "feedback", "sample", "--n", "40", "--json"))["rows"]
+    assert len(rows) == 40 and not {"is_toxic", "toxic_score", "stratum"} & set(rows[0])
+    assert json.loads(run(store_url, "feedback", "report", "--json"))["quality"]["open_draws"] == 1
+    for row in rows:
+        store.add("feedback", [dict(prediction_id=row["prediction_id"], label=1, source="audit")])
+    said = json.loads(run(store_url, "feedback", "report", "--json"))
+    assert said["texts"] == {"confirmed": 40, "quarantined": 0, "conflicting": 0}
+    assert said["quality"]["precision"]["value"] == 1
+    assert said["quality"]["recall"]["value"] == pytest.approx(0.25)
+
+
+def test_purge_goes_by_the_retention_setting(store, store_url):
+    now = datetime.now(timezone.utc)
+    store.add("feedback", [label(i, 0) | {"time": now - timedelta(days=d)}
+                           for i, d in enumerate((1, 89, 91))])
+    said = json.loads(run(store_url, "store", "purge", "--json"))
+    assert said["deleted"] == {"predictions": 0, "shadow": 0, "feedback": 1, "label_requests": 0}
+    status = json.loads(run(store_url, "store", "status", "--json"))
+    assert status["ok"] and {t["table"]: t["rows"] for t in status["tables"]}["feedback"] == 2
