@@ -29,7 +29,8 @@ from content_arena.mlops.journal import Journal, write_json
 def settings(folder: Path, **explicit):
     defaults = dict(var_dir=str(folder / "var"), store_url=f"sqlite:///{folder}/events.db", port=0,
                     reload_timeout_s=20, reload_attempts=2,
-                    log_requests=False)      # nobody reads the pipe while it runs
+                    log_requests=False,      # nobody reads the pipe while it runs
+                    shadow_sample=0)         # no challenger is loaded but where a test wants one
     return load_settings(env={}, **(defaults | explicit))
 
 

@@ -403,7 +403,7 @@ def stand_still(own, texts):
 @contextmanager
 def shadowed(folder, behaviour, **explicit):
     stage.FileRegistry(folder).set(champion="1", challenger="2")
-    s = stage.settings(folder, **explicit)
+    s = stage.settings(folder, **({"shadow_sample": 1} | explicit))
     app = create_app(s, Secrets(), Shadowed(folder, behaviour))
     with stage.serving(app) as url:
         reload(url)
@@ -498,7 +498,7 @@ def test_a_full_queue_is_refused_and_nothing_accepted_is_lost(folder):
 
 
 def test_a_watching_service_follows_the_aliases_by_itself(folder):
-    app = create_app(stage.settings(folder, reload_poll_s=0.02), Secrets(), Keeping(folder))
+    app = create_app(stage.settings(folder, reload_poll_s=0.02, shadow_sample=1), Secrets(), Keeping(folder))
     with stage.serving(app) as url:
         until(lambda: httpx.get(f"{url}/health").json()["model_version"] == "1")
         stage.FileRegistry(folder).set(champion="2", challenger="3")

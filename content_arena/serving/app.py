@@ -69,7 +69,7 @@ class Service:
         if hasattr(scorer, "give_way"):
             scorer.give_way(self.host.wait_idle)
 
-# %% ../../nbs/05_serving/02_app.ipynb #b6bdfe7f
+# %% ../../nbs/05_serving/02_app.ipynb #06a9ba46
 @patch
 def start(self: Service) -> None:
     "Begin to load models and to follow the traffic."
@@ -77,7 +77,8 @@ def start(self: Service) -> None:
     self._following = asyncio.create_task(self.shadow.run())
     self._forgetting = asyncio.create_task(self._forget())
     self.host.start(self.settings.reload_poll_s)
-    self.challenger.start(self.settings.reload_poll_s)
+    if self.settings.shadow_sample:          # else it would be loaded for nothing
+        self.challenger.start(self.settings.reload_poll_s)
 
 @patch
 async def _forget(self: Service) -> None:
@@ -219,7 +220,7 @@ def authorise(request: Request, service: Service) -> None:
                       " service bound to loopback",
                       "set CONTENT_ARENA_API_TOKEN for the service and its callers")
 
-# %% ../../nbs/05_serving/02_app.ipynb #201dea65
+# %% ../../nbs/05_serving/02_app.ipynb #2ce4d749
 def operations_routes(service: Service) -> APIRouter:
     "`/reload`, `/health`, `/ready` and `/metrics`."
     routes, host = APIRouter(tags=["operations"]), service.host
@@ -228,7 +229,8 @@ def operations_routes(service: Service) -> APIRouter:
     async def reload(request: Request) -> Reloaded:
         "Load the champion beside the model that serves, verify it, and swap."
         authorise(request, service)
-        service.challenger.start()                  # beside: a challenger delays no deployment
+        if service.settings.shadow_sample:
+            service.challenger.start()              # beside: a challenger delays no deployment
         try:
             done = await host.reload()
         except LoadFailed as e:
