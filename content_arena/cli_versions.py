@@ -15,10 +15,10 @@ import typer
 from .cli_options import (
     AsJson, Parameter, aligned, in_bytes, in_days, progress_bar, settings_from, show_result)
 
-# %% ../nbs/06_entry/05b_cli_versions.ipynb #9257a4d9
+# %% ../nbs/06_entry/05b_cli_versions.ipynb #29a18ac0
 versions_app = typer.Typer(no_args_is_help=True,
                            help="Keep, list, prune and restore versions of coevolution-latest.")
-Tag = Annotated[str, typer.Option(help="becomes part of the name; a tagged version is never pruned")]
+Tag = Annotated[str, typer.Option(help="part of the name; a tagged version is never pruned")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only show what would be done")]
 
 def _store(pairs: list[str] | None) -> Any:

@@ -27,13 +27,13 @@ from .snapshots import VersionError, left_over, remove_tree
 from .versions import VersionStore, alone
 from ..tracking_server import sqlite_file
 
-# %% ../../nbs/03_mlops/13_cleanup.ipynb #c1260062
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #2159fe5b
 class CleanupError(RuntimeError):
     "Something that should go could not; names it, says why. The rest was done and is in the log."
 
 @dataclass(frozen=True)
 class Item:
-    "One entry of the list. `action`: delete, archive or keep. `lock`: file to hold meanwhile, or ''."
+    "One entry. `action`: delete, archive or keep. `lock`: file to hold meanwhile, or ''."
     kind: str
     action: str
     path: Path
@@ -135,7 +135,7 @@ def _artifacts(settings: Settings) -> Iterator[Item]:
             yield Item("artifact", "delete", path, "its run or model is not in MLflow",
                        size_of(path))
 
-# %% ../../nbs/03_mlops/13_cleanup.ipynb #4ab37425
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #4eeb89df
 def _last_use(path: Path) -> float:
     times = [s.st_atime for p in path.rglob("*") if p.is_file() for s in [p.stat()]]
     return max(times, default=path.stat().st_mtime)
@@ -165,7 +165,7 @@ def _caches(store: VersionStore) -> Iterator[Item]:
     data = {d for v in versions if "lineage" in v.tags for d in v.lineage} | {
         d for f in facts for d in f.lineage}
     of = lambda known: {name[:16] for name in known if name}
-    need = lambda known, why: lambda p: why if p.name[-64:][-16:] in of(known) else ""
+    need = lambda known, why: lambda p: why if p.name[-16:] in of(known) else ""
     cache, datasets = settings.path("var_dir") / "cache", settings.path("var_dir") / "datasets"
     yield from _over("model cache", cache / "models", settings.cleanup_model_cache_mb,
                      lambda p: "an alias points to it" if p.name in aliased else "",

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['log', 'Progress', 'facts_of', 'VersionStore', 'mirror', 'finish', 'alone', 'publish_latest', 'Restored']
 
-# %% ../../nbs/03_mlops/12_versions.ipynb #503e6e5e
+# %% ../../nbs/03_mlops/12_versions.ipynb #0528bf34
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def alone(store: VersionStore) -> Iterator[None]:
     finally:
         store.lock.release()
 
-# %% ../../nbs/03_mlops/12_versions.ipynb #5ad92e6d
+# %% ../../nbs/03_mlops/12_versions.ipynb #85213420
 def _new_name(store: VersionStore, tag: str) -> tuple[str, datetime]:
     "A name that no version has or had, and its time; the caller holds the lock."
     stamp, form = store.versions / ".newest", "%Y%m%d_%H%M%S"
@@ -167,6 +167,7 @@ def _new_name(store: VersionStore, tag: str) -> tuple[str, datetime]:
         raise VersionError(f"{e.filename or stamp}: {e.strerror}; nothing was saved") from e
     return name, created
 
+# %% ../../nbs/03_mlops/12_versions.ipynb #5b89a24c
 def _keep(store: VersionStore, source: Path, sha256: str, facts: Facts, *, tag: str = "",
           note: str = "", link: bool = False) -> Snapshot:
     "`source` as a new version; the caller holds the lock and has verified it."
