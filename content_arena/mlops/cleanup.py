@@ -27,13 +27,13 @@ from .snapshots import VersionError, left_over, remove_tree
 from .versions import VersionStore, alone
 from ..tracking_server import sqlite_file
 
-# %% ../../nbs/03_mlops/13_cleanup.ipynb #2159fe5b
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #1e89630a
 class CleanupError(RuntimeError):
     "Something that should go could not; names it, says why. The rest was done and is in the log."
 
 @dataclass(frozen=True)
 class Item:
-    "One entry. `action`: delete, archive or keep. `lock`: file to hold meanwhile, or ''."
+    "One entry of the list; `action`: delete, archive or keep; `lock`: file to hold, or ''."
     kind: str
     action: str
     path: Path
@@ -135,7 +135,7 @@ def _artifacts(settings: Settings) -> Iterator[Item]:
             yield Item("artifact", "delete", path, "its run or model is not in MLflow",
                        size_of(path))
 
-# %% ../../nbs/03_mlops/13_cleanup.ipynb #4eeb89df
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #4ab37425
 def _last_use(path: Path) -> float:
     times = [s.st_atime for p in path.rglob("*") if p.is_file() for s in [p.stat()]]
     return max(times, default=path.stat().st_mtime)

@@ -110,10 +110,10 @@ def prune(store: VersionStore, keep: int, *, dry_run: bool = False) -> list[Verd
         finish(store)
     return decided
 
-# %% ../../nbs/03_mlops/12a_retention.ipynb #a4e215fb
+# %% ../../nbs/03_mlops/12a_retention.ipynb #141276d6
 def mark(store: VersionStore, name: str, *, keep: bool | None = None,
          archive: bool | None = None) -> dict[str, Any]:
-    "Set marks of version `name` in MODEL_REGISTRY.json; None leaves one as it is. VersionError."
+    "Set marks of version `name` in MODEL_REGISTRY.json; None: as it is. Raises VersionError."
     check_name(name)
     if name not in (shelf := store.shelf()).snapshots:
         raise VersionError(shelf.damaged.get(name, f"there is no version {name} on the disk"))
