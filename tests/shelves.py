@@ -1,4 +1,4 @@
-"""Stores of tiny models for tests of versions, and processes that die at a chosen step of theirs."""
+"""Stores of tiny models for tests of versions, and processes that die at a chosen step."""
 import json
 import os
 import shutil
@@ -91,7 +91,7 @@ def copy_shelf(template: Path, root: Path) -> None:
     shutil.copytree(template, root, symlinks=True)
 
 
-# What is done to a copy of `four_versions`, and the models of which one must be latest afterwards. --
+# What is done to a copy of `four_versions`, and what latest may say afterwards ------------------
 
 def _over_a_folder(store: VersionStore, names: dict[str, str]) -> None:
     store.latest.unlink()
@@ -122,7 +122,7 @@ OPERATIONS = {
 }
 
 
-# Dying ---------------------------------------------------------------------------------------------
+# Dying -------------------------------------------------------------------------------------------
 
 class Killed(BaseException):
     "Instead of a signal, in a process that has to live on."

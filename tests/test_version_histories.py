@@ -1,9 +1,7 @@
-"""Random histories of a store: whatever is saved, pruned, restored, promoted, cleaned up, and killed
-in the midst of it, what is protected stays, and the registry file and the disk are never apart
-without `check` saying so.
+"""Random histories of a store: whatever is saved, pruned, restored, promoted, cleaned up, and
+killed in the midst of it, what is protected stays, and the registry file and the disk are never
+apart without `check` saying so.
 """
-import os
-import shutil
 import tempfile
 from pathlib import Path
 from unittest.mock import patch
@@ -50,7 +48,7 @@ class Histories(RuleBasedStateMachine):
             self.store.publish(self.root / "sources" / text, tag=tag)
 
     def _do(self, end, call) -> None:
-        "Carry it out, or a part of it; afterwards nothing that was protected before may be missing."
+        "Carry it out, or a part of it; what was protected before must still be there afterwards."
         self._protect()
         with death(self.root, end):
             call()
@@ -159,6 +157,6 @@ class Histories(RuleBasedStateMachine):
 
 
 Histories.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=15, deadline=None, derandomize=True,
+    max_examples=20, stateful_step_count=15, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 TestHistories = Histories.TestCase

@@ -47,7 +47,7 @@ def tree(root: Path) -> dict[str, str]:
     "Everything below `root`: path -> content, target of a link, or kind."
     found = {}
     for path in sorted(root.rglob("*")):
-        if path.name.endswith(".lock") or ".lock." in path.name:
+        if path.name.endswith(".lock"):
             continue
         name = str(path.relative_to(root))
         found[name] = os.readlink(path) if path.is_symlink() else "folder" if path.is_dir() \
@@ -55,7 +55,7 @@ def tree(root: Path) -> dict[str, str]:
     return found
 
 
-# Kill ----------------------------------------------------------------------------------------------
+# Kill --------------------------------------------------------------------------------------------
 
 
 def assert_survived(store, names: dict[str, str], may_say: set[str]) -> None:
@@ -151,7 +151,7 @@ def test_scores_after_restore_are_those_of_the_version(shelf, tmp_path):
     assert scores(store.latest) == expected[1]
 
 
-# What must not be lost -----------------------------------------------------------------------------
+# What must not be lost ---------------------------------------------------------------------------
 
 
 def test_every_reason_to_keep_a_version_keeps_it(shelf):
@@ -215,7 +215,7 @@ def test_versions_are_read_only_and_share_their_bytes(shelf):
     assert source.stat().st_ino != first.stat().st_ino                  # may still be written to
 
 
-# Bad input -----------------------------------------------------------------------------------------
+# Bad input ---------------------------------------------------------------------------------------
 
 
 def overwrite(path: Path, data: bytes) -> None:
@@ -371,7 +371,7 @@ def test_an_archive_cut_short_is_not_restored_and_its_source_stays_until_it_is_w
     assert store.restore(names["v2"]).unpacked and says(store) == "v2"
 
 
-# The registry file ---------------------------------------------------------------------------------
+# The registry file -------------------------------------------------------------------------------
 
 
 def test_check_says_what_differs_and_export_mends_it(shelf, tmp_path):
@@ -391,7 +391,7 @@ def test_check_says_what_differs_and_export_mends_it(shelf, tmp_path):
     assert store.file.path.read_bytes() == once
 
 
-# Cleanup -------------------------------------------------------------------------------------------
+# Cleanup -----------------------------------------------------------------------------------------
 
 
 def test_cleanup_lists_what_it_deletes_and_keeps_what_is_held(shelf):
@@ -421,6 +421,25 @@ def test_cleanup_lists_what_it_deletes_and_keeps_what_is_held(shelf):
     assert store.restore(names["v2"]).unpacked
 
 
+def test_caches_shrink_but_keep_what_a_model_was_trained_on(shelf, tmp_path):
+    store, _ = shelf
+    root = store.models.parent
+    facts = snapshots.Facts(lineage=("1" * 64,), base_model_sha256="2" * 64)
+    store.publish(model(tmp_path / "m", "m"), facts=facts)
+    var, folders = root / "var", {}
+    for kind, name in [("datasets", "1" * 16), ("datasets", "3" * 16),
+                       ("cache/base_models", f"org--name-{'2' * 16}"),
+                       ("cache/base_models", f"org--name-{'4' * 16}")]:
+        folders[name] = model(var / kind / name, "cached")
+    assert [i for i in cleaning.plan(store) if i.kind.endswith("cache")] == []
+    small = make_store(root, cleanup_dataset_cache_mb=1e-4, cleanup_base_cache_mb=1e-4)
+    planned = cleaning.plan(small)
+    assert {i.path.name[-16:]: i.action for i in planned if i.kind.endswith("cache")} == {
+        "1" * 16: "keep", "3" * 16: "delete", "2" * 16: "keep", "4" * 16: "delete"}
+    cleaning.execute(small, planned)
+    assert [p.exists() for p in folders.values()] == [True, False, True, False]
+
+
 def test_orphans_go_but_not_those_of_another_store(shelf, empty_store):
     from forks import MlflowClient
     store, _ = shelf
@@ -440,7 +459,7 @@ def test_orphans_go_but_not_those_of_another_store(shelf, empty_store):
     assert listed() == {orphan: "delete"}
 
 
-# The command line ----------------------------------------------------------------------------------
+# The command line --------------------------------------------------------------------------------
 
 
 def test_the_commands_of_a_day(shelf, empty_store, monkeypatch):
@@ -493,4 +512,5 @@ def test_a_restored_version_becomes_a_challenger(shelf, empty_store):
     version = store.register(made.name)
     assert version.aliases == ("challenger",) and version.lineage == ["d0", "d1"]
     assert version.sha256 == made.model_sha256
-    assert (ModelRegistry(store.settings).download(version) / "head.safetensors").read_text() == "v1"
+    files = ModelRegistry(store.settings).download(version)
+    assert (files / "head.safetensors").read_text() == "v1"

@@ -165,7 +165,7 @@ def _caches(store: VersionStore) -> Iterator[Item]:
     data = {d for v in versions if "lineage" in v.tags for d in v.lineage} | {
         d for f in facts for d in f.lineage}
     of = lambda known: {name[:16] for name in known if name}
-    need = lambda known, why: lambda p: why if p.name[-64:][-16:] in of(known) else ""
+    need = lambda known, why: lambda p: why if p.name[-16:] in of(known) else ""
     cache, datasets = settings.path("var_dir") / "cache", settings.path("var_dir") / "datasets"
     yield from _over("model cache", cache / "models", settings.cleanup_model_cache_mb,
                      lambda p: "an alias points to it" if p.name in aliased else "",

@@ -8,7 +8,7 @@ __all__ = ['NAME', 'RECORD', 'Tick', 'CHUNK', 'BUILDING', 'TRASH', 'VersionError
            'verify_snapshot', 'clone_file', 'sync_folder', 'make_read_only', 'remove_tree', 'build_version',
            'take_snapshot', 'set_aside', 'left_over', 'sweep', 'point']
 
-# %% ../../nbs/03_mlops/09_snapshots.ipynb #4f482a4c
+# %% ../../nbs/03_mlops/09_snapshots.ipynb #5a20ac10
 import ctypes
 import errno
 import fcntl
@@ -19,7 +19,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['log', 'Progress', 'facts_of', 'VersionStore', 'mirror', 'finish', 'alone', 'publish_latest', 'Restored']
 
-# %% ../../nbs/03_mlops/12_versions.ipynb #503e6e5e
+# %% ../../nbs/03_mlops/12_versions.ipynb #0528bf34
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
