@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['HEAD_NAMES', 'SPEC_FILE', 'MANIFEST_FILE', 'ModelError', 'fast_dtype', 'best_device', 'ContentClassifier',
-           'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'collate', 'predict_logits',
-           'load_dense', 'DenseCopy', 'write_manifest', 'read_manifest', 'read_spec', 'verify_model', 'save_model']
+           'load_network', 'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'collate',
+           'predict_logits', 'load_dense', 'DenseCopy', 'write_manifest', 'read_manifest', 'read_spec', 'verify_model',
+           'save_model']
 
-# %% ../../nbs/01_training/05_classifier.ipynb #bcb86295
+# %% ../../nbs/01_training/05_classifier.ipynb #c0d92c66
 import hashlib
 import json
 import os
 import shutil
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -28,16 +31,34 @@ from transformers.utils import logging as hf_logging
 
 from .base_models import BaseModel
 
-# %% ../../nbs/01_training/05_classifier.ipynb #78e5575e
+# %% ../../nbs/01_training/05_classifier.ipynb #c11b71ed
 class ModelError(RuntimeError):
     "A model folder is incomplete, damaged, or needs something this machine lacks; says which."
 
+@cache
+def _cpu_times() -> dict[torch.dtype, float]:
+    "Best of 40 times, seconds, of a (64, 384) x (384, 1536) product in each format, on one core."
+    x, w = torch.randn(64, 384), torch.randn(1536, 384)
+    operands = [(t, x.to(t), w.to(t)) for t in (torch.float32, torch.bfloat16)]
+    best, threads = {t: float("inf") for t, _, _ in operands}, torch.get_num_threads()
+    torch.set_num_threads(1)           # threads that wait for one another measure the scheduler
+    try:
+        with torch.inference_mode():
+            for dtype, a, b in operands * 40:
+                began = time.perf_counter()
+                nn.functional.linear(a, b)
+                best[dtype] = min(best[dtype], time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return best
+
 def fast_dtype(device: str = "cpu") -> torch.dtype:
-    "bfloat16 where `device` has instructions for it (CUDA, AMX, AVX-512 BF16), else float32."
+    "bfloat16 where `device` is faster with it (CUDA: where it can), else float32."
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
+    times = _cpu_times()
+    faster = times[torch.bfloat16] < 0.8 * times[torch.float32]
+    return torch.bfloat16 if faster else torch.float32
 
 def best_device() -> str:
     "`cuda` if a GPU can be used, else `cpu`."
@@ -74,9 +95,9 @@ class ContentClassifier(nn.Module):
         hidden, mask = out.last_hidden_state.float(), attention_mask.unsqueeze(-1).float()
         return self.head((hidden * mask).sum(1) / mask.sum(1).clamp(min=1))
 
-# %% ../../nbs/01_training/05_classifier.ipynb #f956c29b
-def _load_network(base: BaseModel, head: str, quantization: str, dtype: torch.dtype,
-                  device: str) -> nn.Module:
+# %% ../../nbs/01_training/05_classifier.ipynb #27ec400e
+def load_network(base: BaseModel, head: str, quantization: str, dtype: torch.dtype,
+                 device: str) -> nn.Module:
     "The pretrained network on `device`; weights that the checkpoint lacks are random."
     config = AutoConfig.from_pretrained(base.path, num_labels=2)
     kwargs: dict[str, Any] = {"config": config, "dtype": dtype}
@@ -142,7 +163,7 @@ def _add_adapter(network: nn.Module, head: str, r: int, alpha: int, dropout: flo
     return get_peft_model(network, LoraConfig(task_type=task, r=r, lora_alpha=alpha,
                                               lora_dropout=dropout, target_modules="all-linear"))
 
-# %% ../../nbs/01_training/05_classifier.ipynb #0145a8f4
+# %% ../../nbs/01_training/05_classifier.ipynb #ce626260
 def build_classifier(base: BaseModel, *, head: str = "auto", quantization: str = "nf4",
                      lora_r: int = 16, lora_alpha: int = 32, lora_dropout: float = 0.0,
                      dtype: torch.dtype | None = None, device: str = "cpu",
@@ -154,7 +175,7 @@ def build_classifier(base: BaseModel, *, head: str = "auto", quantization: str =
     torch.manual_seed(seed)
     head = choose_head(base) if head == "auto" else head
     dtype = dtype or fast_dtype(device)
-    network = _load_network(base, head, quantization, dtype, device)
+    network = load_network(base, head, quantization, dtype, device)
     quantised = _quantised_layers(network)
     network = _add_adapter(network, head, lora_r, lora_alpha, lora_dropout)
     own = nn.Linear(network.config.hidden_size, 2).to(device) if head == "mean" else None
@@ -249,7 +270,7 @@ def _expand(network: nn.Module, layers: Sequence[str], dtype: torch.dtype) -> No
             weight.data.to(dtype).contiguous(), quant_type="nf4", compress_statistics=True)
         weight.data.copy_(bnb.functional.dequantize_4bit(packed, state).to(weight.dtype))
 
-# %% ../../nbs/01_training/05_classifier.ipynb #4becdaf0
+# %% ../../nbs/01_training/05_classifier.ipynb #d27c0439
 def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = None,
                device: str = "cpu") -> tuple[ContentClassifier, dict]:
     """The model in `folder`, merged and dense, and its description (`content_filter.json`).
@@ -262,7 +283,7 @@ def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = Non
             f"{folder.name} was trained on {spec['base_model']} with weights"
             f" {spec['base_model_sha256'][:12]}, but {base.path.name} holds {base.sha256[:12]}"
         )
-    network = _load_network(base, spec["head"], "none", torch.float32, device)
+    network = load_network(base, spec["head"], "none", torch.float32, device)
     _expand(network, spec["quantised_layers"], getattr(torch, spec["trained_dtype"]))
     try:
         network = PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
@@ -278,7 +299,7 @@ def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = Non
     network = network.to(dtype or fast_dtype(device)).eval().requires_grad_(False)
     return ContentClassifier(network, head.to(device).eval() if head is not None else None), spec
 
-# %% ../../nbs/01_training/05_classifier.ipynb #3c0b340a
+# %% ../../nbs/01_training/05_classifier.ipynb #37df91ad
 class DenseCopy:
     "A dense twin of a classifier in training, refreshed from it before each validation."
 
@@ -286,7 +307,7 @@ class DenseCopy:
         self, trained: ContentClassifier, base: BaseModel, spec: dict, device: str = "cpu"
     ):
         self.trained, self.dtype = trained, getattr(torch, spec["trained_dtype"])
-        network = _load_network(base, spec["head"], "none", self.dtype, device)
+        network = load_network(base, spec["head"], "none", self.dtype, device)
         self.classifier = ContentClassifier(network.eval().requires_grad_(False), trained.head)
 
     @torch.no_grad()

@@ -6,7 +6,7 @@
 __all__ = ['TRAINING_KEYS', 'PROBE_TEXTS', 'fit_temperature', 'toxic_probability', 'classification_metrics', 'training_ticket',
            'open_run', 'QLoRATrainer', 'probe_scores']
 
-# %% ../../nbs/01_training/09_qlora_trainer.ipynb #02c319b5
+# %% ../../nbs/01_training/09_qlora_trainer.ipynb #0b39dbde
 import hashlib
 import json
 import os
@@ -33,6 +33,7 @@ from content_arena.training.classifier import (
     build_classifier,
     collate,
     encode,
+    fast_dtype,
     load_tokenizer,
     predict_logits,
     save_model,
@@ -83,7 +84,7 @@ def classification_metrics(
             "average_precision": average_precision_score(labels, scores),
             "log_loss": log_loss(labels, np.clip(scores, 1e-7, 1 - 1e-7), labels=[0, 1])}
 
-# %% ../../nbs/01_training/09_qlora_trainer.ipynb #0c2077e0
+# %% ../../nbs/01_training/09_qlora_trainer.ipynb #a2425305
 TRAINING_KEYS = (*ModelSettings.model_fields,
                  *(k for k in TrainSettings.model_fields if k != "checkpoint_every"))
 
@@ -97,8 +98,8 @@ def training_ticket(settings: Settings, base: BaseModel, dataset_id: str) -> str
 def open_run(
     work_dir: Path, ticket: str, experiment_id: str, mlflow_run_id: str | None = None
 ) -> dict:
-    """The ticket of the training in `work_dir`: `mlflow_run_id` and `finished`; a new one if there
-    was none.
+    """The ticket of the training in `work_dir`: `mlflow_run_id`, `dtype` that it computes in,
+    `finished`; a new one if there was none.
 
     A new ticket takes `mlflow_run_id`, or opens an MLflow run in the experiment.
     Raises TrainingError if the folder belongs to another training."""
@@ -116,7 +117,8 @@ def open_run(
         mlflow_run_id
         or mlflow.MlflowClient().create_run(experiment_id, run_name="qlora").info.run_id
     )
-    return _write_ticket(work_dir, {"ticket": ticket, "mlflow_run_id": run_id, "finished": False})
+    return _write_ticket(work_dir, {"ticket": ticket, "mlflow_run_id": run_id, "finished": False,
+                                    "dtype": str(fast_dtype(best_device()))[6:]})
 
 
 def _write_ticket(work_dir: Path, ticket: dict) -> dict:
@@ -125,7 +127,7 @@ def _write_ticket(work_dir: Path, ticket: dict) -> dict:
     os.replace(temporary, work_dir / "training.json")
     return ticket
 
-# %% ../../nbs/01_training/09_qlora_trainer.ipynb #2b552b90
+# %% ../../nbs/01_training/09_qlora_trainer.ipynb #cde5a118
 class QLoRATrainer:
     """Trains one model per call and reports to MLflow.
 
@@ -165,7 +167,7 @@ class QLoRATrainer:
                 lineage = list(dict.fromkeys([*parent_lineage, dataset_id]))
                 _log_start(self.settings, base, lineage, train, valid)
                 log_fingerprints(prints, dataset_id)
-                self._train(base, train, valid, work)
+                self._train(base, train, valid, work, getattr(torch, ticket["dtype"]))
             _write_ticket(work, {**ticket, "finished": True})
         return ticket["mlflow_run_id"]
 
@@ -212,7 +214,7 @@ def _log_start(settings: Settings, base: BaseModel, lineage: list[str], train: p
     log_json(environment(), "environment.json")
     log_json(settings.model_dump(), "settings.json")
 
-# %% ../../nbs/01_training/09_qlora_trainer.ipynb #f64e058c
+# %% ../../nbs/01_training/09_qlora_trainer.ipynb #3c035470
 def _validator(twin: DenseCopy, ids: list[list[int]], labels: np.ndarray, pad: int):
     "What `fit` calls now and then: the metrics of the dense copy on validation rows."
     def validate(step: int) -> dict[str, float]:
@@ -223,12 +225,12 @@ def _validator(twin: DenseCopy, ids: list[list[int]], labels: np.ndarray, pad: i
 
 @patch
 def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.DataFrame,
-           work: Path) -> None:
+           work: Path, dtype: torch.dtype) -> None:
     "Train, calibrate and log into the active MLflow run."
     s = self.settings
     classifier, spec = build_classifier(
         base, head=s.head, quantization=s.quantization, lora_r=s.lora_r, lora_alpha=s.lora_alpha,
-        lora_dropout=s.lora_dropout, device=self.device, seed=s.seed)
+        lora_dropout=s.lora_dropout, dtype=dtype, device=self.device, seed=s.seed)
     tokenizer = load_tokenizer(base.path)
     pad = tokenizer.pad_token_id
     ids, valid_ids = (encode(tokenizer, f["text"].tolist(), s.max_length) for f in (train, valid))
