@@ -163,6 +163,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'content_arena/arena/battle_orders.py'),
                                                    'content_arena.arena.battle_orders.keep_battle': ( '04_arena/battle_orders.html#keep_battle',
                                                                                                       'content_arena/arena/battle_orders.py'),
+                                                   'content_arena.arena.battle_orders.known_rules': ( '04_arena/battle_orders.html#known_rules',
+                                                                                                      'content_arena/arena/battle_orders.py'),
                                                    'content_arena.arena.battle_orders.list_battles': ( '04_arena/battle_orders.html#list_battles',
                                                                                                        'content_arena/arena/battle_orders.py'),
                                                    'content_arena.arena.battle_orders.newest_battle': ( '04_arena/battle_orders.html#newest_battle',
