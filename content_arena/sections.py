@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SettingsError', 'PathSettings', 'MlflowSettings', 'DataSettings', 'ModelSettings', 'TrainSettings', 'GateSettings',
            'DeploySettings', 'ServeSettings', 'StoreSettings', 'ShadowSettings', 'FeedbackSettings', 'CleanupSettings',
-           'ArenaSettings', 'ReportSettings']
+           'ArenaSettings', 'BattleSettings', 'ReportSettings']
 
 # %% ../nbs/00_core/000_sections.ipynb #00972444
 from typing import Any, Literal
@@ -109,7 +109,7 @@ class TrainSettings(_Section):
     class_weights: Literal["none", "balanced"] = Field("none", description="weighting of the loss")
     checkpoint_every: int = Field(25, ge=1, description="optimiser steps between checkpoints")
 
-# %% ../nbs/00_core/000_sections.ipynb #6b8dc663
+# %% ../nbs/00_core/000_sections.ipynb #7fd5d8c2
 class GateSettings(_Section):
     "Section `[gate]`: when a challenger replaces the champion."
     min_f1_gain: float = Field(
@@ -142,12 +142,14 @@ class GateSettings(_Section):
     slice_min_samples: int = Field(
         200, ge=1, description="rows below which a slice does not decide"
     )
-    latency_budget_ms: float = Field(
-        0, ge=0, description="p95 of one comment, milliseconds; 0: not checked"
-    )
-    size_budget_mb: float = Field(
-        0, ge=0, description="size of the served weights, MB; 0: not checked"
-    )
+    gate_battle_rounds: int = Field(1000, ge=0,
+        description="rounds of the fixed battle on test rows; 0: none is fought")
+    battle_tolerance: float = Field(0.02, ge=0, lt=1,
+        description="evasion rate that a challenger may add in it")
+    latency_budget_ms: float = Field(0, ge=0,
+        description="p95 of one comment, milliseconds; 0: not checked")
+    size_budget_mb: float = Field(0, ge=0,
+        description="size of the served weights, MB; 0: not checked")
 
     @field_validator("guarded_slices", mode="before")
     @classmethod
@@ -228,7 +230,7 @@ class FeedbackSettings(_Section):
     def _split_trusted(cls, v: Any) -> Any:
         return _names(v)
 
-# %% ../nbs/00_core/000_sections.ipynb #336b6d20
+# %% ../nbs/00_core/000_sections.ipynb #dd59b944
 class CleanupSettings(_Section):
     "Section `[cleanup]`: what `content-arena cleanup` leaves on this machine."
     cleanup_keep_versions: int = Field(
@@ -259,6 +261,21 @@ class ArenaSettings(_Section):
     llm_timeout_s: float = Field(30, gt=0, description="seconds to its full answer")
     llm_failures: int = Field(
         3, ge=1, description="failures in a row after which it is not asked in that attack"
+    )
+
+# %% ../nbs/00_core/000_sections.ipynb #28427089
+class BattleSettings(_Section):
+    "Section `[battle]`: battles, fought by the command line and by the service."
+    battle_rounds: int = Field(1000, ge=1, description="rounds, if a command names no number")
+    battle_batch: int = Field(256, ge=1, description="rounds in a chunk, which is kept as a whole")
+    battle_toxic_share: float = Field(
+        0.5, gt=0, le=1, description="share of rounds that attack toxic comments"
+    )
+    battle_corpus: str = Field("",
+        description="comments to attack: embedded, csv:PATH, ...; empty: of the model's dataset")
+    battle_queue: int = Field(4, ge=1, description="battles that may wait in a service")
+    battle_step: int = Field(
+        8, ge=1, description="texts of a battle that a service scores at a time, while it is idle"
     )
 
 class ReportSettings(_Section):
