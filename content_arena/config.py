@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'Settings', 'find_settings_file', 'load_settings', 'Secrets', 'load_secrets']
 
-# %% ../nbs/00_core/00_config.ipynb #836373b1
+# %% ../nbs/00_core/00_config.ipynb #d0a64d29
 import configparser
 import difflib
 import hashlib
@@ -17,18 +17,20 @@ from typing import Any, Mapping
 from fastcore.basics import patch
 from pydantic import PrivateAttr, SecretStr, ValidationError
 
-from .sections import (
+from content_arena.sections import (
     ArenaSettings, CleanupSettings, DataSettings, DeploySettings, FeedbackSettings, GateSettings,
-    MlflowSettings, ModelSettings, PathSettings, ReportSettings, ServeSettings, SettingsError,
-    ShadowSettings, StoreSettings, TrainSettings, _Section)
+    MetricsSettings, MlflowSettings, ModelSettings, MonitorSettings, NoticeSettings, PathSettings,
+    ReportSettings, ServeSettings, SettingsError, ShadowSettings, StoreSettings, TrainSettings,
+    _Section)
 
-# %% ../nbs/00_core/00_config.ipynb #a57b78b4
+# %% ../nbs/00_core/00_config.ipynb #8878a97f
 ENV_PREFIX = "CONTENT_ARENA_"
 SECTIONS: dict[str, type[_Section]] = {
     "paths": PathSettings, "mlflow": MlflowSettings, "data": DataSettings, "model": ModelSettings,
     "train": TrainSettings, "gate": GateSettings, "deploy": DeploySettings, "serve": ServeSettings,
     "store": StoreSettings, "shadow": ShadowSettings, "feedback": FeedbackSettings,
     "cleanup": CleanupSettings, "arena": ArenaSettings, "report": ReportSettings,
+    "metrics": MetricsSettings, "monitor": MonitorSettings, "notices": NoticeSettings,
 }
 
 def _section_of(key: str) -> str:

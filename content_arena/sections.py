@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SettingsError', 'PathSettings', 'MlflowSettings', 'DataSettings', 'ModelSettings', 'TrainSettings', 'GateSettings',
            'DeploySettings', 'ServeSettings', 'StoreSettings', 'ShadowSettings', 'FeedbackSettings', 'CleanupSettings',
-           'ArenaSettings', 'ReportSettings']
+           'ArenaSettings', 'ReportSettings', 'MetricsSettings', 'MonitorSettings', 'NoticeSettings']
 
 # %% ../nbs/00_core/000_sections.ipynb #00972444
 from typing import Any, Literal
@@ -264,3 +264,40 @@ class ArenaSettings(_Section):
 class ReportSettings(_Section):
     "Section `[report]`: what an executed notebook shows."
     reveal_errors: bool = Field(False, description="show misclassified texts unmasked")
+
+# %% ../nbs/00_core/000_sections.ipynb #0c341a0d
+class MetricsSettings(_Section):
+    "Section `[metrics]`: what Prometheus is told, beside what a service counts itself."
+    metrics_export: Literal["textfile", "pushgateway", "none"] = Field("textfile",
+        description="how a pipeline run publishes: files in var_dir/metrics, or pushgateway_url")
+    pushgateway_url: str = Field("", pattern=r"^(https?://[^\s/@]+(/\S*)?)?$",
+        description="Pushgateway for metrics_export = pushgateway, without password")
+    metrics_refresh_s: float = Field(
+        30, ge=0, description="seconds between a service's looks at registry and store; 0: none"
+    )
+
+class MonitorSettings(_Section):
+    "Section `[monitor]`: the report on a window of traffic, and what counts as drift in it."
+    monitor_days: float = Field(7, gt=0, description="days of traffic that a report is about")
+    drift_reference_days: float = Field(
+        28, gt=0, description="days before these that they are compared with"
+    )
+    drift_min_rows: int = Field(
+        500, ge=20, description="predictions below which a window is not compared"
+    )
+    drift_max_rows: int = Field(
+        50_000, ge=100, description="predictions of a window that are compared, the newest"
+    )
+    drift_psi: float = Field(0.25, gt=0, description="population stability index that is drift")
+
+class NoticeSettings(_Section):
+    "Section `[notices]`: messages to people."
+    notice_repeat_s: float = Field(
+        3600, ge=0, description="seconds in which the same notice is sent once"
+    )
+    notices_per_hour: int = Field(
+        30, ge=1, description="notices sent at most; more wait in the spool"
+    )
+    notice_spool: int = Field(
+        200, ge=0, description="notices kept on disk while the webhook is away; 0: none"
+    )
