@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'Settings', 'find_settings_file', 'load_settings', 'Secrets', 'load_secrets']
 
-# %% ../nbs/00_core/00_config.ipynb #d0a64d29
+# %% ../nbs/00_core/00_config.ipynb #0c9fd7e0
 import configparser
 import difflib
 import hashlib
@@ -17,13 +17,13 @@ from typing import Any, Mapping
 from fastcore.basics import patch
 from pydantic import PrivateAttr, SecretStr, ValidationError
 
-from content_arena.sections import (
+from .sections import (
     ArenaSettings, CleanupSettings, DataSettings, DeploySettings, FeedbackSettings, GateSettings,
     MetricsSettings, MlflowSettings, ModelSettings, MonitorSettings, NoticeSettings, PathSettings,
-    ReportSettings, ServeSettings, SettingsError, ShadowSettings, StoreSettings, TrainSettings,
-    _Section)
+    ReportSettings, RetrainSettings, ServeSettings, SettingsError, ShadowSettings, StoreSettings,
+    TrainSettings, _Section)
 
-# %% ../nbs/00_core/00_config.ipynb #8878a97f
+# %% ../nbs/00_core/00_config.ipynb #da5b6cc5
 ENV_PREFIX = "CONTENT_ARENA_"
 SECTIONS: dict[str, type[_Section]] = {
     "paths": PathSettings, "mlflow": MlflowSettings, "data": DataSettings, "model": ModelSettings,
@@ -31,6 +31,7 @@ SECTIONS: dict[str, type[_Section]] = {
     "store": StoreSettings, "shadow": ShadowSettings, "feedback": FeedbackSettings,
     "cleanup": CleanupSettings, "arena": ArenaSettings, "report": ReportSettings,
     "metrics": MetricsSettings, "monitor": MonitorSettings, "notices": NoticeSettings,
+    "retrain": RetrainSettings,
 }
 
 def _section_of(key: str) -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SettingsError', 'PathSettings', 'MlflowSettings', 'DataSettings', 'ModelSettings', 'TrainSettings', 'GateSettings',
            'DeploySettings', 'ServeSettings', 'StoreSettings', 'ShadowSettings', 'FeedbackSettings', 'CleanupSettings',
-           'ArenaSettings', 'ReportSettings', 'MetricsSettings', 'MonitorSettings', 'NoticeSettings']
+           'ArenaSettings', 'ReportSettings', 'MetricsSettings', 'MonitorSettings', 'NoticeSettings', 'RetrainSettings']
 
 # %% ../nbs/00_core/000_sections.ipynb #00972444
 from typing import Any, Literal
@@ -301,3 +301,28 @@ class NoticeSettings(_Section):
     notice_spool: int = Field(
         200, ge=0, description="notices kept on disk while the webhook is away; 0: none"
     )
+
+# %% ../nbs/00_core/000_sections.ipynb #2a275aec
+class RetrainSettings(_Section):
+    "Section `[retrain]`: what makes `content-arena retrain` start a run."
+    retrain_evasion: float = Field(
+        0.3, gt=0, le=1, description="evasion rate in recent battles that starts a run"
+    )
+    retrain_battles: int = Field(3, ge=1, description="battles that are recent")
+    retrain_attacks: int = Field(100, ge=1, description="attacks below which a rate says nothing")
+    retrain_new_samples: int = Field(
+        100, ge=1, description="confirmed labels, with text, that start a run"
+    )
+    retrain_f1_drop: float = Field(0.05, gt=0, le=1,
+        description="F1 in the traffic below that of the comparison, with all of its interval")
+    retrain_every_h: float = Field(0, ge=0, description="hours between scheduled runs; 0: none")
+    retrain_cooldown_h: float = Field(6, ge=0, description="hours from one run to the next")
+    retrain_backoff_h: float = Field(
+        1, gt=0, description="hours after a failure, doubled by each further one, at most a day"
+    )
+    retrain_per_day: int = Field(3, ge=1, description="runs within 24 hours")
+    retrain_lease_s: float = Field(
+        120, ge=3, description="seconds until another process may take over from a dead one"
+    )
+    retrain_source_share: float = Field(0.5, gt=0, le=1,
+        description="share of the new labels that one source or reviewer may give")

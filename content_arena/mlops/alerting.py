@@ -125,19 +125,19 @@ def _post(client: httpx.Client, url: str, payload: dict[str, Any]) -> Delivery:
         return Delivery(True, "delivered")
     return Delivery(False, f"HTTP {status}: check CONTENT_ARENA_SLACK_WEBHOOK_URL")
 
-# %% ../../nbs/03_mlops/06_alerting.ipynb #2b2d29b0
+# %% ../../nbs/03_mlops/06_alerting.ipynb #8e314593
 class _Sender:
     """Speaks to the webhook of `secrets` (default: `load_secrets()`).
 
     `timeout_s` bounds each step of one attempt, three times as much the whole of it; `backoff_s`
-    is the first pause between attempts (doubling, with jitter, at most 10 s). `transport` replaces
-    the network."""
+    is the first pause between attempts (doubling, with jitter, at most 10 s). `report`: a link
+    that goes into every notice. `transport` replaces the network."""
     def __init__(self, settings: Settings, secrets: Secrets | None = None, *,
-                 timeout_s: float = 5.0, backoff_s: float = 0.5,
+                 timeout_s: float = 5.0, backoff_s: float = 0.5, report: str | None = None,
                  transport: httpx.BaseTransport | None = None):
         secret = (load_secrets() if secrets is None else secrets).slack_webhook_url
         self._url = secret.get_secret_value() if secret else None
-        self.settings, self.attempts = settings, settings.notify_attempts
+        self.settings, self.report, self.attempts = settings, report, settings.notify_attempts
         self.timeout_s, self.backoff_s, self._transport = timeout_s, backoff_s, transport
 
     def _send(self, payload: dict[str, Any], attempts: int) -> Delivery:
@@ -160,14 +160,14 @@ class _Sender:
         except OSError:                                # no disk: then without a memory
             return None
 
-# %% ../../nbs/03_mlops/06_alerting.ipynb #5c6feb6e
+# %% ../../nbs/03_mlops/06_alerting.ipynb #a4ea317b
 class Notifier(_Sender):
     "Sends notices to a Slack-compatible webhook; `notify` never raises. See `_Sender`."
     def notify(self, event: str, **facts: Any) -> Delivery:
         "Send `event` (see `TITLES`) with `facts`; says whether it was delivered, and if not why."
         token = _secret_request.set(True)
         try:
-            return self._deliver(event, facts)
+            return self._deliver(event, {"report": self.report} | facts)
         except Exception as e:
             return Delivery(False, f"{type(e).__name__}: the notice could not be sent")
         finally:

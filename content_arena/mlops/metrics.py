@@ -17,14 +17,15 @@ from prometheus_client.exposition import choose_encoder
 
 import content_arena
 
-# %% ../../nbs/03_mlops/05_metrics.ipynb #2281678a
+# %% ../../nbs/03_mlops/05_metrics.ipynb #04a9b1ea
 ALIASES = ("champion", "challenger", "previous")
 RESULTS = ("toxic", "clean", "error")
 TRIGGERS = ("evasion", "new_samples", "f1_drop", "drift", "schedule", "manual")
 OUTCOMES = ("promoted", "bootstrapped", "rejected", "inconclusive", "rolled_back", "skipped",
             "failed")
-ATTACK_CLASSES = ("phonological", "iconological", "transliteration", "syntactic", "pragmatic",
-                  "invisible")
+ATTACK_CLASSES = ("Korean phonological", "Korean iconological", "Korean transliteration",
+                  "Korean syntactic", "phonological", "iconological", "syntactic", "pragmatic",
+                  "invisible", "language model")
 LABELLERS = ("moderator", "audit", "user")
 LABELS = ("toxic", "clean", "refused", "failed")
 
