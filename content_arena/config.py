@@ -18,10 +18,10 @@ from fastcore.basics import patch
 from pydantic import PrivateAttr, SecretStr, ValidationError
 
 from .sections import (
-    ArenaSettings, CleanupSettings, DataSettings, DeploySettings, FeedbackSettings, GateSettings,
-    MetricsSettings, MlflowSettings, ModelSettings, MonitorSettings, NoticeSettings, PathSettings,
-    ReportSettings, RetrainSettings, ServeSettings, SettingsError, ShadowSettings, StoreSettings,
-    TrainSettings, _Section)
+    ArenaSettings, CleanupSettings, CoevolutionSettings, DataSettings, DeploySettings,
+    FeedbackSettings, GateSettings, MetricsSettings, MlflowSettings, ModelSettings,
+    MonitorSettings, NoticeSettings, PathSettings, ReportSettings, RetrainSettings,
+    ServeSettings, SettingsError, ShadowSettings, StoreSettings, TrainSettings, _Section)
 
 # %% ../nbs/00_core/00_config.ipynb #da5b6cc5
 ENV_PREFIX = "CONTENT_ARENA_"
@@ -29,7 +29,8 @@ SECTIONS: dict[str, type[_Section]] = {
     "paths": PathSettings, "mlflow": MlflowSettings, "data": DataSettings, "model": ModelSettings,
     "train": TrainSettings, "gate": GateSettings, "deploy": DeploySettings, "serve": ServeSettings,
     "store": StoreSettings, "shadow": ShadowSettings, "feedback": FeedbackSettings,
-    "cleanup": CleanupSettings, "arena": ArenaSettings, "report": ReportSettings,
+    "cleanup": CleanupSettings, "arena": ArenaSettings,
+    "coevolution": CoevolutionSettings, "report": ReportSettings,
     "metrics": MetricsSettings, "monitor": MonitorSettings, "notices": NoticeSettings,
     "retrain": RetrainSettings,
 }

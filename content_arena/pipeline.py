@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'STAGE_TIMEOUT_S', 'PipelineError', 'write_json', 'read_json', 'Run', 'find_unfinished',
            'declared_parameters', 'parse_parameters', 'write_html', 'run_stage', 'notebooks_dir', 'run_pipeline',
-           'run_full_pipeline']
+           'find_finished', 'run_full_pipeline']
 
 # %% ../nbs/06_entry/00_pipeline.ipynb #21b1bdf0
 import asyncio
@@ -88,7 +88,7 @@ class Run:
             )
         return read_json(self.folder / f"{name}.json")
 
-# %% ../nbs/06_entry/00_pipeline.ipynb #7c5dce3e
+# %% ../nbs/06_entry/00_pipeline.ipynb #05a2cda9
 def _new_run(settings: Settings) -> Path:
     name = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
     folder = settings.path("runs_dir") / name
@@ -109,16 +109,21 @@ def _new_run(settings: Settings) -> Path:
     )
     return folder
 
-def find_unfinished(settings: Settings) -> Path | None:
-    "The newest run with equal settings that did not finish and that no process is working on."
+def _newest(settings: Settings) -> tuple[Path, dict] | None:
+    "Folder and state of the newest run with equal settings."
     for file in sorted(settings.path("runs_dir").glob("*/run.json"), reverse=True):
         try:
             state = read_json(file)
         except PipelineError:
             continue  # killed while the folder was being made: nothing to go on from
         if state["digest"] == settings.digest():
-            return file.parent if state["status"] != "finished" and _unlocked(file.parent) else None
+            return file.parent, state
     return None
+
+def find_unfinished(settings: Settings) -> Path | None:
+    "The newest run with equal settings that did not finish and that no process is working on."
+    folder, state = _newest(settings) or (None, {})
+    return folder if folder and state["status"] != "finished" and _unlocked(folder) else None
 
 def _unlocked(folder: Path) -> bool:
     try:
@@ -286,7 +291,7 @@ def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: boo
         say(problem)
     return result
 
-# %% ../nbs/06_entry/00_pipeline.ipynb #f60aec84
+# %% ../nbs/06_entry/00_pipeline.ipynb #feea398d
 def _stage(stage: str, notebook: Path, folder: Path, settings: Settings, say) -> None:
     state = read_json(folder / "run.json")
     if stage in state["done"]:
@@ -317,6 +322,14 @@ def _result(folder: Path, mlflow_run_id: str, settings: Settings) -> dict:
         "report_html": str(report) if report.exists() else None,
         "comparison": kept("comparison") or None,
     }
+
+def find_finished(settings: Settings) -> dict | None:
+    """What `run_pipeline` returned for the newest run with equal settings; None if there is none, or
+    it did not finish. For a caller that may have been killed before it could write that down."""
+    folder, state = _newest(settings) or (None, {})
+    if folder is None or state["status"] != "finished":
+        return None
+    return _result(folder, state["mlflow_run_id"], settings)
 
 async def run_full_pipeline(profile: str | None = None, **parameters: Any) -> dict:
     """The whole loop, awaitable: `await run_full_pipeline("smoke")`; see `run_pipeline` for the
