@@ -57,7 +57,7 @@ class World:
     def read(self, number: str) -> dict:
         return json.loads((self.versions / f"{number}.json").read_text())
 
-    def battle(self, target, attacker, seed, folder):
+    def battle(self, target, attacker, split, seed, folder):
         return Battle({"id": folder.parent.name}, attacker.attack(
             TOXIC[:10] + CLEAN[:10], [1] * 10 + [0] * 10, Words(self.read(target.version)["words"]),
             seed=seed))

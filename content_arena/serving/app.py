@@ -7,7 +7,7 @@ __all__ = ['logger', 'Service', 'scores_of', 'classify', 'remember', 'problems',
            'authorise', 'operations_routes', 'authorise_label', 'feedback_routes', 'create_app', 'ServeError', 'listen',
            'run']
 
-# %% ../../nbs/05_serving/02_app.ipynb #c7eb27e1
+# %% ../../nbs/05_serving/02_app.ipynb #80670b2c
 import asyncio
 import hmac
 import ipaddress
@@ -30,6 +30,7 @@ import content_arena
 from ..config import Secrets, Settings, load_secrets
 from ..inference.batching import QueueFull
 from ..mlops.metrics import Metrics, exposition
+from .battles import BattleRunner, battle_routes
 from .logs import AccessLog, log_as_json
 from .models import (
     LoadFailed, Loader, ModelHost, ModelSlot, RegistryLoader, Scorer)
@@ -44,7 +45,7 @@ from ..store_writer import EventWriter
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/05_serving/02_app.ipynb #7ddad5b6
+# %% ../../nbs/05_serving/02_app.ipynb #6e473c5a
 class Service:
     "What the routes share; `start` and `close` are called by the application's lifespan."
     def __init__(self, settings: Settings, secrets: Secrets, loader: Loader):
@@ -59,6 +60,7 @@ class Service:
         self.shadow = ShadowRunner(
             self.host, self.challenger, self.metrics, lambda row: self.events.put("shadow", row),
             sample=s.shadow_sample, limit=s.shadow_queue)
+        self.battles = BattleRunner(self.host, s, secrets, self.metrics)
         self.metrics.queue_depth.set_function(lambda: self.host.waiting)
 
     def _observer(self, alias: str) -> Any:
@@ -69,13 +71,14 @@ class Service:
         if hasattr(scorer, "give_way"):
             scorer.give_way(self.host.wait_idle)
 
-# %% ../../nbs/05_serving/02_app.ipynb #06a9ba46
+# %% ../../nbs/05_serving/02_app.ipynb #d23bf219
 @patch
 def start(self: Service) -> None:
     "Begin to load models and to follow the traffic."
     self.events = EventWriter.from_settings(self.settings, self.secrets)
     self._following = asyncio.create_task(self.shadow.run())
     self._forgetting = asyncio.create_task(self._forget())
+    self._fighting = asyncio.create_task(self.battles.run())
     self.host.start(self.settings.reload_poll_s)
     if self.settings.shadow_sample:          # else it would be loaded for nothing
         self.challenger.start(self.settings.reload_poll_s)
@@ -100,6 +103,8 @@ async def close(self: Service) -> None:
     "Finish what was begun, free the models, write what is still to be written."
     self._following.cancel()
     self._forgetting.cancel()
+    await self.battles.close()
+    self._fighting.cancel()
     await asyncio.gather(self.host.close(), self.challenger.close())
     await asyncio.to_thread(self.events.close, 10)
 
@@ -315,7 +320,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, known)
     app.add_exception_handler(Exception, unknown)
 
-# %% ../../nbs/05_serving/02_app.ipynb #c5798ea0
+# %% ../../nbs/05_serving/02_app.ipynb #04e708bb
 def create_app(settings: Settings, secrets: Secrets | None = None,
                loader: Loader | None = None) -> FastAPI:
     """The service as an ASGI application; `app.state.service` holds its parts.
@@ -336,6 +341,8 @@ def create_app(settings: Settings, secrets: Secrets | None = None,
     app.include_router(classify_routes(service))
     app.include_router(feedback_routes(service))
     app.include_router(operations_routes(service))
+    app.include_router(battle_routes(service.battles, lambda request: authorise(request, service),
+                                     problems(401, 403, 404, 409, 422, 429)))
     _add_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     if settings.log_requests:
