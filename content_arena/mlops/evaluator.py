@@ -237,14 +237,15 @@ def count_look(registry: ModelRegistry, test: TestSet, champion: Version,
 
     return registry.note(f"testset.{test.sha256[:16]}", add).split().index(pair) + 1
 
-# %% ../../nbs/03_mlops/04_evaluator.ipynb #d6da9a7d
+# %% ../../nbs/03_mlops/04_evaluator.ipynb #4d315fc8
 def load_engine(registry: RegistryReader, version: Version, alias: str,
                 settings: Settings) -> Scorer:
     "The engine of a version, its files verified. Raises RegistryError or ModelError."
     from content_arena.inference.engine import Engine        # brings torch: only if needed
     return Engine.load(registry.download(version), cache_dir=settings.path("var_dir") / "cache",
                        version=version.version, alias=alias, dtype=settings.dtype,
-                       threads=settings.threads, expected_sha256=version.sha256)
+                       threads=settings.threads, expected_sha256=version.sha256,
+                       probe_tolerance=settings.probe_tolerance)
 
 class ChampionChallengerEvaluator:
     "Compares @challenger with @champion of `registry` under the gate of `settings`."
