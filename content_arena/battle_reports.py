@@ -146,16 +146,16 @@ def show_fixed_battle(comparison: Mapping[str, Any]) -> Any:
             for role, r in fought.items() if r}
     return pd.DataFrame(rows)
 
-# %% ../nbs/06_entry/04a_battle_reports.ipynb #06b28484
-CURVES = {"evasion_seen": "evasion, seen", "evasion_held_out": "evasion, held out", "f1": "F1",
-          "false_positive_rate": "false positives, attacked"}
+# %% ../nbs/06_entry/04a_battle_reports.ipynb #6e847994
+CURVES = {"evasion_seen": "evasion, seen", "evasion_held_out": "evasion, held out",
+          "f1": "F1, clean text", "false_positives": "false positives, clean text"}
 
 def newest_history(var_dir: Path) -> pd.DataFrame:
-    "The rows of the newest `history.jsonl` under `var_dir`/arena/coevolution; empty if none."
-    files = sorted((var_dir / "arena" / "coevolution").glob("*/history.jsonl"),
-                   key=lambda f: f.stat().st_mtime)
-    lines = files[-1].read_text(encoding="utf-8").splitlines() if files else []
-    return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+    "The cycles of the last run in `var_dir`/arena/coevolution/history.jsonl; empty if none."
+    file = var_dir / "arena" / "coevolution" / "history.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    rows = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+    return rows[rows.run == rows.run.iloc[-1]] if len(rows) else rows
 
 def cycle_figure(history: pd.DataFrame) -> Figure:
     "The curves of `CURVES` that `history` (a row a cycle, column cycle) has."

@@ -25,6 +25,7 @@ from content_arena.mlops.journal import write_json
 from content_arena.serving.app import create_app
 from content_arena.store import EventStore
 
+
 @pytest.fixture
 def cfg(tmp_path):
     return settings(tmp_path)
