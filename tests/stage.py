@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -142,9 +143,11 @@ def process(*args: str):
 
 
 @contextmanager
-def service_process(folder: Path, delay_s: float = 0.0):
-    "`content-arena serve` with a FileLoader, in a process of its own; yields it and its URL."
-    with process("serve", str(folder), str(delay_s)) as p:
+def service_process(folder: Path, delay_s: float = 0.0, full_disk: bool = False):
+    """`content-arena serve` with a FileLoader, in a process of its own; yields it and its URL.
+
+    `full_disk`: none of its files may grow."""
+    with process("serve", str(folder), str(delay_s), *["full disk"] * full_disk) as p:
         said = p.stdout.readline()                     # comes when the port is open
         yield p, re.search(r"http://[\d.:]+", said)[0]
 
@@ -238,6 +241,8 @@ if __name__ == "__main__":
     if action == "serve":
         from content_arena.serving.app import run
         delay = float(more[0]) if more else 0.0
+        if "full disk" in more:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         run(settings(Path(folder)), secrets=Secrets(), loader=FileLoader(Path(folder), delay))
     elif action == "deploy":
         url, kill = more

@@ -38,7 +38,7 @@ def attack_rates(attempts: Sequence[Attempt]) -> dict[str, Any]:
             "false_positives": rate(sum(a.wrong for a in clean), len(clean)),
             "raised_by_attack": rate(sum(a.succeeded for a in right[0]), len(right[0]))}
 
-# %% ../../nbs/04_arena/03_robustness.ipynb #8c7ff442
+# %% ../../nbs/04_arena/03_robustness.ipynb #bf490416
 def clean_scores(labels: Sequence[int], flagged: Sequence[bool]) -> dict[str, Any]:
     "F1, precision and recall of toxic, and the false positives, on comments as they are."
     labels, flagged = np.asarray(labels), np.asarray(flagged)
@@ -48,7 +48,7 @@ def clean_scores(labels: Sequence[int], flagged: Sequence[bool]) -> dict[str, An
             "false_positives": rate(int(flagged[labels == 0].sum()), int((labels == 0).sum()))}
 
 def robustness(scorer: Scorer, texts: Sequence[str], labels: Sequence[int], split: FamilySplit, *,
-               seed: int = 0, intensity: float = 0.6) -> dict[str, Any]:
+               seed: int = 0, intensity: float = 0.6, target: str = "lexicon") -> dict[str, Any]:
     """`scorer` on n `texts` with `labels`: unattacked (`clean`), attacked by the `seen` families of
     `split` and by the `held_out` ones.
 
@@ -58,9 +58,10 @@ def robustness(scorer: Scorer, texts: Sequence[str], labels: Sequence[int], spli
                          f" {sorted(set(map(int, labels)))}")
     sides = {}
     for side, out in (("seen", False), ("held_out", True)):
-        variants = attack(texts, split.rules(held_out=out), seed=seed, intensity=intensity)
+        variants = attack(texts, split.rules(held_out=out), seed=seed, intensity=intensity,
+                          target=target)
         sides[side] = judged(variants, labels, scorer)
     flagged = [a.before >= a.threshold for a in sides["seen"]]
     return {"clean": clean_scores(labels, flagged), "rows": len(texts), "seed": seed,
-            "intensity": intensity, "rotation": split.rotation,
+            "intensity": intensity, "target": target, "rotation": split.rotation,
             **{side: attack_rates(found) for side, found in sides.items()}}

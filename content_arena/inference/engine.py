@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tokenize_windows', 'Engine', 'PyfuncModel']
 
-# %% ../../nbs/02_inference/00_engine.ipynb #87b3df77
+# %% ../../nbs/02_inference/00_engine.ipynb #a2105944
 import gc
 import threading
 import time
@@ -19,17 +19,10 @@ from fastcore.basics import patch
 from transformers.utils import logging as hf_logging
 
 from ..config import load_settings
-from ..training.base_models import BaseModelError, resolve_base_model
-from content_arena.training.classifier import (
-    ModelError,
-    best_device,
-    fast_dtype,
-    load_dense,
-    load_tokenizer,
-    predict_logits,
-    read_spec,
-    verify_model,
-)
+from .dense_cache import load_merged
+from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
+from ..training.classifier import (
+    ModelError, best_device, fast_dtype, predict_logits, read_spec, verify_model)
 from ..training.qlora_trainer import toxic_probability
 
 # %% ../../nbs/02_inference/00_engine.ipynb #15752914
@@ -69,7 +62,7 @@ class _quiet:
     def __exit__(self, *exc: Any) -> None:
         hf_logging.enable_progress_bar()
 
-# %% ../../nbs/02_inference/00_engine.ipynb #28b275f6
+# %% ../../nbs/02_inference/00_engine.ipynb #0781ab0e
 @patch(cls_method=True)
 def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias: str = "",
          dtype: str = "auto", threads: int = 0, expected_sha256: str | None = None,
@@ -83,16 +76,18 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
     if threads:
         torch.set_num_threads(threads)
     device = best_device()
-    try:
-        base = resolve_base_model(spec["base_model"], cache_dir, progress=False,
+
+    def base() -> BaseModel:
+        return resolve_base_model(spec["base_model"], cache_dir, progress=False,
                                   expected_sha256=spec["base_model_sha256"])
+    wanted = fast_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+    try:
+        with _quiet():
+            classifier, tokenizer = load_merged(folder, sha256, base, cache_dir, dtype=wanted,
+                                                device=device)
     except BaseModelError as e:
         raise ModelError(f"version {version or folder.name} needs its base model: {e}") from e
-    wanted = fast_dtype(device) if dtype == "auto" else getattr(torch, dtype)
-    with _quiet():
-        classifier, spec = load_dense(folder, base, dtype=wanted, device=device)
-    engine = cls(classifier, load_tokenizer(base.path), spec, version=version, alias=alias,
-                 sha256=sha256)
+    engine = cls(classifier, tokenizer, spec, version=version, alias=alias, sha256=sha256)
     engine.check_probe(probe_tolerance)
     return engine
 
@@ -158,7 +153,7 @@ def give_way(self: Engine, wait: Callable[[], Any]) -> int:
         layer.register_forward_pre_hook(lambda module, args: (wait(), None)[1])
     return len(layers)
 
-# %% ../../nbs/02_inference/00_engine.ipynb #61ddee53
+# %% ../../nbs/02_inference/00_engine.ipynb #41e7722c
 class PyfuncModel:
     "What `mlflow.pyfunc` calls: `predict` of a table with a column `text`, or of a list of texts."
 
@@ -172,4 +167,6 @@ class PyfuncModel:
 
 def _load_pyfunc(path: str) -> PyfuncModel:
     "Entry point of MLflow's loader-module flavour; `path` is the model folder."
-    return PyfuncModel(Engine.load(Path(path), cache_dir=load_settings().path("var_dir") / "cache"))
+    s = load_settings()
+    return PyfuncModel(Engine.load(Path(path), cache_dir=s.path("var_dir") / "cache",
+                                   dtype=s.dtype, threads=s.threads))

@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['HEAD_NAMES', 'SPEC_FILE', 'MANIFEST_FILE', 'ModelError', 'fast_dtype', 'best_device', 'ContentClassifier',
-           'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'collate', 'predict_logits',
-           'load_dense', 'DenseCopy', 'write_manifest', 'read_manifest', 'read_spec', 'verify_model', 'save_model',
-           'start_from']
+           'load_network', 'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'collate',
+           'predict_logits', 'load_dense', 'DenseCopy', 'write_manifest', 'read_manifest', 'read_spec', 'verify_model',
+           'save_model']
 
-# %% ../../nbs/01_training/05_classifier.ipynb #1d662e3d
+# %% ../../nbs/01_training/05_classifier.ipynb #c0d92c66
 import hashlib
 import json
 import os
 import shutil
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any, Sequence
 
 import bitsandbytes as bnb
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -29,16 +31,34 @@ from transformers.utils import logging as hf_logging
 
 from .base_models import BaseModel
 
-# %% ../../nbs/01_training/05_classifier.ipynb #78e5575e
+# %% ../../nbs/01_training/05_classifier.ipynb #c11b71ed
 class ModelError(RuntimeError):
     "A model folder is incomplete, damaged, or needs something this machine lacks; says which."
 
+@cache
+def _cpu_times() -> dict[torch.dtype, float]:
+    "Best of 40 times, seconds, of a (64, 384) x (384, 1536) product in each format, on one core."
+    x, w = torch.randn(64, 384), torch.randn(1536, 384)
+    operands = [(t, x.to(t), w.to(t)) for t in (torch.float32, torch.bfloat16)]
+    best, threads = {t: float("inf") for t, _, _ in operands}, torch.get_num_threads()
+    torch.set_num_threads(1)           # threads that wait for one another measure the scheduler
+    try:
+        with torch.inference_mode():
+            for dtype, a, b in operands * 40:
+                began = time.perf_counter()
+                nn.functional.linear(a, b)
+                best[dtype] = min(best[dtype], time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return best
+
 def fast_dtype(device: str = "cpu") -> torch.dtype:
-    "bfloat16 where `device` has instructions for it (CUDA, AMX, AVX-512 BF16), else float32."
+    "bfloat16 where `device` is faster with it (CUDA: where it can), else float32."
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
+    times = _cpu_times()
+    faster = times[torch.bfloat16] < 0.8 * times[torch.float32]
+    return torch.bfloat16 if faster else torch.float32
 
 def best_device() -> str:
     "`cuda` if a GPU can be used, else `cpu`."
@@ -75,9 +95,9 @@ class ContentClassifier(nn.Module):
         hidden, mask = out.last_hidden_state.float(), attention_mask.unsqueeze(-1).float()
         return self.head((hidden * mask).sum(1) / mask.sum(1).clamp(min=1))
 
-# %% ../../nbs/01_training/05_classifier.ipynb #f956c29b
-def _load_network(base: BaseModel, head: str, quantization: str, dtype: torch.dtype,
-                  device: str) -> nn.Module:
+# %% ../../nbs/01_training/05_classifier.ipynb #27ec400e
+def load_network(base: BaseModel, head: str, quantization: str, dtype: torch.dtype,
+                 device: str) -> nn.Module:
     "The pretrained network on `device`; weights that the checkpoint lacks are random."
     config = AutoConfig.from_pretrained(base.path, num_labels=2)
     kwargs: dict[str, Any] = {"config": config, "dtype": dtype}
@@ -143,7 +163,7 @@ def _add_adapter(network: nn.Module, head: str, r: int, alpha: int, dropout: flo
     return get_peft_model(network, LoraConfig(task_type=task, r=r, lora_alpha=alpha,
                                               lora_dropout=dropout, target_modules="all-linear"))
 
-# %% ../../nbs/01_training/05_classifier.ipynb #0145a8f4
+# %% ../../nbs/01_training/05_classifier.ipynb #ce626260
 def build_classifier(base: BaseModel, *, head: str = "auto", quantization: str = "nf4",
                      lora_r: int = 16, lora_alpha: int = 32, lora_dropout: float = 0.0,
                      dtype: torch.dtype | None = None, device: str = "cpu",
@@ -155,7 +175,7 @@ def build_classifier(base: BaseModel, *, head: str = "auto", quantization: str =
     torch.manual_seed(seed)
     head = choose_head(base) if head == "auto" else head
     dtype = dtype or fast_dtype(device)
-    network = _load_network(base, head, quantization, dtype, device)
+    network = load_network(base, head, quantization, dtype, device)
     quantised = _quantised_layers(network)
     network = _add_adapter(network, head, lora_r, lora_alpha, lora_dropout)
     own = nn.Linear(network.config.hidden_size, 2).to(device) if head == "mean" else None
@@ -250,7 +270,7 @@ def _expand(network: nn.Module, layers: Sequence[str], dtype: torch.dtype) -> No
             weight.data.to(dtype).contiguous(), quant_type="nf4", compress_statistics=True)
         weight.data.copy_(bnb.functional.dequantize_4bit(packed, state).to(weight.dtype))
 
-# %% ../../nbs/01_training/05_classifier.ipynb #4becdaf0
+# %% ../../nbs/01_training/05_classifier.ipynb #d27c0439
 def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = None,
                device: str = "cpu") -> tuple[ContentClassifier, dict]:
     """The model in `folder`, merged and dense, and its description (`content_filter.json`).
@@ -263,7 +283,7 @@ def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = Non
             f"{folder.name} was trained on {spec['base_model']} with weights"
             f" {spec['base_model_sha256'][:12]}, but {base.path.name} holds {base.sha256[:12]}"
         )
-    network = _load_network(base, spec["head"], "none", torch.float32, device)
+    network = load_network(base, spec["head"], "none", torch.float32, device)
     _expand(network, spec["quantised_layers"], getattr(torch, spec["trained_dtype"]))
     try:
         network = PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
@@ -279,7 +299,7 @@ def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = Non
     network = network.to(dtype or fast_dtype(device)).eval().requires_grad_(False)
     return ContentClassifier(network, head.to(device).eval() if head is not None else None), spec
 
-# %% ../../nbs/01_training/05_classifier.ipynb #3c0b340a
+# %% ../../nbs/01_training/05_classifier.ipynb #37df91ad
 class DenseCopy:
     "A dense twin of a classifier in training, refreshed from it before each validation."
 
@@ -287,7 +307,7 @@ class DenseCopy:
         self, trained: ContentClassifier, base: BaseModel, spec: dict, device: str = "cpu"
     ):
         self.trained, self.dtype = trained, getattr(torch, spec["trained_dtype"])
-        network = _load_network(base, spec["head"], "none", self.dtype, device)
+        network = load_network(base, spec["head"], "none", self.dtype, device)
         self.classifier = ContentClassifier(network.eval().requires_grad_(False), trained.head)
 
     @torch.no_grad()
@@ -412,28 +432,3 @@ def _strip_local_path(file: Path, model_id: str) -> None:
     config = json.loads(file.read_text())
     config["base_model_name_or_path"] = model_id
     file.write_text(json.dumps(config, indent=1, sort_keys=True))
-
-# %% ../../nbs/01_training/05_classifier.ipynb #15ffc211
-def start_from(classifier: ContentClassifier, folder: Path, spec: dict) -> None:
-    """Copy adapter and head of the model in `folder` into `classifier`, which `spec` describes.
-
-    Raises ModelError if it is damaged, or was trained on another base or with another adapter."""
-    old, network = read_spec(folder), classifier.network
-    config, now = _read_json(folder, "adapter_config.json"), network.peft_config["default"]
-    wanted = {"base_model_sha256": spec["base_model_sha256"], "head": spec["head"],
-              "lora_r": now.r, "lora_alpha": now.lora_alpha}
-    found = {"base_model_sha256": old["base_model_sha256"], "head": old["head"],
-             "lora_r": config.get("r"), "lora_alpha": config.get("lora_alpha")}
-    if differ := [k for k in wanted if wanted[k] != found[k]]:
-        raise ModelError(f"training can't start from {Path(folder).name}: {', '.join(differ)}"
-                         " differ; use the settings it was trained with, or leave init_from empty")
-    try:
-        state = load_file(Path(folder) / "adapter_model.safetensors")
-        unused = set_peft_model_state_dict(network, state).unexpected_keys
-        if unused:
-            raise ValueError(f"{len(unused)} matrices of the adapter have no place")
-        if classifier.head is not None:
-            classifier.head.load_state_dict(load_file(Path(folder) / "head.safetensors"))
-    except Exception as e:       # safetensors, PEFT and torch each raise their own types
-        raise ModelError(f"training can't start from {Path(folder).name}: {type(e).__name__}: {e}"
-                         ) from e
