@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'History', 'write_samples', 'with_samples', 'AutoRetrain', 'stopping_on_signals']
 
-# %% ../../nbs/06_entry/03a_auto_retrain.ipynb #7baf86f6
+# %% ../../nbs/06_entry/03a_auto_retrain.ipynb #3aeb109b
 import hashlib
 import json
 import logging
@@ -20,7 +20,7 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from ..config import Settings, load_settings
+from ..config import Settings
 from ..mlops.lease import Lease, LeaseLost, kept
 from ..mlops.metrics import OUTCOMES
 from ..store import EventStore
@@ -68,7 +68,7 @@ class History:
                 until, why = full, f"{s.retrain_per_day} runs within 24 hours"
         return until, why
 
-# %% ../../nbs/06_entry/03a_auto_retrain.ipynb #4bdf1898
+# %% ../../nbs/06_entry/03a_auto_retrain.ipynb #ca4d2a8e
 def write_samples(s: Situation) -> str:
     "The new confirmed labels as a file; its `train_sources` entry, or \"\" if there are none."
     rows = new_samples(s)
@@ -86,14 +86,8 @@ def write_samples(s: Situation) -> str:
 
 def with_samples(settings: Settings, source: str) -> Settings:
     "`settings` with `source` among its `train_sources`."
-    if not source:
-        return settings
-    values = {k: ",".join(v) if isinstance(v, tuple) else v
-              for k, v in settings.model_dump().items()}
-    values["train_sources"] = ",".join([*settings.train_sources, source])
-    changed = load_settings(settings.profile, **values)
-    changed._root = settings.root
-    return changed
+    more = (source,) if source else ()
+    return settings.model_copy(update={"train_sources": (*settings.train_sources, *more)})
 
 # %% ../../nbs/06_entry/03a_auto_retrain.ipynb #035d4e2c
 class AutoRetrain:
