@@ -365,7 +365,7 @@ def create_app(settings: Settings, secrets: Secrets | None = None,
     app.add_middleware(RequestId)                      # added last, so it is the outermost
     return app
 
-# %% ../../nbs/05_serving/02_app.ipynb #5b655634
+# %% ../../nbs/05_serving/02_app.ipynb #83265474
 class ServeError(RuntimeError):
     "The service can't start; says what to do."
 
@@ -392,7 +392,8 @@ def run(settings: Settings, *, secrets: Secrets | None = None,
             print("POST /reload is off: set CONTENT_ARENA_API_TOKEN to allow it", flush=True)
         config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False,
                                 proxy_headers=False, lifespan="on", ws="none",
-                                timeout_graceful_shutdown=30)
+                                timeout_graceful_shutdown=30,
+                                timeout_keep_alive=75)      # longer than balancers keep theirs
         try:
             uvicorn.Server(config).run(sockets=[sock])
         except KeyboardInterrupt:
