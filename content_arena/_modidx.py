@@ -2182,8 +2182,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'content_arena/serving/observer.py'),
                                                 'content_arena.serving.observer.StoreObserver.__init__': ( '05_serving/observer.html#storeobserver.__init__',
                                                                                                            'content_arena/serving/observer.py'),
-                                                'content_arena.serving.observer.StoreObserver._battle': ( '05_serving/observer.html#storeobserver._battle',
-                                                                                                          'content_arena/serving/observer.py'),
                                                 'content_arena.serving.observer.StoreObserver.look': ( '05_serving/observer.html#storeobserver.look',
                                                                                                        'content_arena/serving/observer.py'),
                                                 'content_arena.serving.observer.WriterMetrics': ( '05_serving/observer.html#writermetrics',
