@@ -8,7 +8,7 @@ __all__ = ['app', 'pipeline_app', 'data_app', 'registry_app', 'decisions_app', '
            'registry_promote', 'registry_rollback', 'decisions_list', 'decisions_show', 'decisions_verify', 'notify',
            'doctor', 'settings']
 
-# %% ../nbs/06_entry/06_cli.ipynb #3b91cd77
+# %% ../nbs/06_entry/06_cli.ipynb #9eceae41
 import asyncio
 import json
 import sys
@@ -22,6 +22,7 @@ from .cli_events import feedback_app, shadow_app, store_app
 from content_arena.cli_options import (
     AsJson, Parameter, Profile, framed_table as _table, settings_from as _settings,
     show_result as _out)
+from .cli_ensembles import ensemble_app
 from .cli_versions import cleanup, registry_check, registry_export, versions_app
 from .config import SECTIONS, load_secrets
 
@@ -55,7 +56,7 @@ def main() -> None:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(1) from None
 
-# %% ../nbs/06_entry/06_cli.ipynb #62298c75
+# %% ../nbs/06_entry/06_cli.ipynb #8cfe4df4
 def _group(name: str, text: str) -> typer.Typer:
     group = typer.Typer(no_args_is_help=True, help=text)
     app.add_typer(group, name=name)
@@ -69,6 +70,7 @@ for _name, _app in (("shadow", shadow_app), ("feedback", feedback_app), ("store"
 registry_app.command("export")(registry_export)
 registry_app.command("check")(registry_check)
 app.add_typer(versions_app, name="versions")
+app.add_typer(ensemble_app, name="ensemble")
 app.command()(cleanup)
 
 
@@ -261,7 +263,7 @@ def registry_history(p: Parameter = None, as_json: AsJson = False) -> None:
     columns = tuple(rows[0]) if rows else ("nothing has happened yet",)
     _out(as_json, {"history": rows}, lambda c: c.print(_table(rows, columns)))
 
-# %% ../nbs/06_entry/06_cli.ipynb #f904d6d7
+# %% ../nbs/06_entry/06_cli.ipynb #229a0deb
 @registry_app.command("promote")
 def registry_promote(
     version: str,
@@ -271,17 +273,15 @@ def registry_promote(
 ) -> None:
     "Make the waiting challenger VERSION champion without a comparison."
     from content_arena.mlops.model_registry import ModelRegistry
+    from content_arena.mlops.registry_file import mirror_production
     registry = ModelRegistry(_settings(None, p))
     champion = registry.get_champion()
     done = registry.promote_challenger(expected_challenger=version, reason=f"by hand: {reason}",
                                        expected_champion=champion.version if champion else None)
-    _out(
-        as_json,
-        {"status": "promoted", **_version_row(done)},
-        lambda c: c.print(
-            f"champion is version {done.version}; tell a running service: POST /reload"
-        ),
-    )
+    told = [f"champion is version {done.version}; tell a running service: POST /reload",
+            *filter(None, [problem := mirror_production(registry)])]
+    value = {"status": "promoted", **_version_row(done), "registry_file": problem or "written"}
+    _out(as_json, value, lambda c: c.print("\n".join(told), markup=False))
 
 
 @registry_app.command("rollback")
@@ -294,11 +294,12 @@ def registry_rollback(
     from content_arena.mlops.alerting import Notifier
     from content_arena.mlops.deployer import ModelDeployer
     from content_arena.mlops.model_registry import ModelRegistry
+    from content_arena.mlops.registry_file import mirror_production
     settings = _settings(None, p)
-    deployer = ModelDeployer(
-        ModelRegistry(settings), settings, notifier=Notifier(settings, load_secrets())
-    )
+    registry = ModelRegistry(settings)
+    deployer = ModelDeployer(registry, settings, notifier=Notifier(settings, load_secrets()))
     value = asyncio.run(deployer.rollback(reason))
+    value["registry_file"] = mirror_production(registry) or "written"
     _out(
         as_json, value, lambda c: c.print(f"[bold]{value['status']}[/]  {value.get('reason', '')}")
     )
