@@ -54,7 +54,7 @@ class Words:
         return fingerprints(self.frames[split].text.tolist())
 
 
-TRUTH = Words(3, ("awful",), test_rows=1200)
+TRUTH = Words(3, ("awful",), test_rows=400)
 BLIND = {"1": Words(1, ("awful", "friend")), "2": Words(2, ("awful", "today"))}
 
 
@@ -63,7 +63,7 @@ def make_settings(root: Path, **more):
                           artifact_dir=str(root / "artifacts"), models_dir=str(root / "models"),
                           base_model=str(root / "tiny"), epochs=3, batch_tokens=512, eval_every=9,
                           learning_rate=0.01, head_learning_rate=0.05, max_length=16,
-                          guarded_slices="source", **more)
+                          guarded_slices="source", min_samples=300, **more)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_the_lineage_of_every_member_is_certified(home):
     planted = TRUTH.frame("test").copy()
     planted.loc[7, "text"] = BLIND["2"].frame("train").text[5].upper() + " !"
     evaluator = ChampionChallengerEvaluator(registry, settings)
-    with pytest.raises(LineageError, match=f"1 of 1200 test rows .* training data {BLIND['2'].id}"):
+    with pytest.raises(LineageError, match=f"1 of 400 test rows .* training data {BLIND['2'].id}"):
         evaluator.compare(planted, challenger="3")
 
 
@@ -393,7 +393,8 @@ def test_the_commands(home, monkeypatch):
     from content_arena.training import data_preparation
     settings, registry = home
     monkeypatch.setattr(data_preparation, "prepare_dataset", lambda s, progress: TRUTH)
-    for key in ("models_dir", "var_dir", "artifact_dir", "tracking_uri", "dtype", "guarded_slices"):
+    for key in ("models_dir", "var_dir", "artifact_dir", "tracking_uri", "dtype", "guarded_slices",
+                "min_samples"):
         value = getattr(settings, key)
         monkeypatch.setenv(f"CONTENT_ARENA_{key.upper()}",
                            ",".join(value) if isinstance(value, tuple) else str(value))
@@ -401,7 +402,7 @@ def test_the_commands(home, monkeypatch):
     def run(*arguments: str, code: int = 0) -> str:
         done = CliRunner().invoke(app, ["ensemble", *arguments])
         assert done.exit_code == code, done.output + str(done.exception)
-        return done.stdout or str(done.exception or done.stderr)
+        return done.output + str(done.exception) if code else done.stdout
     made = json.loads(run("create", "duo", "--mode", "and", "--members", "1,v2",
                           "--json").splitlines()[-1])
     assert (made["version"], made["members"], made["aliases"]) == ("3", ["1", "2"], [])
