@@ -1076,6 +1076,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'content_arena/mlops/model_registry.py'),
                                                     'content_arena.mlops.model_registry._cached': ( '03_mlops/model_registry.html#_cached',
                                                                                                     'content_arena/mlops/model_registry.py'),
+                                                    'content_arena.mlops.model_registry._cached_members': ( '03_mlops/model_registry.html#_cached_members',
+                                                                                                            'content_arena/mlops/model_registry.py'),
                                                     'content_arena.mlops.model_registry._carry_out': ( '03_mlops/model_registry.html#_carry_out',
                                                                                                        'content_arena/mlops/model_registry.py'),
                                                     'content_arena.mlops.model_registry._create': ( '03_mlops/model_registry.html#_create',
