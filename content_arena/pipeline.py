@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['STAGES', 'STAGE_TIMEOUT_S', 'PipelineError', 'write_json', 'read_json', 'Run', 'find_unfinished',
            'declared_parameters', 'parse_parameters', 'write_html', 'run_stage', 'notebooks_dir', 'run_pipeline',
-           'run_full_pipeline']
+           'find_finished', 'run_full_pipeline']
 
-# %% ../nbs/06_entry/00_pipeline.ipynb #230acff7
+# %% ../nbs/06_entry/00_pipeline.ipynb #21b1bdf0
 import asyncio
 import json
 import os
 import secrets
+import time
 import warnings
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +28,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from .config import Settings, SettingsError, load_settings
 from .mlops.model_registry import ModelRegistry
+from .run_outcome import note_failure, note_success
 from .training.tracking import connect
 
 # %% ../nbs/06_entry/00_pipeline.ipynb #d807fc25
@@ -86,7 +88,7 @@ class Run:
             )
         return read_json(self.folder / f"{name}.json")
 
-# %% ../nbs/06_entry/00_pipeline.ipynb #7c5dce3e
+# %% ../nbs/06_entry/00_pipeline.ipynb #05a2cda9
 def _new_run(settings: Settings) -> Path:
     name = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
     folder = settings.path("runs_dir") / name
@@ -107,16 +109,21 @@ def _new_run(settings: Settings) -> Path:
     )
     return folder
 
-def find_unfinished(settings: Settings) -> Path | None:
-    "The newest run with equal settings that did not finish and that no process is working on."
+def _newest(settings: Settings) -> tuple[Path, dict] | None:
+    "Folder and state of the newest run with equal settings."
     for file in sorted(settings.path("runs_dir").glob("*/run.json"), reverse=True):
         try:
             state = read_json(file)
         except PipelineError:
             continue  # killed while the folder was being made: nothing to go on from
         if state["digest"] == settings.digest():
-            return file.parent if state["status"] != "finished" and _unlocked(file.parent) else None
+            return file.parent, state
     return None
+
+def find_unfinished(settings: Settings) -> Path | None:
+    "The newest run with equal settings that did not finish and that no process is working on."
+    folder, state = _newest(settings) or (None, {})
+    return folder if folder and state["status"] != "finished" and _unlocked(folder) else None
 
 def _unlocked(folder: Path) -> bool:
     try:
@@ -247,7 +254,7 @@ def notebooks_dir(settings: Settings) -> Path:
         )
     return folder
 
-# %% ../nbs/06_entry/00_pipeline.ipynb #138d820a
+# %% ../nbs/06_entry/00_pipeline.ipynb #595de9af
 def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: bool = False,
                  say=lambda text: None) -> dict:
     """Run the pipeline notebooks, or go on with an unfinished run of equal settings; returns the
@@ -261,7 +268,7 @@ def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: boo
     notebooks = {stage: notebooks_dir(settings) / f"{stage}.ipynb" for stage in stages}
     for notebook in notebooks.values():
         declared_parameters(notebook)            # fail before the first stage, not before the last
-    found = None if new else find_unfinished(settings)
+    found, began = None if new else find_unfinished(settings), time.monotonic()
     folder = found or _new_run(settings)
     say(
         f"{'going on with' if found else 'run'} {folder.name} (profile"
@@ -272,13 +279,19 @@ def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: boo
         try:
             for stage, notebook in notebooks.items():
                 _stage(stage, notebook, folder, settings, say)
+        except PipelineError as e:
+            say(note_failure(settings, folder.name, mlflow_run_id, str(e)) or "failure noted")
+            raise
         finally:
             _log_reports(folder, mlflow_run_id)
         state = read_json(folder / "run.json")
         write_json(folder / "run.json", {**state, "status": "finished"})
-    return _result(folder, mlflow_run_id, settings)
+    result = _result(folder, mlflow_run_id, settings)
+    if problem := note_success(settings, result, time.monotonic() - began):
+        say(problem)
+    return result
 
-# %% ../nbs/06_entry/00_pipeline.ipynb #f60aec84
+# %% ../nbs/06_entry/00_pipeline.ipynb #feea398d
 def _stage(stage: str, notebook: Path, folder: Path, settings: Settings, say) -> None:
     state = read_json(folder / "run.json")
     if stage in state["done"]:
@@ -309,6 +322,14 @@ def _result(folder: Path, mlflow_run_id: str, settings: Settings) -> dict:
         "report_html": str(report) if report.exists() else None,
         "comparison": kept("comparison") or None,
     }
+
+def find_finished(settings: Settings) -> dict | None:
+    """What `run_pipeline` returned for the newest run with equal settings; None if there is none, or
+    it did not finish. For a caller that may have been killed before it could write that down."""
+    folder, state = _newest(settings) or (None, {})
+    if folder is None or state["status"] != "finished":
+        return None
+    return _result(folder, state["mlflow_run_id"], settings)
 
 async def run_full_pipeline(profile: str | None = None, **parameters: Any) -> dict:
     """The whole loop, awaitable: `await run_full_pipeline("smoke")`; see `run_pipeline` for the

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SettingsError', 'PathSettings', 'MlflowSettings', 'DataSettings', 'ModelSettings', 'TrainSettings', 'GateSettings',
            'DeploySettings', 'ServeSettings', 'StoreSettings', 'ShadowSettings', 'FeedbackSettings', 'CleanupSettings',
-           'ArenaSettings', 'ReportSettings']
+           'ArenaSettings', 'BattleSettings', 'CoevolutionSettings', 'ReportSettings', 'MetricsSettings',
+           'MonitorSettings', 'NoticeSettings', 'RetrainSettings']
 
 # %% ../nbs/00_core/000_sections.ipynb #00972444
 from typing import Any, Literal
@@ -42,7 +43,7 @@ class MlflowSettings(_Section):
     registered_model: str = Field("content-filter", pattern=r"^[\w.-]+$",
         description="name in the model registry")
 
-# %% ../nbs/00_core/000_sections.ipynb #9e4e455c
+# %% ../nbs/00_core/000_sections.ipynb #85e61351
 class DataSettings(_Section):
     "Section `[data]`: what goes into a dataset."
     sources: tuple[str, ...] = Field(
@@ -55,6 +56,10 @@ class DataSettings(_Section):
     test_sources: tuple[str, ...] = Field(
         (), description="as sources; empty: split off from sources"
     )
+    train_sources: tuple[str, ...] = Field((),
+        description="as sources, for training only: never changes valid and test")
+    train_excludes: tuple[str, ...] = Field((),
+        description="comma-separated attack rules whose variants train_sources must not hold")
     valid_fraction: float = Field(0.1, gt=0, lt=0.5, description="share of rows for validation")
     test_fraction: float = Field(
         0.2, gt=0, lt=0.9, description="share for test if test_sources is empty"
@@ -69,12 +74,12 @@ class DataSettings(_Section):
     hub_text_column: str = Field("text", min_length=1, description="text column of hub:ID")
     hub_label_column: str = Field("label", min_length=1, description="label column of hub:ID")
 
-    @field_validator("sources", "test_sources", mode="before")
+    @field_validator("sources", "test_sources", "train_sources", "train_excludes", mode="before")
     @classmethod
     def _split(cls, v: Any) -> Any:
         return _names(v)
 
-# %% ../nbs/00_core/000_sections.ipynb #dab0f878
+# %% ../nbs/00_core/000_sections.ipynb #b8962e48
 class ModelSettings(_Section):
     "Section `[model]`: what is trained."
     base_model: str = Field("intfloat/multilingual-e5-small", min_length=1,
@@ -108,8 +113,14 @@ class TrainSettings(_Section):
     patience: int = Field(6, ge=1, description="validations without improvement before stopping")
     class_weights: Literal["none", "balanced"] = Field("none", description="weighting of the loss")
     checkpoint_every: int = Field(25, ge=1, description="optimiser steps between checkpoints")
+    init_from: str = Field("", pattern=r"^(champion|challenger|\d+)?$",
+        description="registered version whose adapter and head training starts from: a number,"
+                    " champion or challenger; empty: from scratch")
+    augment_views: bool = Field(
+        False, description="train on the normalised views of a text too, where they differ"
+    )
 
-# %% ../nbs/00_core/000_sections.ipynb #6b8dc663
+# %% ../nbs/00_core/000_sections.ipynb #7fd5d8c2
 class GateSettings(_Section):
     "Section `[gate]`: when a challenger replaces the champion."
     min_f1_gain: float = Field(
@@ -142,12 +153,14 @@ class GateSettings(_Section):
     slice_min_samples: int = Field(
         200, ge=1, description="rows below which a slice does not decide"
     )
-    latency_budget_ms: float = Field(
-        0, ge=0, description="p95 of one comment, milliseconds; 0: not checked"
-    )
-    size_budget_mb: float = Field(
-        0, ge=0, description="size of the served weights, MB; 0: not checked"
-    )
+    gate_battle_rounds: int = Field(1000, ge=0,
+        description="rounds of the fixed battle on test rows; 0: none is fought")
+    battle_tolerance: float = Field(0.02, ge=0, lt=1,
+        description="evasion rate that a challenger may add in it")
+    latency_budget_ms: float = Field(0, ge=0,
+        description="p95 of one comment, milliseconds; 0: not checked")
+    size_budget_mb: float = Field(0, ge=0,
+        description="size of the served weights, MB; 0: not checked")
 
     @field_validator("guarded_slices", mode="before")
     @classmethod
@@ -228,7 +241,7 @@ class FeedbackSettings(_Section):
     def _split_trusted(cls, v: Any) -> Any:
         return _names(v)
 
-# %% ../nbs/00_core/000_sections.ipynb #336b6d20
+# %% ../nbs/00_core/000_sections.ipynb #dd59b944
 class CleanupSettings(_Section):
     "Section `[cleanup]`: what `content-arena cleanup` leaves on this machine."
     cleanup_keep_versions: int = Field(
@@ -261,6 +274,117 @@ class ArenaSettings(_Section):
         3, ge=1, description="failures in a row after which it is not asked in that attack"
     )
 
+# %% ../nbs/00_core/000_sections.ipynb #5074bb2d
+class BattleSettings(_Section):
+    "Section `[battle]`: battles, fought by the command line and by the service."
+    battle_rounds: int = Field(1000, ge=1, description="rounds, if a command names no number")
+    battle_batch: int = Field(256, ge=1, description="rounds in a chunk, which is kept as a whole")
+    battle_toxic_share: float = Field(
+        0.5, gt=0, le=1, description="share of rounds that attack toxic comments"
+    )
+    battle_corpus: str = Field("",
+        description="comments to attack: embedded, csv:PATH, ...; empty: of the model's dataset")
+    battle_queue: int = Field(4, ge=1, description="battles that may wait in a service")
+    battle_step: int = Field(
+        8, ge=1, description="texts of a battle that a service scores at a time, while it is idle"
+    )
+
+class CoevolutionSettings(_Section):
+    "Section `[coevolution]`: how attacker and filter are made to learn from each other."
+    coevolution_rounds: int = Field(1000, ge=10, description="attacks in the battle of a cycle")
+    coevolution_evasion: float = Field(
+        0.08, ge=0, le=1, description="evasion rate above which a cycle retrains"
+    )
+    coevolution_new_samples: int = Field(
+        300, ge=1, description="new samples from which a cycle retrains anyway"
+    )
+    coevolution_detected: float = Field(
+        0.5, ge=0, le=10, description="detected variants learnt from, for each evaded one"
+    )
+    coevolution_variant_share: float = Field(
+        0.4, gt=0, lt=1, description="share of variants among the training rows, at most"
+    )
+    coevolution_f1_drop: float = Field(
+        0.02, ge=0, le=1, description="F1 on clean text that a cycle may cost"
+    )
+    coevolution_gain: float = Field(
+        0.005, ge=0, le=1, description="fall of the evasion rate that counts as progress"
+    )
+    coevolution_patience: int = Field(
+        3, ge=1, description="cycles without progress after which it has converged"
+    )
+    coevolution_epochs: int = Field(
+        1, ge=1, le=1000, description="passes over the training split in a cycle"
+    )
+    coevolution_train_rows: int = Field(
+        2000, ge=0, description="original rows in a cycle's training; 0: as max_train_rows"
+    )
+    coevolution_warm_start: bool = Field(
+        True, description="train on from the attacked version instead of from scratch"
+    )
+
 class ReportSettings(_Section):
     "Section `[report]`: what an executed notebook shows."
     reveal_errors: bool = Field(False, description="show misclassified texts unmasked")
+
+# %% ../nbs/00_core/000_sections.ipynb #0c341a0d
+class MetricsSettings(_Section):
+    "Section `[metrics]`: what Prometheus is told, beside what a service counts itself."
+    metrics_export: Literal["textfile", "pushgateway", "none"] = Field("textfile",
+        description="how a pipeline run publishes: files in var_dir/metrics, or pushgateway_url")
+    pushgateway_url: str = Field("", pattern=r"^(https?://[^\s/@]+(/\S*)?)?$",
+        description="Pushgateway for metrics_export = pushgateway, without password")
+    metrics_refresh_s: float = Field(
+        30, ge=0, description="seconds between a service's looks at registry and store; 0: none"
+    )
+
+class MonitorSettings(_Section):
+    "Section `[monitor]`: the report on a window of traffic, and what counts as drift in it."
+    monitor_days: float = Field(7, gt=0, description="days of traffic that a report is about")
+    drift_reference_days: float = Field(
+        28, gt=0, description="days before these that they are compared with"
+    )
+    drift_min_rows: int = Field(
+        500, ge=20, description="predictions below which a window is not compared"
+    )
+    drift_max_rows: int = Field(
+        50_000, ge=100, description="predictions of a window that are compared, the newest"
+    )
+    drift_psi: float = Field(0.25, gt=0, description="population stability index that is drift")
+
+class NoticeSettings(_Section):
+    "Section `[notices]`: messages to people."
+    notice_repeat_s: float = Field(
+        3600, ge=0, description="seconds in which the same notice is sent once"
+    )
+    notices_per_hour: int = Field(
+        30, ge=1, description="notices sent at most; more wait in the spool"
+    )
+    notice_spool: int = Field(
+        200, ge=0, description="notices kept on disk while the webhook is away; 0: none"
+    )
+
+# %% ../nbs/00_core/000_sections.ipynb #2a275aec
+class RetrainSettings(_Section):
+    "Section `[retrain]`: what makes `content-arena retrain` start a run."
+    retrain_evasion: float = Field(
+        0.3, gt=0, le=1, description="evasion rate in recent battles that starts a run"
+    )
+    retrain_battles: int = Field(3, ge=1, description="battles that are recent")
+    retrain_attacks: int = Field(100, ge=1, description="attacks below which a rate says nothing")
+    retrain_new_samples: int = Field(
+        100, ge=1, description="confirmed labels, with text, that start a run"
+    )
+    retrain_f1_drop: float = Field(0.05, gt=0, le=1,
+        description="F1 in the traffic below that of the comparison, with all of its interval")
+    retrain_every_h: float = Field(0, ge=0, description="hours between scheduled runs; 0: none")
+    retrain_cooldown_h: float = Field(6, ge=0, description="hours from one run to the next")
+    retrain_backoff_h: float = Field(
+        1, gt=0, description="hours after a failure, doubled by each further one, at most a day"
+    )
+    retrain_per_day: int = Field(3, ge=1, description="runs within 24 hours")
+    retrain_lease_s: float = Field(
+        120, ge=3, description="seconds until another process may take over from a dead one"
+    )
+    retrain_source_share: float = Field(0.5, gt=0, le=1,
+        description="share of the new labels that one source or reviewer may give")

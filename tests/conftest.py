@@ -6,6 +6,18 @@ from pathlib import Path
 import pytest
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=2000, help="requests made up by schemathesis")
+    parser.addoption("--soak", type=int, default=60, help="reloads of the service under load")
+
+
+def pytest_collection_modifyitems(items):
+    "The longest files first: what one core begins last, the other waits for."
+    longest = ("test_pipeline_faults", "test_pipeline")
+    rank = {name: i for i, name in enumerate(longest)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(longest)))
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     "Folder of the real labelled comments; tests that use it are skipped where there is none."

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -29,6 +30,7 @@ from content_arena.mlops.journal import Journal, write_json
 def settings(folder: Path, **explicit):
     defaults = dict(var_dir=str(folder / "var"), store_url=f"sqlite:///{folder}/events.db", port=0,
                     reload_timeout_s=20, reload_attempts=2,
+                    metrics_refresh_s=0,     # where a test does not look at them
                     log_requests=False,      # nobody reads the pipe while it runs
                     shadow_sample=0)         # no challenger is loaded but where a test wants one
     return load_settings(env={}, **(defaults | explicit))
@@ -141,18 +143,20 @@ def process(*args: str):
 
 
 @contextmanager
-def service_process(folder: Path, delay_s: float = 0.0):
-    "`content-arena serve` with a FileLoader, in a process of its own; yields it and its URL."
-    with process("serve", str(folder), str(delay_s)) as p:
+def service_process(folder: Path, delay_s: float = 0.0, full_disk: bool = False):
+    """`content-arena serve` with a FileLoader, in a process of its own; yields it and its URL.
+
+    `full_disk`: none of its files may grow."""
+    with process("serve", str(folder), str(delay_s), *["full disk"] * full_disk) as p:
         said = p.stdout.readline()                     # comes when the port is open
         yield p, re.search(r"http://[\d.:]+", said)[0]
 
 
 @contextmanager
-def serving(app):
-    "`app` on a real socket of this machine, in a thread; yields its URL."
+def serving(app, port: int = 0):
+    "`app` on a real socket of this machine (0: any free port), in a thread; yields its URL."
     import uvicorn
-    with socket.create_server(("127.0.0.1", 0)) as sock:
+    with socket.create_server(("127.0.0.1", port)) as sock:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
         thread = threading.Thread(target=server.run, args=([sock],))
         thread.start()
@@ -237,6 +241,8 @@ if __name__ == "__main__":
     if action == "serve":
         from content_arena.serving.app import run
         delay = float(more[0]) if more else 0.0
+        if "full disk" in more:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         run(settings(Path(folder)), secrets=Secrets(), loader=FileLoader(Path(folder), delay))
     elif action == "deploy":
         url, kill = more

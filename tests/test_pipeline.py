@@ -122,3 +122,31 @@ def test_decisions_verify_names_a_changed_record(home, first):
     finally:
         files[0].write_bytes(original)
     assert code == 1 and files[0].stem[:12] in err and "changed" in err
+
+
+def test_the_comparison_holds_a_fixed_battle(first):
+    record = first["comparison"]
+    fought = record["battle"]["challenger"]
+    assert record["battle"]["champion"] is None and fought["attacked"] > 300
+    assert 0 <= fought["held_out"]["evasion_rate"] <= 1 and fought["clean_attacked"] > 300
+    assert not record["evidence"]["battle"]["present"]        # there was no champion to beat
+    assert "held-out families" in Path(first["report_html"]).read_text()
+
+
+def test_a_battle_against_the_champion_and_its_report(home, first):
+    command = ("battle", "run", "--rounds", "120", "--seed", "3", "--json")
+    code, out, err = arena(home[1], *command)
+    assert code == 0, err
+    record = json.loads(out.splitlines()[-1])
+    assert (record["status"], record["alias"], record["rounds_done"]) == ("completed", "champion", 120)
+    assert record["corpus"]["name"].startswith("dataset ") and "valid" in record["corpus"]["name"]
+    assert record["attacked"] > 40 and record["clean_attacked"] > 40
+    code, out, err = arena(home[1], *command)                 # the same again: nothing to do
+    again = json.loads(out.splitlines()[-1])
+    assert again["id"] == record["id"] and "was fought before" in err
+    code, out, err = arena(home[1], "battle", "report", record["id"][:8], "--json")
+    assert code == 0, err
+    page = Path(json.loads(out.splitlines()[-1])["report_html"]).read_text()
+    assert "Of " in page and "disguised toxic comments" in page and "image/png" in page
+    code, out, err = arena(home[1], "battle", "run", "--alias", "best", "--json")
+    assert code == 1 and "no alias 'best'; accepted" in json.loads(out.splitlines()[-1])["message"]

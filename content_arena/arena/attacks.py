@@ -6,9 +6,9 @@
 __all__ = ['LLM_STRATEGIES', 'STRATEGIES', 'strategy_rules', 'FamilySplit', 'families', 'split_families', 'Variant',
            'make_variant', 'attack']
 
-# %% ../../nbs/04_arena/00h_attacks.ipynb #40337b04
+# %% ../../nbs/04_arena/00h_attacks.ipynb #582ebf63
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import (
     english, korean_script, korean_shape, korean_sound, signs)  # importing registers the rules
@@ -81,18 +81,20 @@ def split_families(rotation: int = 0, min_rules: int = 5) -> FamilySplit:
             break
     return FamilySplit(rotation, tuple(sorted(order[n:])), tuple(sorted(order[:n])))
 
-# %% ../../nbs/04_arena/00h_attacks.ipynb #ab76d79d
+# %% ../../nbs/04_arena/00h_attacks.ipynb #4b68e93b
 @dataclass(frozen=True)
 class Variant:
     """What became of one text. `steps`: what was done, e.g. ("leetspeak@0.6/lexicon",).
 
     `outcome`: "made", or why there is no variant; `text` is the original then. `queries`: how
-    often a model was asked for a score."""
+    often a model was asked for a score. `invalid`: how many variants were made before this one and
+    did not count."""
     original: str
     text: str
     steps: tuple[str, ...] = ()
     outcome: str = "made"
     queries: int = 0
+    invalid: int = 0
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -110,7 +112,7 @@ def make_variant(text: str, rule: Rule, intensity: float, seed: int, target: str
         return Variant(text, text, outcome=reason)
     return Variant(text, made, (f"{rule.name}@{intensity:g}/{target}",))
 
-# %% ../../nbs/04_arena/00h_attacks.ipynb #37704c6b
+# %% ../../nbs/04_arena/00h_attacks.ipynb #a9fa8901
 def attack(texts: Sequence[str], strategy: str | Sequence[Rule] = "mixed", *, seed: int = 0,
            intensity: float = 0.6, target: str = "lexicon") -> list[Variant]:
     """One variant of each of n `texts` by the rules of `strategy` (a name, or rules).
@@ -126,8 +128,10 @@ def _first_valid(text: str, rules: Sequence[Rule], seed: int, intensity: float,
                  target: str) -> Variant:
     lang, rng = language(text), seeded("attack", seed, text)
     fitting = [(rng.random(), i) for i, r in enumerate(rules) if r.lang in (lang, "any")]
+    invalid_ones = 0
     for _, i in sorted(fitting):
         variant = make_variant(text, rules[i], intensity, seed, target)
         if variant.outcome == "made":
-            return variant
-    return Variant(text, text, outcome="not_applicable")
+            return replace(variant, invalid=invalid_ones)
+        invalid_ones += variant.outcome != "unchanged"
+    return Variant(text, text, outcome="not_applicable", invalid=invalid_ones)

@@ -6,11 +6,11 @@
 __all__ = ['MAX_WORDS', 'TARGETS', 'lexicon', 'lexicon_spans', 'listed', 'Scorer', 'word_spans', 'without_each_word', 'ranked',
            'important_spans', 'target_spans']
 
-# %% ../../nbs/04_arena/00f_targets.ipynb #1ea14488
+# %% ../../nbs/04_arena/00f_targets.ipynb #32479763
 import importlib.metadata
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -19,12 +19,14 @@ from .rules import Span, seeded
 from ..text import compose_jamo, strip_invisible
 from ..training import embedded_english, embedded_korean
 
-# %% ../../nbs/04_arena/00f_targets.ipynb #3b170178
+# %% ../../nbs/04_arena/00f_targets.ipynb #71d83f00
 def _english() -> set[str]:
     package = importlib.metadata.distribution("better-profanity")
     file = package.locate_file("better_profanity/profanity_wordlist.txt")
     listed = {line.strip().lower() for line in file.read_text(encoding="utf-8").splitlines()}
     return {w for w in listed if len(w) > 2 and w.isascii() and w.isalpha()}
+
+_LETTERS = re.compile(r"\w+")
 
 @cache
 def lexicon() -> frozenset[str]:
@@ -34,19 +36,35 @@ def lexicon() -> frozenset[str]:
     return frozenset(_english() | {w.lower() for words in slots for w in words if len(w) > 1})
 
 @cache
-def _pattern() -> re.Pattern:
+def _pattern() -> tuple[re.Pattern, frozenset[str]]:
+    "What finds Korean words and English phrases, and the single English words."
     words = sorted(lexicon(), key=lambda w: (-len(w), w))
-    english = "|".join(re.escape(w) for w in words if w.isascii())
+    single = frozenset(w for w in words if w.isascii() and w.isalpha())
+    phrases = "|".join(re.escape(w) for w in words if w.isascii() and w not in single)
     korean = "|".join(re.escape(w) for w in words if not w.isascii())
-    return re.compile(rf"\b(?:{english})(?:e?s)?\b|{korean}", re.IGNORECASE)
+    return re.compile(rf"\b(?:{phrases})(?:e?s)?\b|{korean}", re.IGNORECASE), single
+
+def _is_listed(word: str, single: frozenset[str]) -> bool:
+    return word in single or word[-1] == "s" and (
+        word[:-1] in single or word[-2:] == "es" and word[:-2] in single)
+
+@lru_cache(maxsize=10_000)
+def _found(text: str) -> tuple[Span, ...]:
+    pattern, single = _pattern()
+    spans = [m.span() for m in pattern.finditer(text)]
+    taken = {i for a, b in spans for i in range(a, b)}
+    spans += [m.span() for m in _LETTERS.finditer(text)
+              if m.start() not in taken and _is_listed(m[0].lower(), single)]
+    return tuple(sorted(spans))
 
 def lexicon_spans(text: str) -> list[Span]:
     "Spans of the listed words in `text`."
-    return [m.span() for m in _pattern().finditer(text)]
+    return list(_found(text))
 
 def listed(s: str) -> set[str]:
     "The listed words that a reader of `s` finds, invisible characters removed and jamo composed."
-    return {m[0].lower() for m in _pattern().finditer(compose_jamo(strip_invisible(s)))}
+    shown = compose_jamo(strip_invisible(s))
+    return {shown[a:b].lower() for a, b in _found(shown)}
 
 # %% ../../nbs/04_arena/00f_targets.ipynb #e4cac0e5
 class Scorer(Protocol):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tokenize_windows', 'Engine', 'PyfuncModel']
 
-# %% ../../nbs/02_inference/00_engine.ipynb #c1cc12ec
+# %% ../../nbs/02_inference/00_engine.ipynb #f6f04d5e
 import gc
 import threading
 import time
@@ -20,19 +20,12 @@ from fastcore.basics import patch
 from transformers.utils import logging as hf_logging
 
 from ..config import load_settings
+from .dense_cache import load_merged
 from .ensemble import Combination, load_members, recipe_of, share_equal
-from ..training.base_models import BaseModelError, resolve_base_model
+from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
 from content_arena.training.classifier import (
-    ModelError,
-    best_device,
-    fast_dtype,
-    load_dense,
-    load_tokenizer,
-    predict_logits,
-    read_spec,
-    verify_model,
-)
-from ..training.qlora_trainer import toxic_probability
+    ModelError, best_device, fast_dtype, predict_logits, read_spec, toxic_probability,
+    verify_model)
 
 # %% ../../nbs/02_inference/00_engine.ipynb #15752914
 def tokenize_windows(tokenizer: Any, texts: Sequence[str],
@@ -71,7 +64,7 @@ class _quiet:
     def __exit__(self, *exc: Any) -> None:
         hf_logging.enable_progress_bar()
 
-# %% ../../nbs/02_inference/00_engine.ipynb #96848a7f
+# %% ../../nbs/02_inference/00_engine.ipynb #f2e1ed22
 @patch(cls_method=True)
 def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias: str = "",
          dtype: str = "auto", threads: int = 0, expected_sha256: str | None = None,
@@ -88,16 +81,18 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
     if threads:
         torch.set_num_threads(threads)
     device = best_device()
-    try:
-        base = resolve_base_model(spec["base_model"], cache_dir, progress=False,
+
+    def base() -> BaseModel:
+        return resolve_base_model(spec["base_model"], cache_dir, progress=False,
                                   expected_sha256=spec["base_model_sha256"])
+    wanted = fast_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+    try:
+        with _quiet():
+            classifier, tokenizer = load_merged(folder, sha256, base, cache_dir, dtype=wanted,
+                                                device=device)
     except BaseModelError as e:
         raise ModelError(f"version {version or folder.name} needs its base model: {e}") from e
-    wanted = fast_dtype(device) if dtype == "auto" else getattr(torch, dtype)
-    with _quiet():
-        classifier, spec = load_dense(folder, base, dtype=wanted, device=device)
-    engine = cls(classifier, load_tokenizer(base.path), spec, version=version, alias=alias,
-                 sha256=sha256)
+    engine = cls(classifier, tokenizer, spec, version=version, alias=alias, sha256=sha256)
     engine.check_probe(probe_tolerance)
     return engine
 
@@ -183,7 +178,7 @@ def give_way(self: Engine, wait: Callable[[], Any]) -> int:
         layer.register_forward_pre_hook(lambda module, args: (wait(), None)[1])
     return len(layers)
 
-# %% ../../nbs/02_inference/00_engine.ipynb #61ddee53
+# %% ../../nbs/02_inference/00_engine.ipynb #41e7722c
 class PyfuncModel:
     "What `mlflow.pyfunc` calls: `predict` of a table with a column `text`, or of a list of texts."
 
@@ -197,4 +192,6 @@ class PyfuncModel:
 
 def _load_pyfunc(path: str) -> PyfuncModel:
     "Entry point of MLflow's loader-module flavour; `path` is the model folder."
-    return PyfuncModel(Engine.load(Path(path), cache_dir=load_settings().path("var_dir") / "cache"))
+    s = load_settings()
+    return PyfuncModel(Engine.load(Path(path), cache_dir=s.path("var_dir") / "cache",
+                                   dtype=s.dtype, threads=s.threads))

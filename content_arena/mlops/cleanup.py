@@ -59,7 +59,7 @@ def age_days(path: Path, now: float | None = None) -> float:
     "Days since `path` was last written."
     return ((now or datetime.now().timestamp()) - path.stat().st_mtime) / 86_400
 
-# %% ../../nbs/03_mlops/13_cleanup.ipynb #30bd26cd
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #e013e525
 def _versions(store: VersionStore) -> Iterator[Item]:
     shelf = store.shelf()
     marked = marked_for_archive(store, shelf)
@@ -85,7 +85,8 @@ def _leftovers(store: VersionStore) -> Iterator[Item]:
 
 def _var_folders(settings: Settings) -> list[Path]:
     var = settings.path("var_dir")
-    return [var / "logs", var / "datasets", var / "cache" / "models", var / "cache" / "base_models",
+    return [var / "logs", var / "datasets", var / "cache" / "models", var / "cache" / "merged",
+            var / "cache" / "base_models",
             settings.path("artifact_dir"), settings.path("artifact_dir") / "models"]
 
 # %% ../../nbs/03_mlops/13_cleanup.ipynb #a4390676
@@ -135,7 +136,7 @@ def _artifacts(settings: Settings) -> Iterator[Item]:
             yield Item("artifact", "delete", path, "its run or model is not in MLflow",
                        size_of(path))
 
-# %% ../../nbs/03_mlops/13_cleanup.ipynb #c5b8f770
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #1b59fbbd
 def _last_use(path: Path) -> float:
     times = [s.st_atime for p in path.rglob("*") if p.is_file() for s in [p.stat()]]
     return max(times, default=path.stat().st_mtime)
@@ -169,6 +170,9 @@ def _caches(store: VersionStore) -> Iterator[Item]:
     cache, datasets = settings.path("var_dir") / "cache", settings.path("var_dir") / "datasets"
     yield from _over("model cache", cache / "models", settings.cleanup_model_cache_mb,
                      lambda p: "an alias points to it" if p.name in aliased else "",
+                     lambda p: p.with_name(f"{p.name}.lock"))
+    yield from _over("merged model cache", cache / "merged", settings.cleanup_model_cache_mb,
+                     lambda p: "an alias points to it" if p.name[:-17] in aliased else "",
                      lambda p: p.with_name(f"{p.name}.lock"))
     yield from _over("base model cache", cache / "base_models", settings.cleanup_base_cache_mb,
                      need(bases, "a registered or kept model was trained on it"),

@@ -7,19 +7,20 @@ __all__ = ['Result', 'Checks', 'CONDITIONS', 'FURTHER', 'FIRST_CONDITIONS', 'FIR
            'GateError', 'check_f1', 'check_precision', 'check_samples', 'check_significance', 'check_slices',
            'check_battle', 'check_latency', 'check_size', 'check_floor', 'Decision', 'decide', 'budget_statement']
 
-# %% ../../nbs/03_mlops/02_gate.ipynb #269853cb
+# %% ../../nbs/03_mlops/02_gate.ipynb #eefb4592
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 from ..config import Settings
 from .statistics import (LABEL, decision_alpha, detectable_effect, differences,
                                             metrics_of, paired_bootstrap, significance)
 
-# %% ../../nbs/03_mlops/02_gate.ipynb #b1ece3f9
+# %% ../../nbs/03_mlops/02_gate.ipynb #45752b82
 @dataclass(frozen=True)
 class Slice:
     "Counts (8,) of the test rows whose `column` has `value`."
@@ -38,7 +39,8 @@ class Evidence:
     taken to be the challenger's.
 
     `decision_number`: how many decisions, this one included, rest on the test set. `battle`:
-    champion_evasion, challenger_evasion (rates in a fixed battle), rounds. `latency_ms`: p95 of one
+    champion_evasion, challenger_evasion (rates in a fixed battle), rounds, and if known `won` and
+    `lost`, variants that only the challenger or only the champion detects. `latency_ms`: p95 of one
     comment. `size_mb`: weights as served."""
     counts: tuple[int, ...]
     has_champion: bool = True
@@ -151,16 +153,27 @@ def check_slices(e: Evidence, s: Settings) -> Check:
                  f" {worst['metric']} {worst['change']:+.4f}, {comment[result]} the tolerance of"
                  f" {s.slice_tolerance:.4f}", {"slices": large, "tolerance": s.slice_tolerance})
 
-# %% ../../nbs/03_mlops/02_gate.ipynb #5807c53e
+# %% ../../nbs/03_mlops/02_gate.ipynb #abbcdbd3
 def check_battle(e: Evidence, s: Settings) -> Check:
-    "The evasion rate in a fixed battle does not rise."
+    "The evasion rate in a fixed battle does not rise by more than `battle_tolerance`."
     if e.battle is None:
         return Check("battle", "not_evaluated", "no battle was fought")
     old, new = e.battle["champion_evasion"], e.battle["challenger_evasion"]
-    rounds = int(e.battle["rounds"])
-    return _answer("battle", new <= old, f"evasion rate {new:.1%}, not above {old:.1%}",
-                   f"evasion rate rose from {old:.1%} to {new:.1%}", champion=old, challenger=new,
-                   rounds=rounds)
+    won, lost = (int(e.battle.get(key) or 0) for key in ("won", "lost"))
+    numbers = {"champion": old, "challenger": new, "rounds": int(e.battle["rounds"]),
+               "won": won, "lost": lost, "tolerance": s.battle_tolerance, "p_value": None}
+    if new <= old:
+        return Check("battle", "pass", f"evasion rate {new:.1%}, not above {old:.1%}", numbers)
+    rose = f"evasion rate rose from {old:.1%} to {new:.1%}"
+    if new - old <= s.battle_tolerance:
+        return Check("battle", "pass", f"{rose}, within the tolerance of"
+                     f" {s.battle_tolerance:.1%}", numbers)
+    if lost > won:
+        numbers["p_value"] = p = float(binomtest(lost, won + lost, alternative="greater").pvalue)
+        if p > 1 - s.confidence:
+            return Check("battle", "undecided", f"{rose}, which may be chance (p = {p:.2g})",
+                         numbers)
+    return Check("battle", "fail", rose, numbers)
 
 def _within(name: str, value: float | None, budget: float, unit: str, key: str) -> Check:
     if not budget:

@@ -7,7 +7,7 @@ __all__ = ['logger', 'Service', 'scores_of', 'classify', 'remember', 'problems',
            'authorise', 'operations_routes', 'authorise_label', 'feedback_routes', 'create_app', 'ServeError', 'listen',
            'run']
 
-# %% ../../nbs/05_serving/02_app.ipynb #c7eb27e1
+# %% ../../nbs/05_serving/02_app.ipynb #5ac24107
 import asyncio
 import hmac
 import ipaddress
@@ -30,9 +30,12 @@ import content_arena
 from ..config import Secrets, Settings, load_secrets
 from ..inference.batching import QueueFull
 from ..mlops.metrics import Metrics, exposition
+from ..mlops.run_metrics import metrics_folder
+from .battles import BattleRunner, battle_routes
 from .logs import AccessLog, log_as_json
 from .models import (
     LoadFailed, Loader, ModelHost, ModelSlot, RegistryLoader, Scorer)
+from .observer import Observer
 from content_arena.serving.schemas import (
     BatchClassification, BodyLimit, Classification, FeedbackReceived, FeedbackRequest, Health,
     Problem, ProblemDetails, Ready, Reloaded, RequestId, Verdict, input_problem, problem_response,
@@ -44,7 +47,7 @@ from ..store_writer import EventWriter
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/05_serving/02_app.ipynb #7ddad5b6
+# %% ../../nbs/05_serving/02_app.ipynb #6e473c5a
 class Service:
     "What the routes share; `start` and `close` are called by the application's lifespan."
     def __init__(self, settings: Settings, secrets: Secrets, loader: Loader):
@@ -59,6 +62,7 @@ class Service:
         self.shadow = ShadowRunner(
             self.host, self.challenger, self.metrics, lambda row: self.events.put("shadow", row),
             sample=s.shadow_sample, limit=s.shadow_queue)
+        self.battles = BattleRunner(self.host, s, secrets, self.metrics)
         self.metrics.queue_depth.set_function(lambda: self.host.waiting)
 
     def _observer(self, alias: str) -> Any:
@@ -69,13 +73,15 @@ class Service:
         if hasattr(scorer, "give_way"):
             scorer.give_way(self.host.wait_idle)
 
-# %% ../../nbs/05_serving/02_app.ipynb #06a9ba46
+# %% ../../nbs/05_serving/02_app.ipynb #9719364b
 @patch
 def start(self: Service) -> None:
     "Begin to load models and to follow the traffic."
     self.events = EventWriter.from_settings(self.settings, self.secrets)
     self._following = asyncio.create_task(self.shadow.run())
     self._forgetting = asyncio.create_task(self._forget())
+    self._observing = asyncio.create_task(self._observe())
+    self._fighting = asyncio.create_task(self.battles.run())
     self.host.start(self.settings.reload_poll_s)
     if self.settings.shadow_sample:          # else it would be loaded for nothing
         self.challenger.start(self.settings.reload_poll_s)
@@ -95,11 +101,22 @@ async def _forget(self: Service) -> None:
             logger.warning("old events are still there: %s", e)
         await asyncio.sleep(6 * 3600)
 
+# %% ../../nbs/05_serving/02_app.ipynb #c1e5cb3e
+@patch
+async def _observe(self: Service) -> None:
+    "Keep the metrics true of what other processes do."
+    await Observer(self.metrics, (self.host, self.challenger),
+                   lambda: EventStore(self.settings, self.secrets), self.events.stats,
+                   metrics_folder(self.settings), self.settings.metrics_refresh_s).run()
+
 @patch
 async def close(self: Service) -> None:
     "Finish what was begun, free the models, write what is still to be written."
     self._following.cancel()
     self._forgetting.cancel()
+    self._observing.cancel()
+    await self.battles.close()
+    self._fighting.cancel()
     await asyncio.gather(self.host.close(), self.challenger.close())
     await asyncio.to_thread(self.events.close, 10)
 
@@ -262,7 +279,7 @@ def operations_routes(service: Service) -> APIRouter:
 
     return routes
 
-# %% ../../nbs/05_serving/02_app.ipynb #55c0854d
+# %% ../../nbs/05_serving/02_app.ipynb #cea39a81
 def authorise_label(request: Request, service: Service, source: str) -> None:
     "Raise a Problem unless `request` may hand in labels of `source`."
     if not bears(request, service.feedback_token):
@@ -286,10 +303,13 @@ def feedback_routes(service: Service) -> APIRouter:
         try:
             kept = await asyncio.to_thread(service.events.put_durable, "feedback", row)
         except RowRefused as e:
+            service.metrics.labelled(body.source, "refused")
             raise Problem("invalid-input", str(e), "mend the label and send it again") from e
         except StoreError as e:
+            service.metrics.labelled(body.source, "failed")
             raise Problem("store-unavailable", str(e), "send it again in a minute",
                           headers={"retry-after": "60"}) from e
+        service.metrics.labelled(body.source, body.label)
         return FeedbackReceived(feedback_id=kept)
 
     return routes
@@ -315,7 +335,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, known)
     app.add_exception_handler(Exception, unknown)
 
-# %% ../../nbs/05_serving/02_app.ipynb #c5798ea0
+# %% ../../nbs/05_serving/02_app.ipynb #04e708bb
 def create_app(settings: Settings, secrets: Secrets | None = None,
                loader: Loader | None = None) -> FastAPI:
     """The service as an ASGI application; `app.state.service` holds its parts.
@@ -336,6 +356,8 @@ def create_app(settings: Settings, secrets: Secrets | None = None,
     app.include_router(classify_routes(service))
     app.include_router(feedback_routes(service))
     app.include_router(operations_routes(service))
+    app.include_router(battle_routes(service.battles, lambda request: authorise(request, service),
+                                     problems(401, 403, 404, 409, 422, 429)))
     _add_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     if settings.log_requests:
@@ -343,7 +365,7 @@ def create_app(settings: Settings, secrets: Secrets | None = None,
     app.add_middleware(RequestId)                      # added last, so it is the outermost
     return app
 
-# %% ../../nbs/05_serving/02_app.ipynb #5b655634
+# %% ../../nbs/05_serving/02_app.ipynb #83265474
 class ServeError(RuntimeError):
     "The service can't start; says what to do."
 
@@ -370,7 +392,8 @@ def run(settings: Settings, *, secrets: Secrets | None = None,
             print("POST /reload is off: set CONTENT_ARENA_API_TOKEN to allow it", flush=True)
         config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False,
                                 proxy_headers=False, lifespan="on", ws="none",
-                                timeout_graceful_shutdown=30)
+                                timeout_graceful_shutdown=30,
+                                timeout_keep_alive=75)      # longer than balancers keep theirs
         try:
             uvicorn.Server(config).run(sockets=[sock])
         except KeyboardInterrupt:

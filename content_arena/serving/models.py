@@ -43,7 +43,7 @@ class Loader(Protocol):
     def find(self, alias: str) -> Found | None: ...
     def load(self, found: Any, alias: str) -> Scorer: ...
 
-# %% ../../nbs/05_serving/01_models.ipynb #d23f0256
+# %% ../../nbs/05_serving/01_models.ipynb #1217c203
 class RegistryLoader:
     "Loads versions of the model registry of `settings` into engines."
     def __init__(self, settings: Settings):
@@ -63,7 +63,7 @@ class RegistryLoader:
         s, folder = self.settings, self._registry().download(found)
         return Engine.load(folder, cache_dir=s.path("var_dir") / "cache", version=found.version,
                            alias=alias, dtype=s.dtype, threads=s.threads,
-                           expected_sha256=found.sha256)
+                           expected_sha256=found.sha256, probe_tolerance=s.probe_tolerance)
 
 # %% ../../nbs/05_serving/01_models.ipynb #81f80dbe
 class ModelSlot:

@@ -23,13 +23,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..config import Settings
 
-# %% ../../nbs/05_serving/00_schemas.ipynb #b7ef73f1
+# %% ../../nbs/05_serving/00_schemas.ipynb #26534210
 PROBLEMS: dict[str, tuple[int, str]] = {
     "malformed-json": (400, "The body is not JSON"),
     "token-required": (401, "A valid token is needed"),
     "local-only": (403, "Not allowed from here"),
     "source-not-allowed": (403, "This token can't speak for that source"),
+    "no-such-battle": (404, "There is no such battle"),
     "body-timeout": (408, "The body did not arrive in time"),
+    "battle-over": (409, "The battle is over"),
     "body-too-large": (413, "The body is too large"),
     "invalid-input": (422, "The input is not valid"),
     "overloaded": (429, "Too much is waiting already"),

@@ -4,23 +4,25 @@
 
 # %% auto #0
 __all__ = ['HEAD_NAMES', 'SPEC_FILE', 'MANIFEST_FILE', 'ModelError', 'fast_dtype', 'best_device', 'ContentClassifier',
-           'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'collate', 'predict_logits',
-           'load_dense', 'DenseCopy', 'write_manifest', 'read_manifest', 'read_spec', 'verify_model', 'save_model']
+           'load_network', 'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'collate',
+           'predict_logits', 'toxic_probability', 'load_dense', 'DenseCopy', 'write_manifest', 'read_manifest',
+           'read_spec', 'verify_model', 'save_model', 'start_from']
 
-# %% ../../nbs/01_training/05_classifier.ipynb #bcb86295
+# %% ../../nbs/01_training/05_classifier.ipynb #a84f455a
 import hashlib
 import json
 import os
 import shutil
+import time
+from functools import cache
 from pathlib import Path
 from typing import Any, Sequence
 
-import bitsandbytes as bnb
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from scipy.special import expit
 from torch import nn
 from transformers import (AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer,
                           BitsAndBytesConfig)
@@ -28,16 +30,34 @@ from transformers.utils import logging as hf_logging
 
 from .base_models import BaseModel
 
-# %% ../../nbs/01_training/05_classifier.ipynb #78e5575e
+# %% ../../nbs/01_training/05_classifier.ipynb #c11b71ed
 class ModelError(RuntimeError):
     "A model folder is incomplete, damaged, or needs something this machine lacks; says which."
 
+@cache
+def _cpu_times() -> dict[torch.dtype, float]:
+    "Best of 40 times, seconds, of a (64, 384) x (384, 1536) product in each format, on one core."
+    x, w = torch.randn(64, 384), torch.randn(1536, 384)
+    operands = [(t, x.to(t), w.to(t)) for t in (torch.float32, torch.bfloat16)]
+    best, threads = {t: float("inf") for t, _, _ in operands}, torch.get_num_threads()
+    torch.set_num_threads(1)           # threads that wait for one another measure the scheduler
+    try:
+        with torch.inference_mode():
+            for dtype, a, b in operands * 40:
+                began = time.perf_counter()
+                nn.functional.linear(a, b)
+                best[dtype] = min(best[dtype], time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return best
+
 def fast_dtype(device: str = "cpu") -> torch.dtype:
-    "bfloat16 where `device` has instructions for it (CUDA, AMX, AVX-512 BF16), else float32."
+    "bfloat16 where `device` is faster with it (CUDA: where it can), else float32."
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
+    times = _cpu_times()
+    faster = times[torch.bfloat16] < 0.8 * times[torch.float32]
+    return torch.bfloat16 if faster else torch.float32
 
 def best_device() -> str:
     "`cuda` if a GPU can be used, else `cpu`."
@@ -74,9 +94,9 @@ class ContentClassifier(nn.Module):
         hidden, mask = out.last_hidden_state.float(), attention_mask.unsqueeze(-1).float()
         return self.head((hidden * mask).sum(1) / mask.sum(1).clamp(min=1))
 
-# %% ../../nbs/01_training/05_classifier.ipynb #f956c29b
-def _load_network(base: BaseModel, head: str, quantization: str, dtype: torch.dtype,
-                  device: str) -> nn.Module:
+# %% ../../nbs/01_training/05_classifier.ipynb #27ec400e
+def load_network(base: BaseModel, head: str, quantization: str, dtype: torch.dtype,
+                 device: str) -> nn.Module:
     "The pretrained network on `device`; weights that the checkpoint lacks are random."
     config = AutoConfig.from_pretrained(base.path, num_labels=2)
     kwargs: dict[str, Any] = {"config": config, "dtype": dtype}
@@ -129,12 +149,14 @@ def choose_head(base: BaseModel) -> str:
     missing = {n for n, _ in network.named_parameters() if n.removeprefix(prefix) not in have}
     return "standard" if all(n.split(".")[0] in HEAD_NAMES for n in missing) else "mean"
 
-# %% ../../nbs/01_training/05_classifier.ipynb #71927e07
+# %% ../../nbs/01_training/05_classifier.ipynb #25ee0bd4
 def _quantised_layers(network: nn.Module) -> list[str]:
+    import bitsandbytes as bnb
     return [n for n, m in network.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
 
 def _add_adapter(network: nn.Module, head: str, r: int, alpha: int, dropout: float) -> nn.Module:
     "`network` with LoRA on every linear layer, and its own dropout off."
+    from peft import LoraConfig, get_peft_model
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -142,7 +164,7 @@ def _add_adapter(network: nn.Module, head: str, r: int, alpha: int, dropout: flo
     return get_peft_model(network, LoraConfig(task_type=task, r=r, lora_alpha=alpha,
                                               lora_dropout=dropout, target_modules="all-linear"))
 
-# %% ../../nbs/01_training/05_classifier.ipynb #0145a8f4
+# %% ../../nbs/01_training/05_classifier.ipynb #ce626260
 def build_classifier(base: BaseModel, *, head: str = "auto", quantization: str = "nf4",
                      lora_r: int = 16, lora_alpha: int = 32, lora_dropout: float = 0.0,
                      dtype: torch.dtype | None = None, device: str = "cpu",
@@ -154,7 +176,7 @@ def build_classifier(base: BaseModel, *, head: str = "auto", quantization: str =
     torch.manual_seed(seed)
     head = choose_head(base) if head == "auto" else head
     dtype = dtype or fast_dtype(device)
-    network = _load_network(base, head, quantization, dtype, device)
+    network = load_network(base, head, quantization, dtype, device)
     quantised = _quantised_layers(network)
     network = _add_adapter(network, head, lora_r, lora_alpha, lora_dropout)
     own = nn.Linear(network.config.hidden_size, 2).to(device) if head == "mean" else None
@@ -166,9 +188,10 @@ def build_classifier(base: BaseModel, *, head: str = "auto", quantization: str =
             "trained_dtype": str(dtype)[6:]}
     return classifier, spec
 
-# %% ../../nbs/01_training/05_classifier.ipynb #ab5d2cf6
+# %% ../../nbs/01_training/05_classifier.ipynb #df857f86
 def _assert_head(classifier: ContentClassifier) -> None:
     "Raise ModelError unless the trained head is a float32 layer that takes gradients."
+    import bitsandbytes as bnb
     if classifier.head is not None:
         layers = [classifier.head]
     else:
@@ -214,7 +237,7 @@ def length_batches(
             part = part[n:]
     return batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]
 
-# %% ../../nbs/01_training/05_classifier.ipynb #29d1cfbc
+# %% ../../nbs/01_training/05_classifier.ipynb #a2690e9e
 def collate(ids: Sequence[Sequence[int]], rows: np.ndarray, pad: int,
             device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     "Padded (input_ids, attention_mask), both (len(rows), longest) int64, of `rows` of `ids`."
@@ -240,29 +263,35 @@ def predict_logits(classifier: ContentClassifier, ids: Sequence[Sequence[int]], 
         logits[rows] = classifier(*collate(ids, rows, pad, str(device))).cpu().numpy()
     return logits
 
-# %% ../../nbs/01_training/05_classifier.ipynb #6f9c8f5e
+def toxic_probability(logits: np.ndarray, temperature: float) -> np.ndarray:
+    "P(toxic) (n,) of `logits` (n, 2): softmax at `temperature`, second column."
+    return expit((logits[:, 1] - logits[:, 0]) / temperature)
+
+# %% ../../nbs/01_training/05_classifier.ipynb #f9d752f3
 def _expand(network: nn.Module, layers: Sequence[str], dtype: torch.dtype) -> None:
     "Round-trip the weights of `layers` through NF4, as training in `dtype` saw them; in place."
+    import bitsandbytes as bnb
     for name in layers:
         weight = network.get_submodule(name).weight
         packed, state = bnb.functional.quantize_4bit(
             weight.data.to(dtype).contiguous(), quant_type="nf4", compress_statistics=True)
         weight.data.copy_(bnb.functional.dequantize_4bit(packed, state).to(weight.dtype))
 
-# %% ../../nbs/01_training/05_classifier.ipynb #4becdaf0
+# %% ../../nbs/01_training/05_classifier.ipynb #ef895a87
 def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = None,
                device: str = "cpu") -> tuple[ContentClassifier, dict]:
     """The model in `folder`, merged and dense, and its description (`content_filter.json`).
 
     Raises ModelError if a file is missing or damaged, or `base` is not the one it was trained on.
     """
+    from peft import PeftModel
     folder, spec = Path(folder), read_spec(folder)
     if base.sha256 != spec["base_model_sha256"]:
         raise ModelError(
             f"{folder.name} was trained on {spec['base_model']} with weights"
             f" {spec['base_model_sha256'][:12]}, but {base.path.name} holds {base.sha256[:12]}"
         )
-    network = _load_network(base, spec["head"], "none", torch.float32, device)
+    network = load_network(base, spec["head"], "none", torch.float32, device)
     _expand(network, spec["quantised_layers"], getattr(torch, spec["trained_dtype"]))
     try:
         network = PeftModel.from_pretrained(network, str(folder)).merge_and_unload()
@@ -278,7 +307,7 @@ def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = Non
     network = network.to(dtype or fast_dtype(device)).eval().requires_grad_(False)
     return ContentClassifier(network, head.to(device).eval() if head is not None else None), spec
 
-# %% ../../nbs/01_training/05_classifier.ipynb #3c0b340a
+# %% ../../nbs/01_training/05_classifier.ipynb #e189c1da
 class DenseCopy:
     "A dense twin of a classifier in training, refreshed from it before each validation."
 
@@ -286,12 +315,13 @@ class DenseCopy:
         self, trained: ContentClassifier, base: BaseModel, spec: dict, device: str = "cpu"
     ):
         self.trained, self.dtype = trained, getattr(torch, spec["trained_dtype"])
-        network = _load_network(base, spec["head"], "none", self.dtype, device)
+        network = load_network(base, spec["head"], "none", self.dtype, device)
         self.classifier = ContentClassifier(network.eval().requires_grad_(False), trained.head)
 
     @torch.no_grad()
     def refresh(self) -> ContentClassifier:
         "Copy base + adapter of every LoRA layer, and the head, into the dense twin; returns it."
+        import bitsandbytes as bnb
         source, dense = self.trained.network.base_model.model, self.classifier.network
         for name, module in source.named_modules():
             if hasattr(module, "lora_A") and hasattr(module, "get_delta_weight"):
@@ -411,3 +441,29 @@ def _strip_local_path(file: Path, model_id: str) -> None:
     config = json.loads(file.read_text())
     config["base_model_name_or_path"] = model_id
     file.write_text(json.dumps(config, indent=1, sort_keys=True))
+
+# %% ../../nbs/01_training/05_classifier.ipynb #201e5dbf
+def start_from(classifier: ContentClassifier, folder: Path, spec: dict) -> None:
+    """Copy adapter and head of the model in `folder` into `classifier`, which `spec` describes.
+
+    Raises ModelError if it is damaged, or was trained on another base or with another adapter."""
+    from peft import set_peft_model_state_dict
+    old, network = read_spec(folder), classifier.network
+    config, now = _read_json(folder, "adapter_config.json"), network.peft_config["default"]
+    wanted = {"base_model_sha256": spec["base_model_sha256"], "head": spec["head"],
+              "lora_r": now.r, "lora_alpha": now.lora_alpha}
+    found = {"base_model_sha256": old["base_model_sha256"], "head": old["head"],
+             "lora_r": config.get("r"), "lora_alpha": config.get("lora_alpha")}
+    if differ := [k for k in wanted if wanted[k] != found[k]]:
+        raise ModelError(f"training can't start from {Path(folder).name}: {', '.join(differ)}"
+                         " differ; use the settings it was trained with, or leave init_from empty")
+    try:
+        state = load_file(Path(folder) / "adapter_model.safetensors")
+        unused = set_peft_model_state_dict(network, state).unexpected_keys
+        if unused:
+            raise ValueError(f"{len(unused)} matrices of the adapter have no place")
+        if classifier.head is not None:
+            classifier.head.load_state_dict(load_file(Path(folder) / "head.safetensors"))
+    except Exception as e:       # safetensors, PEFT and torch each raise their own types
+        raise ModelError(f"training can't start from {Path(folder).name}: {type(e).__name__}: {e}"
+                         ) from e

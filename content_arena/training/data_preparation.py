@@ -6,7 +6,7 @@
 __all__ = ['SPLITS', 'STRATA', 'TOLERANCE', 'SYNTHETIC', 'SCHEMA', 'FINGERPRINT_SCHEMA', 'recipe_of', 'Dataset', 'open_dataset',
            'prepare_dataset', 'prepare_training_data']
 
-# %% ../../nbs/01_training/03_data_preparation.ipynb #9eaf5543
+# %% ../../nbs/01_training/03_data_preparation.ipynb #332fa652
 import hashlib
 import importlib.util
 import io
@@ -36,11 +36,12 @@ from ..text import mask
 from .grouping import FINGERPRINT, NUM_PERM, cluster, fingerprints
 from .grouping import merge_groups
 from .sources import DataError, load_source, source_digest
+from .train_only import REASONS, TrainOnly, train_only_rows
 
-# %% ../../nbs/01_training/03_data_preparation.ipynb #e8b4b877
+# %% ../../nbs/01_training/03_data_preparation.ipynb #3abfe6a2
 SPLITS = ("train", "valid", "test")
 _MODULES = ("text", "training.embedded_corpus", "training.sources", "training.grouping",
-            "training.data_preparation")
+            "training.train_only", "training.data_preparation")
 
 def _code_digest() -> str:
     specs = [importlib.util.find_spec(f"content_arena.{m}") for m in _MODULES]
@@ -57,7 +58,8 @@ def recipe_of(settings: Settings) -> dict[str, Any]:
     keys = ["sources", "test_sources", "valid_fraction", "near_duplicate_threshold",
             "conflict_rule", "max_text_chars", "max_train_rows", "seed"]
     keys += [] if settings.test_sources else ["test_fraction"]
-    names = (*settings.sources, *settings.test_sources)
+    keys += ["train_sources", "train_excludes"] if settings.train_sources else []
+    names = (*settings.sources, *settings.test_sources, *settings.train_sources)
     if any(n.startswith("hub:") for n in names):
         keys += ["hub_text_column", "hub_label_column"]
     values = {k: getattr(settings, k) for k in sorted(keys)}
@@ -231,7 +233,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), "unicode": unicodedata.unidata_version,
             **{p: version(p) for p in packages}}
 
-# %% ../../nbs/01_training/03_data_preparation.ipynb #95f67aac
+# %% ../../nbs/01_training/03_data_preparation.ipynb #ec53b7c5
 def _notes(settings: Settings, account: dict[str, int]) -> list[str]:
     notes = [SYNTHETIC] if "embedded" in (*settings.sources, *settings.test_sources) else []
     if account["overlap_removed"]:
@@ -242,6 +244,9 @@ def _notes(settings: Settings, account: dict[str, int]) -> list[str]:
     if account["quarantined"]:
         notes.append(f"{account['quarantined']:,} rows can't be used; quarantine.jsonl names each"
                      " with file, line and reason.")
+    if gone := {words: account[k] for k, words in REASONS.items() if account.get(k)}:
+        left = ", ".join(f"{n:,} {words}" for words, n in gone.items())
+        notes.append(f"Of the rows for training only, these were left out: {left}.")
     return notes
 
 def _disputes(log: pd.DataFrame) -> dict[str, int]:
@@ -349,7 +354,12 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
     finally:
         shutil.rmtree(temp, ignore_errors=True)
 
-# %% ../../nbs/01_training/03_data_preparation.ipynb #74a4dc08
+# %% ../../nbs/01_training/03_data_preparation.ipynb #a431de95
+def _train_only(settings: Settings, grouped: pd.DataFrame, rows: pd.DataFrame,
+                fp: pd.DataFrame) -> TrainOnly | None:
+    "What `train_sources` adds to the training split once the splits are drawn; None if unset."
+    return train_only_rows(settings, grouped, rows, fp) if settings.train_sources else None
+
 def _build(settings: Settings, recipe: dict[str, Any], progress: bool
            ) -> tuple[dict[str, Any], dict[str, bytes]]:
     "The manifest and the files of a data set."
@@ -357,7 +367,13 @@ def _build(settings: Settings, recipe: dict[str, Any], progress: bool
     grouped, fp = _group(frame, settings.near_duplicate_threshold, progress)
     settled, conflicts, counts = _settle(grouped, settings.conflict_rule)
     rows, gone = _split(settled, settings)
-    account = _account(len(frame) + len(bad), {"quarantined": len(bad), **counts, **gone}, rows)
+    extra, read = _train_only(settings, grouped, rows, fp), len(frame) + len(bad)
+    if extra:
+        rows, fp = pd.concat([rows, extra.rows]), pd.concat([fp, extra.fp])
+        bad, read = pd.concat([bad, extra.bad]), read + extra.facts["read"] + len(extra.bad)
+        gone |= extra.facts["dropped"]
+        licences |= extra.licences
+    account = _account(read, {"quarantined": len(bad), **counts, **gone}, rows)
     splits = {s: rows[rows.split == s] for s in SPLITS}
     files = {f"{s}.parquet": _parquet(part, SCHEMA) for s, part in splits.items()}
     files |= {f"fingerprints_{s}.parquet": _parquet(fp.loc[part.index], FINGERPRINT_SCHEMA)
@@ -373,6 +389,7 @@ def _build(settings: Settings, recipe: dict[str, Any], progress: bool
         "conflicts": {"rule": settings.conflict_rule, **_disputes(conflicts)},
         "quarantine": _reasons(bad), "licences": licences, "notes": _notes(settings, account),
         "versions": _versions(), "files": {n: _file_entry(data) for n, data in files.items()},
+        **({"train_only": extra.facts} if extra else {}),
     }, files
 
 # %% ../../nbs/01_training/03_data_preparation.ipynb #bb9889af

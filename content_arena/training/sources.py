@@ -32,7 +32,7 @@ from ..config import Settings
 from ..text import language, mask, strip_invisible
 from .embedded_corpus import embedded_corpus
 
-# %% ../../nbs/01_training/01_sources.ipynb #0ea6614b
+# %% ../../nbs/01_training/01_sources.ipynb #5ff66ac1
 class DataError(ValueError):
     "Data can't be used; the message names the file, the row where there is one, and what to do."
 
@@ -41,14 +41,14 @@ class SourceTable:
     """What `load_source` returns.
 
     frame: text str, label int8 (1 toxic), source, file, line (1-based), lang, and, where the source
-    has them, attack, functionality, template (else missing).
+    has them, attack, functionality, template, parent (else missing).
     bad: source, file, line, reason, excerpt (masked)."""
     name: str
     licence: str
     frame: pd.DataFrame
     bad: pd.DataFrame
 
-OPTIONAL_COLUMNS = ("lang", "attack", "functionality", "template")
+OPTIONAL_COLUMNS = ("lang", "attack", "functionality", "template", "parent")
 FRAME_COLUMNS = ("text", "label", "source", "file", "line", *OPTIONAL_COLUMNS)
 BAD_COLUMNS = ("source", "file", "line", "reason", "excerpt")
 Record = tuple[int, dict[str, Any], str | None]      # line, cells by column, what is wrong with it

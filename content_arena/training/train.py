@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['train_once', 'main']
 
-# %% ../../nbs/06_entry/01_train.ipynb #787d932b
+# %% ../../nbs/06_entry/01_train.ipynb #eafc8ab8
 import argparse
 from pathlib import Path
 from typing import Sequence
 
 from ..config import Settings, load_settings
+from ..mlops.ancestor import find_ancestor
 from ..pipeline import parse_parameters
 from .data_preparation import prepare_training_data
 from .qlora_trainer import QLoRATrainer
 
-# %% ../../nbs/06_entry/01_train.ipynb #6b5a7017
+# %% ../../nbs/06_entry/01_train.ipynb #594eb9a5
 def train_once(settings: Settings, *, work_dir: Path | None = None, progress: bool = True) -> str:
     """Prepare the data of `settings`, train on it; returns the MLflow run id.
 
@@ -25,8 +26,11 @@ def train_once(settings: Settings, *, work_dir: Path | None = None, progress: bo
     data = prepare_training_data(settings)
     name = f"{data['dataset'].id[:12]}-{settings.digest()[:12]}"
     work = work_dir or settings.path("var_dir") / "training" / name
+    ancestor = find_ancestor(settings)
     return QLoRATrainer(settings, progress=progress).train(
-        data["train"], data["valid"], dataset=data["dataset"], work_dir=work
+        data["train"], data["valid"], dataset=data["dataset"], work_dir=work,
+        ancestor=ancestor.folder if ancestor else None,
+        parent_lineage=ancestor.lineage if ancestor else (),
     )
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,227 @@
+"""The service when things around it break: fuzzed requests, many reloads, a database that goes away, a full disk, an end in the middle."""
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+import stage
+from content_arena.config import Secrets
+from content_arena.serving.app import create_app
+from content_arena.store import EventStore
+from test_serving import folder, load, reload, until       # noqa: F401 (folder is a fixture)
+
+
+# --- fuzzing -------------------------------------------------------------------------------------
+
+def test_requests_made_up_from_its_own_openapi_break_nothing(folder, pytestconfig):
+    "schemathesis; `--fuzz 10000` for the long run."
+    wanted = pytestconfig.getoption("--fuzz")
+    with stage.service_process(folder) as (_, url):
+        reload(url)
+        paths = httpx.get(f"{url}/openapi.json").json()["paths"].values()
+        bodies = sum("requestBody" in o for p in paths for o in p.values())
+        done = subprocess.run(
+            [Path(sys.executable).with_name("schemathesis"), "run", f"{url}/openapi.json",
+             "--phases", "fuzzing", "--max-examples", str(-(-wanted // bodies)), "--seed", "1",
+             "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,"
+             "response_schema_conformance", "--no-color", "--generation-database", "none"],
+            cwd=folder, capture_output=True, text=True)
+        assert httpx.post(f"{url}/classify", json={"text": "still here"}).status_code == 200
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    made = int(re.search(r"(\d[\d,]*) generated", done.stdout)[1].replace(",", ""))
+    assert made >= wanted, done.stdout[-1500:]     # a request without a body is made once
+
+
+# --- many reloads --------------------------------------------------------------------------------
+
+class FolderLoader:
+    "Real engines from model folders; the registry says which. Version N is `folders[N % len]`."
+    def __init__(self, registry, folders, cache):
+        self.registry, self.folders, self.cache = registry, folders, cache
+
+    def find(self, alias):
+        return self.registry._get(alias)
+
+    def load(self, found, alias):
+        from content_arena.inference.engine import Engine
+        place = self.folders[int(found.version) % len(self.folders)]
+        engine = Engine.load(place, cache_dir=self.cache, version=found.version, alias=alias,
+                             dtype="float32")
+        engine.sha256 = found.sha256                       # the registry in a file makes them up
+        return engine
+
+
+def memory_mb() -> float:
+    "Resident memory of this process, after giving back what is free."
+    import ctypes
+    import gc
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def test_reloading_over_and_over_fails_nobody_and_leaks_nothing(folder, tiny_models, pytestconfig):
+    "`--soak 1000` for the long run. Every tenth version is damaged and must not be served."
+    times = pytestconfig.getoption("--soak")
+    good, damaged = tiny_models[:2], tiny_models[2]
+    loader = FolderLoader(stage.FileRegistry(folder), [damaged, *good * 5][:10], folder / "cache")
+    app = create_app(stage.settings(folder), Secrets(), loader)
+    marks = []
+    with stage.serving(app) as url:
+        assert reload(url).json()["model_version"] == "1"
+        with load(url, clients=2) as got:
+            for n in range(2, times + 2):
+                loader.registry.set(champion=str(n))
+                answered = reload(url)
+                assert answered.status_code == (503 if n % 10 == 0 else 200), answered.text
+                if n % 10 == 0:
+                    assert "differs from its manifest" in answered.json()["detail"]
+                if n > times // 3 and n % max(times // 10, 1) == 0:
+                    marks.append(memory_mb())
+        service = app.state.service
+        until(lambda: not service.host._retiring)
+    assert {status for _, status, _ in got} == {200}
+    assert len(got) > times / 2
+    assert max(marks) - marks[0] < 0.05 * marks[0], marks
+
+
+@pytest.fixture(scope="module")
+def tiny_models(tmp_path_factory):
+    "Two models that load and one whose adapter was cut short."
+    import torch
+    from content_arena.training.base_models import resolve_base_model
+    from content_arena.training.classifier import build_classifier, load_tokenizer, save_model
+    from content_arena.training.qlora_trainer import probe_scores
+    from content_arena.training.tiny_base import make_tiny_base
+    root = tmp_path_factory.mktemp("tiny")
+    base = resolve_base_model(str(make_tiny_base(root / "base")), root / "cache", progress=False)
+    for seed in range(2):
+        classifier, spec = build_classifier(base, lora_r=4, dtype=torch.float32, seed=seed)
+        probe = probe_scores(classifier, load_tokenizer(base.path), 1.0)
+        save_model(classifier, root / f"model{seed}", spec | {
+            "max_length": 16, "temperature": 1.0, "threshold": 0.5, "probe": probe})
+    shutil.copytree(root / "model0", root / "model2")
+    adapter = root / "model2" / "adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:-1])
+    return [root / f"model{n}" for n in range(3)]
+
+
+# --- the event store -----------------------------------------------------------------------------
+
+@contextmanager
+def serving_into(folder, store_url, **explicit):
+    "The service over a given store, ended with all events saved; yields its URL and parts."
+    app = create_app(stage.settings(folder, store_url=store_url, **explicit), Secrets(),
+                     stage.FileLoader(folder))
+    with stage.serving(app) as url:
+        reload(url)
+        yield url, app.state.service
+
+
+def send_label(url, n):
+    return httpx.post(f"{url}/feedback", timeout=30, json={
+        "label": n % 2, "source": "moderator", "reviewer": "kim", "text": f"comment {n}"})
+
+
+def test_a_database_that_goes_and_comes_costs_no_answer_and_no_label(folder, postgres):
+    store_url, labels, away = postgres.new(), [], False
+
+    def label(url, n):
+        kept = send_label(url, n)
+        assert kept.status_code == 202, kept.text
+        labels.append(kept.json()["feedback_id"])
+    try:
+        with serving_into(folder, store_url) as (url, service), load(url, clients=2) as got:
+            for n in range(10):
+                label(url, n)
+            until(lambda: service.events.stats().written > 20)
+            postgres.stop()
+            away = True
+            until(lambda: not service.events.stats().database_up)
+            for n in range(10, 20):
+                label(url, n)
+            before = len(got)
+            until(lambda: len(got) > before + 20)
+            postgres.start()
+            away = False
+            for n in range(20, 30):
+                label(url, n)
+            until(lambda: service.events.stats().database_up)
+        assert {status for _, status, _ in got} == {200}
+        with EventStore.open(store_url) as store:
+            assert set(labels) <= set(store.read("feedback").id) and len(labels) == 30
+            assert len(store.read("predictions")) == 2 * len(got)
+    finally:
+        if away:
+            postgres.start()
+
+
+def test_a_full_disk_for_the_store_costs_labels_not_answers(folder):
+    "No file of the process may grow beyond what it has: every write of an event fails."
+    with EventStore.open(f"sqlite:///{folder}/events.db"):
+        pass
+    with stage.service_process(folder, full_disk=True) as (process, url):
+        reload(url)
+        for n in range(50):
+            answered = httpx.post(f"{url}/classify", json={"text": f"comment {n}"})
+            assert answered.status_code == 200
+        refused = send_label(url, 1)
+        assert refused.status_code == 503
+        assert refused.json()["type"].endswith("store-unavailable")
+        assert "not saved" in refused.json()["detail"]
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE,
+                         (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        until(lambda: send_label(url, 2).status_code == 202)
+        process.terminate()
+        process.wait(60)
+    with EventStore.open(f"sqlite:///{folder}/events.db") as store:
+        assert len(store.read("feedback")) == 1
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_ending_it_in_the_middle_answers_and_records_what_was_accepted(end, folder):
+    with stage.service_process(folder, delay_s=0.2) as (process, url), ThreadPoolExecutor(8) as pool:
+        reload(url)
+        (folder / "scoring").unlink()
+        asked = [pool.submit(httpx.post, f"{url}/classify/batch", timeout=60,
+                             json={"texts": [f"{n} {i}" for i in range(40)]}) for n in range(8)]
+        until((folder / "scoring").exists)
+        until(lambda: in_flight(url) >= 8 * 40 - 32)
+        process.send_signal(end)
+        answered = [a.result(60) for a in asked]
+        assert process.wait(60) in (0, -end)
+    assert [a.status_code for a in answered] == [200] * 8
+    said = {v["prediction_id"] for a in answered for v in a.json()["results"]}
+    with EventStore.open(f"sqlite:///{folder}/events.db") as store:
+        assert set(store.read("predictions").id) == said and len(said) == 320
+
+
+def in_flight(url: str) -> float:
+    page = httpx.get(f"{url}/metrics").text
+    return float(re.search(r"^content_arena_queue_depth\S* ([\d.]+)", page, re.M)[1])
+
+
+# --- metrics -------------------------------------------------------------------------------------
+
+def test_prometheus_finds_nothing_to_complain_about(folder):
+    promtool = shutil.which("promtool")
+    if not promtool:
+        pytest.skip("no promtool: apt-get install prometheus")
+    with stage.service_process(folder) as (_, url):
+        reload(url)
+        httpx.post(f"{url}/classify/batch", json={"texts": ["a", "some longer comment"]})
+        page = httpx.get(f"{url}/metrics").text
+    checked = subprocess.run([promtool, "check", "metrics"], input=page, text=True,
+                             capture_output=True)
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
