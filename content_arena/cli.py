@@ -59,7 +59,7 @@ def main() -> None:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(1) from None
 
-# %% ../nbs/06_entry/06_cli.ipynb #2510916a
+# %% ../nbs/06_entry/06_cli.ipynb #69da127d
 def _group(name: str, text: str) -> typer.Typer:
     group = typer.Typer(no_args_is_help=True, help=text)
     app.add_typer(group, name=name)
@@ -69,12 +69,11 @@ pipeline_app = _group("pipeline", "Run the notebooks of nbs/pipelines.")
 data_app = _group("data", "Prepare datasets.")
 registry_app = _group("registry", "Look at the model registry, promote, roll back.")
 for _name, _app in (("shadow", shadow_app), ("feedback", feedback_app), ("store", store_app),
-                    ("monitor", monitor_app), ("retrain", retrain_app)):
+                    ("monitor", monitor_app), ("retrain", retrain_app),
+                    ("versions", versions_app), ("ensemble", ensemble_app)):
     app.add_typer(_app, name=_name)
 registry_app.command("export")(registry_export)
 registry_app.command("check")(registry_check)
-app.add_typer(versions_app, name="versions")
-app.add_typer(ensemble_app, name="ensemble")
 app.add_typer(battle_app, name="battle")
 app.command()(cleanup)
 app.command()(coevolve)

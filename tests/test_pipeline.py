@@ -52,27 +52,6 @@ def test_second_run_compares_with_the_champion_by_the_rule(home, first):
     assert ModelRegistry(settings_of(home[1])).get_champion().version in ("1", "2")
 
 
-def test_an_ensemble_stands_beside_its_members_in_the_report(home, first):
-    "Made and promoted by hand, it is the champion of the next run's report."
-    for command in (("ensemble", "create", "both", "--mode", "and", "--members", "1,2", "--alias",
-                     "challenger"), ("registry", "promote", "3", "--reason", "for the report")):
-        code, out, err = arena(home[1], *command)
-        assert code == 0, err
-    code, out, err = arena(home[1], "pipeline", "run", "-p", "seed=2", "--json")
-    assert code == 0, err
-    run = Path(json.loads(out.splitlines()[-1])["run_dir"])
-    record, beside = (json.loads((run / f"{name}.json").read_text())
-                      for name in ("comparison", "members_champion"))
-    assert list(beside) == ["v3 (and)", "member v1", "member v2"]
-    for metric in ("f1", "precision"):
-        assert beside["v3 (and)"][metric] == pytest.approx(record["champion"][metric])
-    page = (run / "03_evaluate.html").read_text()
-    assert "The champion is an ensemble" in page and "member v2" in page
-    file = json.loads((home[0] / "models" / "MODEL_REGISTRY.json").read_text())
-    champion = ModelRegistry(settings_of(home[1])).get_champion()
-    assert file["production"]["champion"]["version"] == champion.version
-
-
 def evaluate(environment: dict, *arguments: str):
     versions = ("--champion", "1", "--challenger", "2")
     return arena(environment, "evaluate", "--json", *(arguments or versions))
