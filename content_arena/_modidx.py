@@ -2658,6 +2658,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'content_arena/training/classifier.py'),
                                                    'content_arena.training.classifier.fast_dtype': ( '01_training/classifier.html#fast_dtype',
                                                                                                      'content_arena/training/classifier.py'),
+                                                   'content_arena.training.classifier.least_padding': ( '01_training/classifier.html#least_padding',
+                                                                                                        'content_arena/training/classifier.py'),
                                                    'content_arena.training.classifier.length_batches': ( '01_training/classifier.html#length_batches',
                                                                                                          'content_arena/training/classifier.py'),
                                                    'content_arena.training.classifier.load_dense': ( '01_training/classifier.html#load_dense',

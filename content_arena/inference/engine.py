@@ -166,7 +166,7 @@ def latency_ms(self: Engine, texts: Sequence[str], repeats: int = 50) -> dict[st
     p50, p95 = np.percentile(taken[3:], [50, 95])
     return {"p50_ms": float(p50), "p95_ms": float(p95)}
 
-# %% ../../nbs/02_inference/00_engine.ipynb #1687a81d
+# %% ../../nbs/02_inference/00_engine.ipynb #5515c718
 _ALL_CORES = torch.get_num_threads()          # OMP_NUM_THREADS counts; read before anybody sets it
 
 @patch
@@ -174,7 +174,7 @@ def take_cores(self: Engine, cores: int = 0) -> None:
     """Let the calling thread, which will score, compute with `cores` threads; 0: with all.
 
     Threads that are started later compute with one until they are told otherwise."""
-    torch.get_num_threads()         # the first call takes over what was set last; get that over with
+    torch.get_num_threads()     # the first call takes over what was set last: not after ours
     torch.set_num_threads(cores or _ALL_CORES)
     later = threading.Thread(target=torch.set_num_threads, args=(1,))      # the last call is what
     later.start()                                                          # new threads begin with
