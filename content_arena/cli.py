@@ -8,7 +8,7 @@ __all__ = ['app', 'pipeline_app', 'data_app', 'registry_app', 'decisions_app', '
            'registry_promote', 'registry_rollback', 'decisions_list', 'decisions_show', 'decisions_verify', 'notify',
            'doctor', 'settings']
 
-# %% ../nbs/06_entry/06_cli.ipynb #ff9fa856
+# %% ../nbs/06_entry/06_cli.ipynb #4540381c
 import asyncio
 import json
 import sys
@@ -19,6 +19,7 @@ from rich.console import Console
 
 from . import __version__
 from .cli_battle import battle_app
+from .cli_coevolution import coevolve
 from .cli_events import feedback_app, shadow_app, store_app
 from content_arena.cli_options import (
     AsJson, Parameter, Profile, framed_table as _table, settings_from as _settings,
@@ -56,7 +57,7 @@ def main() -> None:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(1) from None
 
-# %% ../nbs/06_entry/06_cli.ipynb #3444ac7b
+# %% ../nbs/06_entry/06_cli.ipynb #859572a7
 def _group(name: str, text: str) -> typer.Typer:
     group = typer.Typer(no_args_is_help=True, help=text)
     app.add_typer(group, name=name)
@@ -72,6 +73,7 @@ registry_app.command("check")(registry_check)
 app.add_typer(versions_app, name="versions")
 app.add_typer(battle_app, name="battle")
 app.command()(cleanup)
+app.command()(coevolve)
 
 
 @pipeline_app.command("run")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'Settings', 'find_settings_file', 'load_settings', 'Secrets', 'load_secrets']
 
-# %% ../nbs/00_core/00_config.ipynb #657d10e0
+# %% ../nbs/00_core/00_config.ipynb #96202970
 import configparser
 import difflib
 import hashlib
@@ -18,18 +18,19 @@ from fastcore.basics import patch
 from pydantic import PrivateAttr, SecretStr, ValidationError
 
 from .sections import (
-    ArenaSettings, BattleSettings, CleanupSettings, DataSettings, DeploySettings,
+    ArenaSettings, BattleSettings, CleanupSettings, CoevolutionSettings, DataSettings,
+    DeploySettings,
     FeedbackSettings, GateSettings, MlflowSettings, ModelSettings, PathSettings, ReportSettings,
     ServeSettings, SettingsError, ShadowSettings, StoreSettings, TrainSettings, _Section)
 
-# %% ../nbs/00_core/00_config.ipynb #ff423775
+# %% ../nbs/00_core/00_config.ipynb #bf166487
 ENV_PREFIX = "CONTENT_ARENA_"
 SECTIONS: dict[str, type[_Section]] = {
     "paths": PathSettings, "mlflow": MlflowSettings, "data": DataSettings, "model": ModelSettings,
     "train": TrainSettings, "gate": GateSettings, "deploy": DeploySettings, "serve": ServeSettings,
     "store": StoreSettings, "shadow": ShadowSettings, "feedback": FeedbackSettings,
     "cleanup": CleanupSettings, "arena": ArenaSettings, "battle": BattleSettings,
-    "report": ReportSettings,
+    "coevolution": CoevolutionSettings, "report": ReportSettings,
 }
 
 def _section_of(key: str) -> str:

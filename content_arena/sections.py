@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SettingsError', 'PathSettings', 'MlflowSettings', 'DataSettings', 'ModelSettings', 'TrainSettings', 'GateSettings',
            'DeploySettings', 'ServeSettings', 'StoreSettings', 'ShadowSettings', 'FeedbackSettings', 'CleanupSettings',
-           'ArenaSettings', 'BattleSettings', 'ReportSettings']
+           'ArenaSettings', 'BattleSettings', 'CoevolutionSettings', 'ReportSettings']
 
 # %% ../nbs/00_core/000_sections.ipynb #00972444
 from typing import Any, Literal
@@ -42,7 +42,7 @@ class MlflowSettings(_Section):
     registered_model: str = Field("content-filter", pattern=r"^[\w.-]+$",
         description="name in the model registry")
 
-# %% ../nbs/00_core/000_sections.ipynb #9e4e455c
+# %% ../nbs/00_core/000_sections.ipynb #85e61351
 class DataSettings(_Section):
     "Section `[data]`: what goes into a dataset."
     sources: tuple[str, ...] = Field(
@@ -55,6 +55,10 @@ class DataSettings(_Section):
     test_sources: tuple[str, ...] = Field(
         (), description="as sources; empty: split off from sources"
     )
+    train_sources: tuple[str, ...] = Field((),
+        description="as sources, for training only: never changes valid and test")
+    train_excludes: tuple[str, ...] = Field((),
+        description="comma-separated attack rules whose variants train_sources must not hold")
     valid_fraction: float = Field(0.1, gt=0, lt=0.5, description="share of rows for validation")
     test_fraction: float = Field(
         0.2, gt=0, lt=0.9, description="share for test if test_sources is empty"
@@ -69,12 +73,12 @@ class DataSettings(_Section):
     hub_text_column: str = Field("text", min_length=1, description="text column of hub:ID")
     hub_label_column: str = Field("label", min_length=1, description="label column of hub:ID")
 
-    @field_validator("sources", "test_sources", mode="before")
+    @field_validator("sources", "test_sources", "train_sources", "train_excludes", mode="before")
     @classmethod
     def _split(cls, v: Any) -> Any:
         return _names(v)
 
-# %% ../nbs/00_core/000_sections.ipynb #dab0f878
+# %% ../nbs/00_core/000_sections.ipynb #b8962e48
 class ModelSettings(_Section):
     "Section `[model]`: what is trained."
     base_model: str = Field("intfloat/multilingual-e5-small", min_length=1,
@@ -108,6 +112,12 @@ class TrainSettings(_Section):
     patience: int = Field(6, ge=1, description="validations without improvement before stopping")
     class_weights: Literal["none", "balanced"] = Field("none", description="weighting of the loss")
     checkpoint_every: int = Field(25, ge=1, description="optimiser steps between checkpoints")
+    init_from: str = Field("", pattern=r"^(champion|challenger|\d+)?$",
+        description="registered version whose adapter and head training starts from: a number,"
+                    " champion or challenger; empty: from scratch")
+    augment_views: bool = Field(
+        False, description="train on the normalised views of a text too, where they differ"
+    )
 
 # %% ../nbs/00_core/000_sections.ipynb #7fd5d8c2
 class GateSettings(_Section):
@@ -263,7 +273,7 @@ class ArenaSettings(_Section):
         3, ge=1, description="failures in a row after which it is not asked in that attack"
     )
 
-# %% ../nbs/00_core/000_sections.ipynb #28427089
+# %% ../nbs/00_core/000_sections.ipynb #5074bb2d
 class BattleSettings(_Section):
     "Section `[battle]`: battles, fought by the command line and by the service."
     battle_rounds: int = Field(1000, ge=1, description="rounds, if a command names no number")
@@ -276,6 +286,40 @@ class BattleSettings(_Section):
     battle_queue: int = Field(4, ge=1, description="battles that may wait in a service")
     battle_step: int = Field(
         8, ge=1, description="texts of a battle that a service scores at a time, while it is idle"
+    )
+
+class CoevolutionSettings(_Section):
+    "Section `[coevolution]`: how attacker and filter are made to learn from each other."
+    coevolution_rounds: int = Field(1000, ge=10, description="attacks in the battle of a cycle")
+    coevolution_evasion: float = Field(
+        0.08, ge=0, le=1, description="evasion rate above which a cycle retrains"
+    )
+    coevolution_new_samples: int = Field(
+        300, ge=1, description="new samples from which a cycle retrains anyway"
+    )
+    coevolution_detected: float = Field(
+        0.5, ge=0, le=10, description="detected variants learnt from, for each evaded one"
+    )
+    coevolution_variant_share: float = Field(
+        0.4, gt=0, lt=1, description="share of variants among the training rows, at most"
+    )
+    coevolution_f1_drop: float = Field(
+        0.02, ge=0, le=1, description="F1 on clean text that a cycle may cost"
+    )
+    coevolution_gain: float = Field(
+        0.005, ge=0, le=1, description="fall of the evasion rate that counts as progress"
+    )
+    coevolution_patience: int = Field(
+        3, ge=1, description="cycles without progress after which it has converged"
+    )
+    coevolution_epochs: int = Field(
+        1, ge=1, le=1000, description="passes over the training split in a cycle"
+    )
+    coevolution_train_rows: int = Field(
+        2000, ge=0, description="original rows in a cycle's training; 0: as max_train_rows"
+    )
+    coevolution_warm_start: bool = Field(
+        True, description="train on from the attacked version instead of from scratch"
     )
 
 class ReportSettings(_Section):

@@ -28,7 +28,7 @@ from content_arena.arena.samples import (
     variant_limit)
 from ..config import Settings
 
-# %% ../../nbs/04_arena/03e_coevolution.ipynb #796029be
+# %% ../../nbs/04_arena/03e_coevolution.ipynb #aaaa2c22
 class Fought(Protocol):
     "A battle that has been fought; see `arena.battle`."
     record: dict[str, Any]
@@ -38,13 +38,13 @@ class Fought(Protocol):
 class Parts:
     """What the loop is made of.
 
-    battle(target, attacker, seed, folder): on *training* comments. measure(target, split): what
+    battle(target, attacker, split, seed, folder): on *training* comments. measure(target, split): what
     `robustness` says on *validation* comments. retrain(target, samples, split): a training with the
     file `samples` that starts from `target`, judged by the gate; a dict with at least version,
     sha256, role, status, decision. publish(target, tag): name of the snapshot that is now
     coevolution-latest. known_rules(target): rules that its training ever saw. log(row, figure):
     one cycle, for MLflow. train_rows: original comments in a retraining."""
-    battle: Callable[[Target, Attacker, int, Path], Fought]
+    battle: Callable[[Target, Attacker, FamilySplit, int, Path], Fought]
     measure: Callable[[Target, FamilySplit], dict[str, Any]]
     retrain: Callable[[Target, Path, FamilySplit], dict[str, Any]]
     publish: Callable[[Target, str], str]
@@ -65,12 +65,13 @@ class CoEvolution:
         "Where this cycle's battle, attempts and samples lie."
         return self.folder / f"cycle-{self.state.cycle:03}"
 
-# %% ../../nbs/04_arena/03e_coevolution.ipynb #d3d7f0bd
+# %% ../../nbs/04_arena/03e_coevolution.ipynb #fb3d6162
 @patch
 def _battle(self: CoEvolution) -> tuple[dict, dict]:
     attacker = EvolvedMix(self.split.rules(held_out=False), Evolution(**self.state.evolution))
     seed = 1000 * self.settings.seed + self.state.cycle
-    fought = self.parts.battle(self.state.target, attacker, seed, self.cycle_folder / "battle")
+    fought = self.parts.battle(self.state.target, attacker, self.split, seed,
+                               self.cycle_folder / "battle")
     save_attempts(self.cycle_folder / "attempts.jsonl", fought.attempts)
     rates = attack_rates(fought.attempts)
     target = self.state.target

@@ -6,9 +6,9 @@
 __all__ = ['HEAD_NAMES', 'SPEC_FILE', 'MANIFEST_FILE', 'ModelError', 'fast_dtype', 'best_device', 'ContentClassifier',
            'load_network', 'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'collate',
            'predict_logits', 'load_dense', 'DenseCopy', 'write_manifest', 'read_manifest', 'read_spec', 'verify_model',
-           'save_model']
+           'save_model', 'start_from']
 
-# %% ../../nbs/01_training/05_classifier.ipynb #c0d92c66
+# %% ../../nbs/01_training/05_classifier.ipynb #c91e667c
 import hashlib
 import json
 import os
@@ -21,7 +21,7 @@ from typing import Any, Sequence
 import bitsandbytes as bnb
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -432,3 +432,28 @@ def _strip_local_path(file: Path, model_id: str) -> None:
     config = json.loads(file.read_text())
     config["base_model_name_or_path"] = model_id
     file.write_text(json.dumps(config, indent=1, sort_keys=True))
+
+# %% ../../nbs/01_training/05_classifier.ipynb #15ffc211
+def start_from(classifier: ContentClassifier, folder: Path, spec: dict) -> None:
+    """Copy adapter and head of the model in `folder` into `classifier`, which `spec` describes.
+
+    Raises ModelError if it is damaged, or was trained on another base or with another adapter."""
+    old, network = read_spec(folder), classifier.network
+    config, now = _read_json(folder, "adapter_config.json"), network.peft_config["default"]
+    wanted = {"base_model_sha256": spec["base_model_sha256"], "head": spec["head"],
+              "lora_r": now.r, "lora_alpha": now.lora_alpha}
+    found = {"base_model_sha256": old["base_model_sha256"], "head": old["head"],
+             "lora_r": config.get("r"), "lora_alpha": config.get("lora_alpha")}
+    if differ := [k for k in wanted if wanted[k] != found[k]]:
+        raise ModelError(f"training can't start from {Path(folder).name}: {', '.join(differ)}"
+                         " differ; use the settings it was trained with, or leave init_from empty")
+    try:
+        state = load_file(Path(folder) / "adapter_model.safetensors")
+        unused = set_peft_model_state_dict(network, state).unexpected_keys
+        if unused:
+            raise ValueError(f"{len(unused)} matrices of the adapter have no place")
+        if classifier.head is not None:
+            classifier.head.load_state_dict(load_file(Path(folder) / "head.safetensors"))
+    except Exception as e:       # safetensors, PEFT and torch each raise their own types
+        raise ModelError(f"training can't start from {Path(folder).name}: {type(e).__name__}: {e}"
+                         ) from e

@@ -6,7 +6,7 @@
 __all__ = ['TRAINING_KEYS', 'PROBE_TEXTS', 'fit_temperature', 'toxic_probability', 'classification_metrics', 'training_ticket',
            'open_run', 'QLoRATrainer', 'probe_scores']
 
-# %% ../../nbs/01_training/09_qlora_trainer.ipynb #0b39dbde
+# %% ../../nbs/01_training/09_qlora_trainer.ipynb #2b7da0c5
 import hashlib
 import json
 import os
@@ -25,6 +25,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, l
 from sklearn.metrics import precision_score, recall_score
 
 from ..config import ModelSettings, Settings, TrainSettings
+from ..view_scores import with_views
 from .base_models import BaseModel, resolve_base_model
 from .baseline import TfidfBaseline, choose_threshold
 from content_arena.training.classifier import (
@@ -37,6 +38,8 @@ from content_arena.training.classifier import (
     load_tokenizer,
     predict_logits,
     save_model,
+    start_from,
+    verify_model,
 )
 from .grouping import fingerprints
 from .loop import TrainingError, fit
@@ -84,14 +87,17 @@ def classification_metrics(
             "average_precision": average_precision_score(labels, scores),
             "log_loss": log_loss(labels, np.clip(scores, 1e-7, 1 - 1e-7), labels=[0, 1])}
 
-# %% ../../nbs/01_training/09_qlora_trainer.ipynb #a2425305
+# %% ../../nbs/01_training/09_qlora_trainer.ipynb #9982fb68
 TRAINING_KEYS = (*ModelSettings.model_fields,
                  *(k for k in TrainSettings.model_fields if k != "checkpoint_every"))
 
-def training_ticket(settings: Settings, base: BaseModel, dataset_id: str) -> str:
-    "sha256 (hex) of all that determines a training: its settings, the base weights, the rows."
+def training_ticket(settings: Settings, base: BaseModel, dataset_id: str,
+                    ancestor: Path | None = None) -> str:
+    """sha256 (hex) of all that determines a training: its settings, the base weights, the rows, and
+    the model that it starts from."""
+    start = verify_model(ancestor) if ancestor else ""
     return hashlib.sha256(
-        f"{settings.digest(*TRAINING_KEYS)}{base.sha256}{dataset_id}".encode()
+        f"{settings.digest(*TRAINING_KEYS)}{base.sha256}{dataset_id}{start}".encode()
     ).hexdigest()
 
 
@@ -127,7 +133,7 @@ def _write_ticket(work_dir: Path, ticket: dict) -> dict:
     os.replace(temporary, work_dir / "training.json")
     return ticket
 
-# %% ../../nbs/01_training/09_qlora_trainer.ipynb #cde5a118
+# %% ../../nbs/01_training/09_qlora_trainer.ipynb #8d7f56f2
 class QLoRATrainer:
     """Trains one model per call and reports to MLflow.
 
@@ -139,18 +145,20 @@ class QLoRATrainer:
 
     def train(self, train: pd.DataFrame, valid: pd.DataFrame, *, dataset: Any = None,
               work_dir: Path | None = None, parent_lineage: Sequence[str] = (),
-              mlflow_run_id: str | None = None) -> str:
+              ancestor: Path | None = None, mlflow_run_id: str | None = None) -> str:
         """Train on `train`, choose step, temperature and threshold on `valid`; returns the MLflow
         run id.
 
         Both frames have `text` and `label`. `dataset` is the prepared dataset they come from (its
         id becomes the
         lineage); `work_dir` keeps checkpoints: call again after a kill and training goes on.
-        `parent_lineage`: dataset
-        ids of the models this one descends from; `mlflow_run_id`: report to this run instead of a
-        new one.
+        `ancestor`: folder of the model to start from, `parent_lineage` the dataset ids behind it;
+        `mlflow_run_id`: report to this run instead of a new one.
         Raises TrainingError, BaseModelError, TrackingError."""
         _require_rows(train, "training"), _require_rows(valid, "validation")
+        if ancestor and not parent_lineage:
+            raise TrainingError(f"{ancestor.name}: nobody says what it was trained on; give its"
+                                " parent_lineage")
         prints = _fingerprints(train, valid, dataset)
         dataset_id = dataset.id if dataset else _frames_id(prints)
         base = resolve_base_model(self.settings.base_model, self.settings.path("var_dir") / "cache",
@@ -158,16 +166,16 @@ class QLoRATrainer:
         experiment = connect(self.settings)
         with tempfile.TemporaryDirectory() as scratch:
             work = Path(work_dir or scratch)
-            ticket = open_run(
-                work, training_ticket(self.settings, base, dataset_id), experiment, mlflow_run_id
-            )
+            mark = training_ticket(self.settings, base, dataset_id, ancestor)
+            ticket = open_run(work, mark, experiment, mlflow_run_id)
             if ticket["finished"]:
                 return ticket["mlflow_run_id"]
             with mlflow.start_run(run_id=ticket["mlflow_run_id"], log_system_metrics=False):
                 lineage = list(dict.fromkeys([*parent_lineage, dataset_id]))
                 _log_start(self.settings, base, lineage, train, valid)
                 log_fingerprints(prints, dataset_id)
-                self._train(base, train, valid, work, getattr(torch, ticket["dtype"]))
+                dtype = getattr(torch, ticket["dtype"])
+                self._train(base, train, valid, work, dtype, ancestor)
             _write_ticket(work, {**ticket, "finished": True})
         return ticket["mlflow_run_id"]
 
@@ -214,7 +222,7 @@ def _log_start(settings: Settings, base: BaseModel, lineage: list[str], train: p
     log_json(environment(), "environment.json")
     log_json(settings.model_dump(), "settings.json")
 
-# %% ../../nbs/01_training/09_qlora_trainer.ipynb #3c035470
+# %% ../../nbs/01_training/09_qlora_trainer.ipynb #7c563b7b
 def _validator(twin: DenseCopy, ids: list[list[int]], labels: np.ndarray, pad: int):
     "What `fit` calls now and then: the metrics of the dense copy on validation rows."
     def validate(step: int) -> dict[str, float]:
@@ -225,12 +233,15 @@ def _validator(twin: DenseCopy, ids: list[list[int]], labels: np.ndarray, pad: i
 
 @patch
 def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.DataFrame,
-           work: Path, dtype: torch.dtype) -> None:
+           work: Path, dtype: torch.dtype, ancestor: Path | None) -> None:
     "Train, calibrate and log into the active MLflow run."
     s = self.settings
     classifier, spec = build_classifier(
         base, head=s.head, quantization=s.quantization, lora_r=s.lora_r, lora_alpha=s.lora_alpha,
         lora_dropout=s.lora_dropout, dtype=dtype, device=self.device, seed=s.seed)
+    if ancestor:
+        start_from(classifier, ancestor, spec)
+    train = with_views(train) if s.augment_views else train
     tokenizer = load_tokenizer(base.path)
     pad = tokenizer.pad_token_id
     ids, valid_ids = (encode(tokenizer, f["text"].tolist(), s.max_length) for f in (train, valid))
