@@ -8,7 +8,7 @@ __all__ = ['app', 'pipeline_app', 'data_app', 'registry_app', 'decisions_app', '
            'registry_promote', 'registry_rollback', 'decisions_list', 'decisions_show', 'decisions_verify', 'notify',
            'doctor', 'settings']
 
-# %% ../nbs/06_entry/06_cli.ipynb #4540381c
+# %% ../nbs/06_entry/06_cli.ipynb #894729c1
 import asyncio
 import json
 import sys
@@ -25,6 +25,7 @@ from content_arena.cli_options import (
     AsJson, Parameter, Profile, framed_table as _table, settings_from as _settings,
     show_result as _out)
 from .cli_versions import cleanup, registry_check, registry_export, versions_app
+from .cli_watch import monitor_app, retrain_app
 from .config import SECTIONS, load_secrets
 
 # %% ../nbs/06_entry/06_cli.ipynb #405a8ac3
@@ -57,7 +58,7 @@ def main() -> None:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(1) from None
 
-# %% ../nbs/06_entry/06_cli.ipynb #859572a7
+# %% ../nbs/06_entry/06_cli.ipynb #6e046a78
 def _group(name: str, text: str) -> typer.Typer:
     group = typer.Typer(no_args_is_help=True, help=text)
     app.add_typer(group, name=name)
@@ -66,7 +67,8 @@ def _group(name: str, text: str) -> typer.Typer:
 pipeline_app = _group("pipeline", "Run the notebooks of nbs/pipelines.")
 data_app = _group("data", "Prepare datasets.")
 registry_app = _group("registry", "Look at the model registry, promote, roll back.")
-for _name, _app in (("shadow", shadow_app), ("feedback", feedback_app), ("store", store_app)):
+for _name, _app in (("shadow", shadow_app), ("feedback", feedback_app), ("store", store_app),
+                    ("monitor", monitor_app), ("retrain", retrain_app)):
     app.add_typer(_app, name=_name)
 registry_app.command("export")(registry_export)
 registry_app.command("check")(registry_check)

@@ -39,7 +39,7 @@ def _percent(part: dict, name: str) -> str:
     low, high = part["intervals"][name]
     return f"{part[name]:.1%} ({low:.1%} to {high:.1%})"
 
-# %% ../nbs/06_entry/05d_cli_battle.ipynb #c8e1aa43
+# %% ../nbs/06_entry/05d_cli_battle.ipynb #fc6dea5e
 _LINES = (("detection rate", "detection_rate"), ("  of those flagged before",
           "detection_rate_of_flagged"), ("  undisguised", "recall_unattacked"),
           ("evasion rate", "evasion_rate"), ("false positives", "false_positive_rate"),
@@ -55,6 +55,8 @@ def _show(c: Console, r: dict) -> None:
         return
     for label, name in _LINES:
         c.print(f"{label:26} {_percent(r, name)}")
+    if r.get("held_out_known"):
+        c.print(f"{'held out, but trained on':26} {', '.join(r['held_out_known'])}")
     c.print(f"{'invalid variants':26} {r['invalid']} of {r['variants']}"
             f" ({r['invalid_share']:.1%}); outcomes {r['outcomes']}")
     if r.get("questions"):

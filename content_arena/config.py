@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'Settings', 'find_settings_file', 'load_settings', 'Secrets', 'load_secrets']
 
-# %% ../nbs/00_core/00_config.ipynb #96202970
+# %% ../nbs/00_core/00_config.ipynb #0c9fd7e0
 import configparser
 import difflib
 import hashlib
@@ -19,11 +19,12 @@ from pydantic import PrivateAttr, SecretStr, ValidationError
 
 from .sections import (
     ArenaSettings, BattleSettings, CleanupSettings, CoevolutionSettings, DataSettings,
-    DeploySettings,
-    FeedbackSettings, GateSettings, MlflowSettings, ModelSettings, PathSettings, ReportSettings,
+    DeploySettings, FeedbackSettings, GateSettings, MetricsSettings, MlflowSettings,
+    ModelSettings, MonitorSettings, NoticeSettings, PathSettings, ReportSettings,
+    RetrainSettings,
     ServeSettings, SettingsError, ShadowSettings, StoreSettings, TrainSettings, _Section)
 
-# %% ../nbs/00_core/00_config.ipynb #bf166487
+# %% ../nbs/00_core/00_config.ipynb #da5b6cc5
 ENV_PREFIX = "CONTENT_ARENA_"
 SECTIONS: dict[str, type[_Section]] = {
     "paths": PathSettings, "mlflow": MlflowSettings, "data": DataSettings, "model": ModelSettings,
@@ -31,6 +32,8 @@ SECTIONS: dict[str, type[_Section]] = {
     "store": StoreSettings, "shadow": ShadowSettings, "feedback": FeedbackSettings,
     "cleanup": CleanupSettings, "arena": ArenaSettings, "battle": BattleSettings,
     "coevolution": CoevolutionSettings, "report": ReportSettings,
+    "metrics": MetricsSettings, "monitor": MonitorSettings, "notices": NoticeSettings,
+    "retrain": RetrainSettings,
 }
 
 def _section_of(key: str) -> str:

@@ -7,11 +7,12 @@ __all__ = ['STAGES', 'STAGE_TIMEOUT_S', 'PipelineError', 'write_json', 'read_jso
            'declared_parameters', 'parse_parameters', 'write_html', 'run_stage', 'notebooks_dir', 'run_pipeline',
            'find_finished', 'run_full_pipeline']
 
-# %% ../nbs/06_entry/00_pipeline.ipynb #230acff7
+# %% ../nbs/06_entry/00_pipeline.ipynb #21b1bdf0
 import asyncio
 import json
 import os
 import secrets
+import time
 import warnings
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +28,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from .config import Settings, SettingsError, load_settings
 from .mlops.model_registry import ModelRegistry
+from .run_outcome import note_failure, note_success
 from .training.tracking import connect
 
 # %% ../nbs/06_entry/00_pipeline.ipynb #d807fc25
@@ -252,7 +254,7 @@ def notebooks_dir(settings: Settings) -> Path:
         )
     return folder
 
-# %% ../nbs/06_entry/00_pipeline.ipynb #138d820a
+# %% ../nbs/06_entry/00_pipeline.ipynb #595de9af
 def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: bool = False,
                  say=lambda text: None) -> dict:
     """Run the pipeline notebooks, or go on with an unfinished run of equal settings; returns the
@@ -266,7 +268,7 @@ def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: boo
     notebooks = {stage: notebooks_dir(settings) / f"{stage}.ipynb" for stage in stages}
     for notebook in notebooks.values():
         declared_parameters(notebook)            # fail before the first stage, not before the last
-    found = None if new else find_unfinished(settings)
+    found, began = None if new else find_unfinished(settings), time.monotonic()
     folder = found or _new_run(settings)
     say(
         f"{'going on with' if found else 'run'} {folder.name} (profile"
@@ -277,11 +279,17 @@ def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: boo
         try:
             for stage, notebook in notebooks.items():
                 _stage(stage, notebook, folder, settings, say)
+        except PipelineError as e:
+            say(note_failure(settings, folder.name, mlflow_run_id, str(e)) or "failure noted")
+            raise
         finally:
             _log_reports(folder, mlflow_run_id)
         state = read_json(folder / "run.json")
         write_json(folder / "run.json", {**state, "status": "finished"})
-    return _result(folder, mlflow_run_id, settings)
+    result = _result(folder, mlflow_run_id, settings)
+    if problem := note_success(settings, result, time.monotonic() - began):
+        say(problem)
+    return result
 
 # %% ../nbs/06_entry/00_pipeline.ipynb #feea398d
 def _stage(stage: str, notebook: Path, folder: Path, settings: Settings, say) -> None:

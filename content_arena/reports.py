@@ -157,8 +157,9 @@ def gain_figure(record: Mapping[str, Any], draws: np.ndarray, gain_needed: float
     """Distribution of the F1 gain of the challenger over the champion, in points.
 
     `draws`: bootstrap draws of the gain (n,); `gain_needed`: the gate's `min_f1_gain`."""
-    figure, axes = axes_of(7, 2.8, xlabel="F1 of challenger minus F1 of champion, points", yticks=[],
-                         title=f"What {record['samples_evaluated']:,} comments say about the gain")
+    title = f"What {record['samples_evaluated']:,} comments say about the gain"
+    figure, axes = axes_of(7, 2.8, yticks=[], title=title,
+                           xlabel="F1 of challenger minus F1 of champion, points")
     axes.spines["left"].set_visible(False)
     axes.hist(100 * draws, bins=60, color=COLOURS["challenger"], alpha=0.35)
     low, high = (100 * x for x in record["intervals"]["f1"])

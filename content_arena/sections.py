@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SettingsError', 'PathSettings', 'MlflowSettings', 'DataSettings', 'ModelSettings', 'TrainSettings', 'GateSettings',
            'DeploySettings', 'ServeSettings', 'StoreSettings', 'ShadowSettings', 'FeedbackSettings', 'CleanupSettings',
-           'ArenaSettings', 'BattleSettings', 'CoevolutionSettings', 'ReportSettings']
+           'ArenaSettings', 'BattleSettings', 'CoevolutionSettings', 'ReportSettings', 'MetricsSettings',
+           'MonitorSettings', 'NoticeSettings', 'RetrainSettings']
 
 # %% ../nbs/00_core/000_sections.ipynb #00972444
 from typing import Any, Literal
@@ -325,3 +326,65 @@ class CoevolutionSettings(_Section):
 class ReportSettings(_Section):
     "Section `[report]`: what an executed notebook shows."
     reveal_errors: bool = Field(False, description="show misclassified texts unmasked")
+
+# %% ../nbs/00_core/000_sections.ipynb #0c341a0d
+class MetricsSettings(_Section):
+    "Section `[metrics]`: what Prometheus is told, beside what a service counts itself."
+    metrics_export: Literal["textfile", "pushgateway", "none"] = Field("textfile",
+        description="how a pipeline run publishes: files in var_dir/metrics, or pushgateway_url")
+    pushgateway_url: str = Field("", pattern=r"^(https?://[^\s/@]+(/\S*)?)?$",
+        description="Pushgateway for metrics_export = pushgateway, without password")
+    metrics_refresh_s: float = Field(
+        30, ge=0, description="seconds between a service's looks at registry and store; 0: none"
+    )
+
+class MonitorSettings(_Section):
+    "Section `[monitor]`: the report on a window of traffic, and what counts as drift in it."
+    monitor_days: float = Field(7, gt=0, description="days of traffic that a report is about")
+    drift_reference_days: float = Field(
+        28, gt=0, description="days before these that they are compared with"
+    )
+    drift_min_rows: int = Field(
+        500, ge=20, description="predictions below which a window is not compared"
+    )
+    drift_max_rows: int = Field(
+        50_000, ge=100, description="predictions of a window that are compared, the newest"
+    )
+    drift_psi: float = Field(0.25, gt=0, description="population stability index that is drift")
+
+class NoticeSettings(_Section):
+    "Section `[notices]`: messages to people."
+    notice_repeat_s: float = Field(
+        3600, ge=0, description="seconds in which the same notice is sent once"
+    )
+    notices_per_hour: int = Field(
+        30, ge=1, description="notices sent at most; more wait in the spool"
+    )
+    notice_spool: int = Field(
+        200, ge=0, description="notices kept on disk while the webhook is away; 0: none"
+    )
+
+# %% ../nbs/00_core/000_sections.ipynb #2a275aec
+class RetrainSettings(_Section):
+    "Section `[retrain]`: what makes `content-arena retrain` start a run."
+    retrain_evasion: float = Field(
+        0.3, gt=0, le=1, description="evasion rate in recent battles that starts a run"
+    )
+    retrain_battles: int = Field(3, ge=1, description="battles that are recent")
+    retrain_attacks: int = Field(100, ge=1, description="attacks below which a rate says nothing")
+    retrain_new_samples: int = Field(
+        100, ge=1, description="confirmed labels, with text, that start a run"
+    )
+    retrain_f1_drop: float = Field(0.05, gt=0, le=1,
+        description="F1 in the traffic below that of the comparison, with all of its interval")
+    retrain_every_h: float = Field(0, ge=0, description="hours between scheduled runs; 0: none")
+    retrain_cooldown_h: float = Field(6, ge=0, description="hours from one run to the next")
+    retrain_backoff_h: float = Field(
+        1, gt=0, description="hours after a failure, doubled by each further one, at most a day"
+    )
+    retrain_per_day: int = Field(3, ge=1, description="runs within 24 hours")
+    retrain_lease_s: float = Field(
+        120, ge=3, description="seconds until another process may take over from a dead one"
+    )
+    retrain_source_share: float = Field(0.5, gt=0, le=1,
+        description="share of the new labels that one source or reviewer may give")

@@ -245,7 +245,7 @@ def purge(self: EventStore, before: datetime, tables: Sequence[str] = FROM_USERS
                 break
     return deleted
 
-# %% ../nbs/00_core/02c_store.ipynb #396323e6
+# %% ../nbs/00_core/02c_store.ipynb #145e2b92
 @dataclass(frozen=True)
 class Health:
     "Whether the database answers, how fast (milliseconds), at which revision; else why not."
@@ -267,6 +267,13 @@ def health(self: EventStore) -> Health:
         error = str(e)
     took = round(1000 * (time.perf_counter() - begun), 2)
     return Health(not error, shown, took, revision, error)
+
+@patch
+def now(self: EventStore) -> datetime:
+    "The database's time, in UTC: one clock for all who share it. Raises StoreUnavailable."
+    with _speaking(self.address), self.engine.connect() as connection:
+        return connection.execute(sa.select(sa.func.current_timestamp(type_=UtcDateTime()))
+                                  ).scalar_one()
 
 @patch
 def counts(self: EventStore) -> pd.DataFrame:

@@ -30,6 +30,7 @@ from content_arena.mlops.journal import Journal, write_json
 def settings(folder: Path, **explicit):
     defaults = dict(var_dir=str(folder / "var"), store_url=f"sqlite:///{folder}/events.db", port=0,
                     reload_timeout_s=20, reload_attempts=2,
+                    metrics_refresh_s=0,     # where a test does not look at them
                     log_requests=False,      # nobody reads the pipe while it runs
                     shadow_sample=0)         # no challenger is loaded but where a test wants one
     return load_settings(env={}, **(defaults | explicit))
@@ -152,10 +153,10 @@ def service_process(folder: Path, delay_s: float = 0.0, full_disk: bool = False)
 
 
 @contextmanager
-def serving(app):
-    "`app` on a real socket of this machine, in a thread; yields its URL."
+def serving(app, port: int = 0):
+    "`app` on a real socket of this machine (0: any free port), in a thread; yields its URL."
     import uvicorn
-    with socket.create_server(("127.0.0.1", 0)) as sock:
+    with socket.create_server(("127.0.0.1", port)) as sock:
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
         thread = threading.Thread(target=server.run, args=([sock],))
         thread.start()

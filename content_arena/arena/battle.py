@@ -213,7 +213,7 @@ def _mend(file: Path) -> None:
         with open(file, "r+b") as f:
             f.truncate(data.rfind(b"\n") + 1)
 
-# %% ../../nbs/04_arena/02b_battle.ipynb #7d528902
+# %% ../../nbs/04_arena/02b_battle.ipynb #769c4a8b
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
@@ -228,7 +228,8 @@ def _take_up(folder: Path, arguments: dict, facts: Mapping[str, Any]) -> Battle:
     if other := sorted(k for k in arguments if known.get(k) != arguments[k]):
         raise BattleError(f"battle {folder.name} was begun with another {', '.join(other)}:"
                           " start a new one")
-    battle.save(arguments=arguments, **facts)
+    if battle.record["status"] != "completed":
+        battle.save(arguments=arguments, **facts)
     return battle
 
 @contextmanager
@@ -284,12 +285,12 @@ def _chunk(attacker: Attacker, corpus: Corpus, rows: np.ndarray, scorer: Scorer,
             "outcomes": dict(Counter(getattr(attacker, "outcomes", {})) - asked),
             "attempts": [to_row(a) for a in attempts]}
 
-# %% ../../nbs/04_arena/02b_battle.ipynb #7caedf00
+# %% ../../nbs/04_arena/02b_battle.ipynb #267b6aa2
 def _fight(battle: Battle, scorer: Scorer, corpus: Corpus, attacker: Attacker,
            plan: list[np.ndarray], memory: Path | None, check: Callable[[], None],
            say: Callable[[str], None]) -> None:
     chunks, rounds = battle.chunks(), sum(map(len, plan))
-    done, outcomes = sum(len(c["attempts"]) for c in chunks), Counter()
+    done = sum(len(c["attempts"]) for c in chunks)
     start = _begin(battle, attacker, chunks)
     say(f"battle {battle.record['id']}: "
         + (f"goes on after {done} of {rounds} rounds" if done else f"{rounds} rounds"))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tokenize_windows', 'Engine', 'PyfuncModel']
 
-# %% ../../nbs/02_inference/00_engine.ipynb #a2105944
+# %% ../../nbs/02_inference/00_engine.ipynb #200e8f74
 import gc
 import threading
 import time
@@ -21,9 +21,9 @@ from transformers.utils import logging as hf_logging
 from ..config import load_settings
 from .dense_cache import load_merged
 from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
-from ..training.classifier import (
-    ModelError, best_device, fast_dtype, predict_logits, read_spec, verify_model)
-from ..training.qlora_trainer import toxic_probability
+from content_arena.training.classifier import (
+    ModelError, best_device, fast_dtype, predict_logits, read_spec, toxic_probability,
+    verify_model)
 
 # %% ../../nbs/02_inference/00_engine.ipynb #15752914
 def tokenize_windows(tokenizer: Any, texts: Sequence[str],

@@ -5,17 +5,25 @@
 # %% auto #0
 __all__ = ['TITLES', 'MAX_CHARS', 'MAX_FIELDS', 'slack_message', 'Delivery', 'Notifier']
 
-# %% ../../nbs/03_mlops/06_alerting.ipynb #683cb666
+# %% ../../nbs/03_mlops/06_alerting.ipynb #39e0d1dc
 import contextvars
+import hashlib
+import json
 import logging
+import queue
+import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt
 from tenacity import wait_exponential_jitter
 
 from ..config import Secrets, Settings, load_secrets
+from .outbox import Outbox
 
 # %% ../../nbs/03_mlops/06_alerting.ipynb #358d1f0d
 TITLES = {
@@ -27,7 +35,7 @@ TITLES = {
     "failed": ":rotating_light: Pipeline failed",
 }
 
-# %% ../../nbs/03_mlops/06_alerting.ipynb #125be111
+# %% ../../nbs/03_mlops/06_alerting.ipynb #8e4ee62e
 MAX_CHARS, MAX_FIELDS = 2900, 10
 
 def _escape(value: Any, limit: int) -> str:
@@ -35,18 +43,34 @@ def _escape(value: Any, limit: int) -> str:
     text = text if len(text) <= limit else text[: limit - 1] + "…"
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
-def slack_message(event: str, facts: dict[str, Any]) -> dict[str, Any]:
+def _link(report: Any) -> str:
+    "`report` as a link if it is a web address, else as it is."
+    text = str(report)
+    if not text.startswith(("https://", "http://")):
+        return f"report: {_escape(text, 500)}"
+    return f"<{_escape(quote(text, safe=':/?#[]@!$&()*+,;=%~'), 2000)}|open the report>"
+
+def _markdown(text: str) -> dict[str, str]: return {"type": "mrkdwn", "text": text}
+
+# %% ../../nbs/03_mlops/06_alerting.ipynb #a0538d20
+def slack_message(event: str, facts: dict[str, Any],
+                  when: datetime | None = None) -> dict[str, Any]:
     """The webhook payload for `event`: its title from `TITLES`, or the bare name if it has none.
 
-    The fact `reason` becomes a paragraph, every other a field; facts that are None are left out.
-    Limits: https://api.slack.com/reference/block-kit/blocks"""
-    rows = {k: _escape(v, 500) for k, v in facts.items() if k != "reason" and v is not None}
+    The fact `reason` becomes a paragraph, `report` a link, every other a field; None is left out.
+    `when` defaults to now. Limits: https://api.slack.com/reference/block-kit/blocks"""
+    facts = {k: v for k, v in facts.items() if v is not None}
+    rows = {k: _escape(v, 500) for k, v in facts.items() if k not in ("reason", "report")}
     reason = _escape(facts.get("reason") or "", MAX_CHARS // 5)  # escaping: up to 5 x as long
-    title = TITLES.get(event, event)
+    title, report = TITLES.get(event, event), facts.get("report")
     lines = [title, *([reason] if reason else []), *(f"{k}: {v}" for k, v in rows.items())]
-    section = {"type": "section", "text": {"type": "mrkdwn", "text": f"*{title}*\n{reason}"}}
-    fields = [{"type": "mrkdwn", "text": f"*{k}*\n{v}"} for k, v in list(rows.items())[:MAX_FIELDS]]
-    return {"text": "\n".join(lines), "blocks": [section | ({"fields": fields} if fields else {})]}
+    section = {"type": "section", "text": _markdown(f"*{title}*\n{reason}")}
+    if rows:
+        section["fields"] = [_markdown(f"*{k}*\n{v}") for k, v in list(rows.items())[:MAX_FIELDS]]
+    stamp = (when or datetime.now(timezone.utc)).strftime("%Y-%m-%d %H:%M UTC")
+    small = [_markdown(stamp), *([_markdown(_link(report))] if report else [])]
+    return {"text": "\n".join([*lines, *([str(report)] if report else [])]),
+            "blocks": [section, {"type": "context", "elements": small}]}
 
 # %% ../../nbs/03_mlops/06_alerting.ipynb #87a177ee
 _secret_request = contextvars.ContextVar("secret_request", default=False)
@@ -56,7 +80,7 @@ def _drop_secret_requests(record: logging.LogRecord) -> bool:
 
 logging.getLogger("httpx").addFilter(_drop_secret_requests)
 
-# %% ../../nbs/03_mlops/06_alerting.ipynb #f10f1e53
+# %% ../../nbs/03_mlops/06_alerting.ipynb #84c5f060
 @dataclass(frozen=True)
 class Delivery:
     "What became of a notice; true if it was delivered."
@@ -69,6 +93,27 @@ class Delivery:
 
 class _TryAgain(Exception): pass
 
+def _within(seconds: float, f: Callable, *args: Any) -> Any:
+    "`f(*args)`, or _TryAgain after `seconds`."
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put((f(*args), None))
+        except BaseException as e:
+            answers.put((None, e))
+
+    context = contextvars.copy_context()               # with it goes `_secret_request`
+    threading.Thread(target=context.run, args=(work,), daemon=True).start()
+    try:
+        value, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise _TryAgain(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return value
+
+# %% ../../nbs/03_mlops/06_alerting.ipynb #2205a7c5
 def _post(client: httpx.Client, url: str, payload: dict[str, Any]) -> Delivery:
     try:
         status = client.post(url, json=payload).status_code
@@ -80,26 +125,49 @@ def _post(client: httpx.Client, url: str, payload: dict[str, Any]) -> Delivery:
         return Delivery(True, "delivered")
     return Delivery(False, f"HTTP {status}: check CONTENT_ARENA_SLACK_WEBHOOK_URL")
 
-# %% ../../nbs/03_mlops/06_alerting.ipynb #e3a189ed
-class Notifier:
-    """Sends notices to the Slack-compatible webhook of `secrets`; `notify` never raises.
+# %% ../../nbs/03_mlops/06_alerting.ipynb #8e314593
+class _Sender:
+    """Speaks to the webhook of `secrets` (default: `load_secrets()`).
 
-    `secrets` defaults to `load_secrets()`. `timeout_s` bounds each step of one attempt; `backoff_s`
-    is the first pause between attempts (doubling, with jitter, at most 10 s). `transport` replaces
-    the network."""
+    `timeout_s` bounds each step of one attempt, three times as much the whole of it; `backoff_s`
+    is the first pause between attempts (doubling, with jitter, at most 10 s). `report`: a link
+    that goes into every notice. `transport` replaces the network."""
     def __init__(self, settings: Settings, secrets: Secrets | None = None, *,
-                 timeout_s: float = 5.0, backoff_s: float = 0.5,
+                 timeout_s: float = 5.0, backoff_s: float = 0.5, report: str | None = None,
                  transport: httpx.BaseTransport | None = None):
         secret = (load_secrets() if secrets is None else secrets).slack_webhook_url
         self._url = secret.get_secret_value() if secret else None
-        self.attempts, self.timeout_s = settings.notify_attempts, timeout_s
-        self.backoff_s, self._transport = backoff_s, transport
+        self.settings, self.report, self.attempts = settings, report, settings.notify_attempts
+        self.timeout_s, self.backoff_s, self._transport = timeout_s, backoff_s, transport
 
+    def _send(self, payload: dict[str, Any], attempts: int) -> Delivery:
+        wait = wait_exponential_jitter(multiplier=self.backoff_s, max=10, jitter=self.backoff_s)
+        again = Retrying(stop=stop_after_attempt(attempts), wait=wait,
+                         retry=retry_if_exception_type(_TryAgain))
+        with httpx.Client(timeout=self.timeout_s, transport=self._transport) as client:
+            try:
+                sent = again(_within, 3 * self.timeout_s, _post, client, self._url, payload)
+            except RetryError as e:
+                why = f"gave up after {attempts} attempts: {e.last_attempt.exception()}"
+                return Delivery(False, why, attempts)
+        return Delivery(sent.delivered, sent.reason, again.statistics["attempt_number"])
+
+    def _outbox(self) -> Outbox | None:
+        s = self.settings
+        try:
+            return Outbox(s.path("var_dir") / "notices", repeat_s=s.notice_repeat_s,
+                               per_hour=s.notices_per_hour, limit=s.notice_spool)
+        except OSError:                                # no disk: then without a memory
+            return None
+
+# %% ../../nbs/03_mlops/06_alerting.ipynb #a4ea317b
+class Notifier(_Sender):
+    "Sends notices to a Slack-compatible webhook; `notify` never raises. See `_Sender`."
     def notify(self, event: str, **facts: Any) -> Delivery:
         "Send `event` (see `TITLES`) with `facts`; says whether it was delivered, and if not why."
         token = _secret_request.set(True)
         try:
-            return self._deliver(event, facts)
+            return self._deliver(event, {"report": self.report} | facts)
         except Exception as e:
             return Delivery(False, f"{type(e).__name__}: the notice could not be sent")
         finally:
@@ -110,14 +178,26 @@ class Notifier:
             return Delivery(False, "no webhook configured (CONTENT_ARENA_SLACK_WEBHOOK_URL)")
         if not self._url.startswith(("https://", "http://")):
             return Delivery(False, "CONTENT_ARENA_SLACK_WEBHOOK_URL is not an http(s) URL")
-        payload = slack_message(event, facts)
-        wait = wait_exponential_jitter(multiplier=self.backoff_s, max=10, jitter=self.backoff_s)
-        again = Retrying(stop=stop_after_attempt(self.attempts), wait=wait,
-                         retry=retry_if_exception_type(_TryAgain))
-        with httpx.Client(timeout=self.timeout_s, transport=self._transport) as client:
-            try:
-                sent = again(_post, client, self._url, payload)
-            except RetryError as e:
-                why = f"gave up after {self.attempts} attempts: {e.last_attempt.exception()}"
-                return Delivery(False, why, self.attempts)
-        return Delivery(sent.delivered, sent.reason, again.statistics["attempt_number"])
+        payload, box = slack_message(event, facts), self._outbox()
+        if box is None:
+            return self._send(payload, self.attempts)
+        key = hashlib.sha256(payload["text"].encode()).hexdigest()
+        if (at := box.told_at(key)) is not None:
+            when = datetime.fromtimestamp(at, timezone.utc)
+            return Delivery(True, f"told already, at {when:%H:%M} UTC")
+        box.send_waiting(lambda waiting: bool(self._send(waiting, 1)))
+        return self._next(box, key, payload)
+
+    def _next(self, box: Outbox, key: str, payload: dict[str, Any]) -> Delivery:
+        "Send `payload` unless others wait before it or the hour is full; else it waits too."
+        if not box.has_room():
+            sent = Delivery(False, f"{box.per_hour} notices were sent within an hour")
+        elif box.waiting():
+            sent = Delivery(False, "earlier notices could not be delivered", 1)
+        else:
+            sent = self._send(payload, self.attempts)
+        if sent:
+            box.tell(key)
+        elif not sent.reason.startswith("HTTP") and box.keep(key, payload):
+            return Delivery(False, f"{sent.reason}; kept, to be sent with the next", sent.attempts)
+        return sent

@@ -7,7 +7,7 @@ __all__ = ['logger', 'Service', 'scores_of', 'classify', 'remember', 'problems',
            'authorise', 'operations_routes', 'authorise_label', 'feedback_routes', 'create_app', 'ServeError', 'listen',
            'run']
 
-# %% ../../nbs/05_serving/02_app.ipynb #80670b2c
+# %% ../../nbs/05_serving/02_app.ipynb #5ac24107
 import asyncio
 import hmac
 import ipaddress
@@ -30,10 +30,12 @@ import content_arena
 from ..config import Secrets, Settings, load_secrets
 from ..inference.batching import QueueFull
 from ..mlops.metrics import Metrics, exposition
+from ..mlops.run_metrics import metrics_folder
 from .battles import BattleRunner, battle_routes
 from .logs import AccessLog, log_as_json
 from .models import (
     LoadFailed, Loader, ModelHost, ModelSlot, RegistryLoader, Scorer)
+from .observer import Observer
 from content_arena.serving.schemas import (
     BatchClassification, BodyLimit, Classification, FeedbackReceived, FeedbackRequest, Health,
     Problem, ProblemDetails, Ready, Reloaded, RequestId, Verdict, input_problem, problem_response,
@@ -71,13 +73,14 @@ class Service:
         if hasattr(scorer, "give_way"):
             scorer.give_way(self.host.wait_idle)
 
-# %% ../../nbs/05_serving/02_app.ipynb #d23bf219
+# %% ../../nbs/05_serving/02_app.ipynb #9719364b
 @patch
 def start(self: Service) -> None:
     "Begin to load models and to follow the traffic."
     self.events = EventWriter.from_settings(self.settings, self.secrets)
     self._following = asyncio.create_task(self.shadow.run())
     self._forgetting = asyncio.create_task(self._forget())
+    self._observing = asyncio.create_task(self._observe())
     self._fighting = asyncio.create_task(self.battles.run())
     self.host.start(self.settings.reload_poll_s)
     if self.settings.shadow_sample:          # else it would be loaded for nothing
@@ -98,11 +101,20 @@ async def _forget(self: Service) -> None:
             logger.warning("old events are still there: %s", e)
         await asyncio.sleep(6 * 3600)
 
+# %% ../../nbs/05_serving/02_app.ipynb #c1e5cb3e
+@patch
+async def _observe(self: Service) -> None:
+    "Keep the metrics true of what other processes do."
+    await Observer(self.metrics, (self.host, self.challenger),
+                   lambda: EventStore(self.settings, self.secrets), self.events.stats,
+                   metrics_folder(self.settings), self.settings.metrics_refresh_s).run()
+
 @patch
 async def close(self: Service) -> None:
     "Finish what was begun, free the models, write what is still to be written."
     self._following.cancel()
     self._forgetting.cancel()
+    self._observing.cancel()
     await self.battles.close()
     self._fighting.cancel()
     await asyncio.gather(self.host.close(), self.challenger.close())
@@ -267,7 +279,7 @@ def operations_routes(service: Service) -> APIRouter:
 
     return routes
 
-# %% ../../nbs/05_serving/02_app.ipynb #55c0854d
+# %% ../../nbs/05_serving/02_app.ipynb #cea39a81
 def authorise_label(request: Request, service: Service, source: str) -> None:
     "Raise a Problem unless `request` may hand in labels of `source`."
     if not bears(request, service.feedback_token):
@@ -291,10 +303,13 @@ def feedback_routes(service: Service) -> APIRouter:
         try:
             kept = await asyncio.to_thread(service.events.put_durable, "feedback", row)
         except RowRefused as e:
+            service.metrics.labelled(body.source, "refused")
             raise Problem("invalid-input", str(e), "mend the label and send it again") from e
         except StoreError as e:
+            service.metrics.labelled(body.source, "failed")
             raise Problem("store-unavailable", str(e), "send it again in a minute",
                           headers={"retry-after": "60"}) from e
+        service.metrics.labelled(body.source, body.label)
         return FeedbackReceived(feedback_id=kept)
 
     return routes
@@ -350,7 +365,7 @@ def create_app(settings: Settings, secrets: Secrets | None = None,
     app.add_middleware(RequestId)                      # added last, so it is the outermost
     return app
 
-# %% ../../nbs/05_serving/02_app.ipynb #5b655634
+# %% ../../nbs/05_serving/02_app.ipynb #83265474
 class ServeError(RuntimeError):
     "The service can't start; says what to do."
 
@@ -377,7 +392,8 @@ def run(settings: Settings, *, secrets: Secrets | None = None,
             print("POST /reload is off: set CONTENT_ARENA_API_TOKEN to allow it", flush=True)
         config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False,
                                 proxy_headers=False, lifespan="on", ws="none",
-                                timeout_graceful_shutdown=30)
+                                timeout_graceful_shutdown=30,
+                                timeout_keep_alive=75)      # longer than balancers keep theirs
         try:
             uvicorn.Server(config).run(sockets=[sock])
         except KeyboardInterrupt:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'CHUNK', 'IdleScorer', 'BattleRunner', 'BattleRequest', 'BattleState', 'battle_routes']
 
-# %% ../../nbs/05_serving/01b_battles.ipynb #d6847da1
+# %% ../../nbs/05_serving/01b_battles.ipynb #2a939976
 import asyncio
 import logging
 import threading
@@ -26,6 +26,7 @@ from ..arena.battle_orders import (
     Order, attacker_of, battles_dir, fight, keep_battle, list_battles, newest_battle)
 from ..arena.corpus import BattleError
 from ..config import Secrets, Settings
+from ..inference.batching import QueueFull
 from ..mlops.metrics import Metrics
 from .models import ModelHost, ModelSlot
 from .schemas import Problem
@@ -34,7 +35,7 @@ from ..store_schema import StoreError, text_sha256
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/05_serving/01b_battles.ipynb #35b041da
+# %% ../../nbs/05_serving/01b_battles.ipynb #0325cd60
 class IdleScorer:
     """The model in `slot` of `host` for a thread beside the event loop `loop`.
 
@@ -46,16 +47,19 @@ class IdleScorer:
         self.threshold = float(slot.scorer.threshold)
 
     def _ask(self, texts: list[str]) -> np.ndarray:
-        self.check()
-        while not self.host.wait_idle(0.1):
+        while True:
             self.check()
-        asked = self.slot.score(texts)
-        try:
-            return asyncio.run_coroutine_threadsafe(asked, self.loop).result()
-        except RuntimeError:                                # its queue or the loop was closed
-            asked.close()
-            self.check()
-            raise
+            if not self.host.wait_idle(0.1):
+                continue
+            asked = self.slot.score(texts)
+            try:
+                return asyncio.run_coroutine_threadsafe(asked, self.loop).result()
+            except QueueFull:                               # others were quicker
+                continue
+            except RuntimeError:                            # its queue or the loop was closed
+                asked.close()
+                self.check()
+                raise
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
         "P(toxic) of n `texts`: (n,) floats; neighbours in length are scored together."
@@ -180,7 +184,7 @@ def _tell(self: BattleRunner, battle: Battle) -> None:
     except StoreError as e:
         logger.warning("battle %s is not in the event store: %s", r["id"], e)
 
-# %% ../../nbs/05_serving/01b_battles.ipynb #08b74051
+# %% ../../nbs/05_serving/01b_battles.ipynb #8af72997
 @patch
 def _in_thread(self: BattleRunner, work: Callable[[], None]) -> asyncio.Future:
     "`work` in a daemon thread, as a future of this loop."
@@ -220,8 +224,8 @@ async def _next(self: BattleRunner, id: str) -> None:
         tags = await self._tags(slot)
         self._fighting = self._in_thread(lambda: self._fight(battle, slot, tags, loop))
         await asyncio.shield(self._fighting)
-    except BattleError as e:
-        logger.warning("%s", e)
+    except Exception:
+        logger.exception("battle %s could not be fought", id)
     finally:
         self._running = ""
 

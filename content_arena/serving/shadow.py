@@ -46,7 +46,7 @@ def shadow_row(seen: Answered, slot: ModelSlot, score: float, latency_ms: float)
             "challenger_score": score, "challenger_toxic": score >= slot.scorer.threshold,
             "latency_ms": latency_ms}
 
-# %% ../../nbs/05_serving/01a_shadow.ipynb #d81d7b36
+# %% ../../nbs/05_serving/01a_shadow.ipynb #643eee55
 STEP, FAILURES = 8, 5
 
 class ShadowRunner:
@@ -81,8 +81,8 @@ class ShadowRunner:
         "Compare until cancelled."
         while True:
             await self._arrived.wait()
-            while not self.champion.wait_idle(0):   # a thread's event: can't be awaited
-                await asyncio.sleep(0.002)
+            while not await asyncio.to_thread(self.champion.wait_idle):
+                pass
             step = [self._waiting.popleft() for _ in range(min(STEP, len(self._waiting)))]
             if not self._waiting:
                 self._arrived.clear()

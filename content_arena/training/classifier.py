@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['HEAD_NAMES', 'SPEC_FILE', 'MANIFEST_FILE', 'ModelError', 'fast_dtype', 'best_device', 'ContentClassifier',
            'load_network', 'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'collate',
-           'predict_logits', 'load_dense', 'DenseCopy', 'write_manifest', 'read_manifest', 'read_spec', 'verify_model',
-           'save_model', 'start_from']
+           'predict_logits', 'toxic_probability', 'load_dense', 'DenseCopy', 'write_manifest', 'read_manifest',
+           'read_spec', 'verify_model', 'save_model', 'start_from']
 
-# %% ../../nbs/01_training/05_classifier.ipynb #c91e667c
+# %% ../../nbs/01_training/05_classifier.ipynb #a84f455a
 import hashlib
 import json
 import os
@@ -18,12 +18,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Sequence
 
-import bitsandbytes as bnb
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from scipy.special import expit
 from torch import nn
 from transformers import (AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer,
                           BitsAndBytesConfig)
@@ -150,12 +149,14 @@ def choose_head(base: BaseModel) -> str:
     missing = {n for n, _ in network.named_parameters() if n.removeprefix(prefix) not in have}
     return "standard" if all(n.split(".")[0] in HEAD_NAMES for n in missing) else "mean"
 
-# %% ../../nbs/01_training/05_classifier.ipynb #71927e07
+# %% ../../nbs/01_training/05_classifier.ipynb #25ee0bd4
 def _quantised_layers(network: nn.Module) -> list[str]:
+    import bitsandbytes as bnb
     return [n for n, m in network.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
 
 def _add_adapter(network: nn.Module, head: str, r: int, alpha: int, dropout: float) -> nn.Module:
     "`network` with LoRA on every linear layer, and its own dropout off."
+    from peft import LoraConfig, get_peft_model
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -187,9 +188,10 @@ def build_classifier(base: BaseModel, *, head: str = "auto", quantization: str =
             "trained_dtype": str(dtype)[6:]}
     return classifier, spec
 
-# %% ../../nbs/01_training/05_classifier.ipynb #ab5d2cf6
+# %% ../../nbs/01_training/05_classifier.ipynb #df857f86
 def _assert_head(classifier: ContentClassifier) -> None:
     "Raise ModelError unless the trained head is a float32 layer that takes gradients."
+    import bitsandbytes as bnb
     if classifier.head is not None:
         layers = [classifier.head]
     else:
@@ -235,7 +237,7 @@ def length_batches(
             part = part[n:]
     return batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]
 
-# %% ../../nbs/01_training/05_classifier.ipynb #29d1cfbc
+# %% ../../nbs/01_training/05_classifier.ipynb #a2690e9e
 def collate(ids: Sequence[Sequence[int]], rows: np.ndarray, pad: int,
             device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     "Padded (input_ids, attention_mask), both (len(rows), longest) int64, of `rows` of `ids`."
@@ -261,22 +263,28 @@ def predict_logits(classifier: ContentClassifier, ids: Sequence[Sequence[int]], 
         logits[rows] = classifier(*collate(ids, rows, pad, str(device))).cpu().numpy()
     return logits
 
-# %% ../../nbs/01_training/05_classifier.ipynb #6f9c8f5e
+def toxic_probability(logits: np.ndarray, temperature: float) -> np.ndarray:
+    "P(toxic) (n,) of `logits` (n, 2): softmax at `temperature`, second column."
+    return expit((logits[:, 1] - logits[:, 0]) / temperature)
+
+# %% ../../nbs/01_training/05_classifier.ipynb #f9d752f3
 def _expand(network: nn.Module, layers: Sequence[str], dtype: torch.dtype) -> None:
     "Round-trip the weights of `layers` through NF4, as training in `dtype` saw them; in place."
+    import bitsandbytes as bnb
     for name in layers:
         weight = network.get_submodule(name).weight
         packed, state = bnb.functional.quantize_4bit(
             weight.data.to(dtype).contiguous(), quant_type="nf4", compress_statistics=True)
         weight.data.copy_(bnb.functional.dequantize_4bit(packed, state).to(weight.dtype))
 
-# %% ../../nbs/01_training/05_classifier.ipynb #d27c0439
+# %% ../../nbs/01_training/05_classifier.ipynb #ef895a87
 def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = None,
                device: str = "cpu") -> tuple[ContentClassifier, dict]:
     """The model in `folder`, merged and dense, and its description (`content_filter.json`).
 
     Raises ModelError if a file is missing or damaged, or `base` is not the one it was trained on.
     """
+    from peft import PeftModel
     folder, spec = Path(folder), read_spec(folder)
     if base.sha256 != spec["base_model_sha256"]:
         raise ModelError(
@@ -299,7 +307,7 @@ def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = Non
     network = network.to(dtype or fast_dtype(device)).eval().requires_grad_(False)
     return ContentClassifier(network, head.to(device).eval() if head is not None else None), spec
 
-# %% ../../nbs/01_training/05_classifier.ipynb #37df91ad
+# %% ../../nbs/01_training/05_classifier.ipynb #e189c1da
 class DenseCopy:
     "A dense twin of a classifier in training, refreshed from it before each validation."
 
@@ -313,6 +321,7 @@ class DenseCopy:
     @torch.no_grad()
     def refresh(self) -> ContentClassifier:
         "Copy base + adapter of every LoRA layer, and the head, into the dense twin; returns it."
+        import bitsandbytes as bnb
         source, dense = self.trained.network.base_model.model, self.classifier.network
         for name, module in source.named_modules():
             if hasattr(module, "lora_A") and hasattr(module, "get_delta_weight"):
@@ -433,11 +442,12 @@ def _strip_local_path(file: Path, model_id: str) -> None:
     config["base_model_name_or_path"] = model_id
     file.write_text(json.dumps(config, indent=1, sort_keys=True))
 
-# %% ../../nbs/01_training/05_classifier.ipynb #15ffc211
+# %% ../../nbs/01_training/05_classifier.ipynb #201e5dbf
 def start_from(classifier: ContentClassifier, folder: Path, spec: dict) -> None:
     """Copy adapter and head of the model in `folder` into `classifier`, which `spec` describes.
 
     Raises ModelError if it is damaged, or was trained on another base or with another adapter."""
+    from peft import set_peft_model_state_dict
     old, network = read_spec(folder), classifier.network
     config, now = _read_json(folder, "adapter_config.json"), network.peft_config["default"]
     wanted = {"base_model_sha256": spec["base_model_sha256"], "head": spec["head"],
