@@ -34,6 +34,7 @@ class Target:
     role: str
     sha256: str = ""
 
+# %% ../../nbs/04_arena/03d_loop_state.ipynb #5a2f8438
 @dataclass(frozen=True)
 class LoopState:
     """Where run `id` stands. `identity`: digest of its settings; `done`: step -> result, in this
