@@ -8,7 +8,7 @@ __all__ = ['app', 'pipeline_app', 'data_app', 'registry_app', 'decisions_app', '
            'registry_promote', 'registry_rollback', 'decisions_list', 'decisions_show', 'decisions_verify', 'notify',
            'doctor', 'settings']
 
-# %% ../nbs/06_entry/06_cli.ipynb #894729c1
+# %% ../nbs/06_entry/06_cli.ipynb #002d2287
 import asyncio
 import json
 import sys
@@ -24,6 +24,7 @@ from .cli_events import feedback_app, shadow_app, store_app
 from content_arena.cli_options import (
     AsJson, Parameter, Profile, framed_table as _table, settings_from as _settings,
     show_result as _out)
+from .cli_ensembles import ensemble_app
 from .cli_versions import cleanup, registry_check, registry_export, versions_app
 from .cli_watch import monitor_app, retrain_app
 from .config import SECTIONS, load_secrets
@@ -58,7 +59,7 @@ def main() -> None:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(1) from None
 
-# %% ../nbs/06_entry/06_cli.ipynb #6e046a78
+# %% ../nbs/06_entry/06_cli.ipynb #69da127d
 def _group(name: str, text: str) -> typer.Typer:
     group = typer.Typer(no_args_is_help=True, help=text)
     app.add_typer(group, name=name)
@@ -68,11 +69,11 @@ pipeline_app = _group("pipeline", "Run the notebooks of nbs/pipelines.")
 data_app = _group("data", "Prepare datasets.")
 registry_app = _group("registry", "Look at the model registry, promote, roll back.")
 for _name, _app in (("shadow", shadow_app), ("feedback", feedback_app), ("store", store_app),
-                    ("monitor", monitor_app), ("retrain", retrain_app)):
+                    ("monitor", monitor_app), ("retrain", retrain_app),
+                    ("versions", versions_app), ("ensemble", ensemble_app)):
     app.add_typer(_app, name=_name)
 registry_app.command("export")(registry_export)
 registry_app.command("check")(registry_check)
-app.add_typer(versions_app, name="versions")
 app.add_typer(battle_app, name="battle")
 app.command()(cleanup)
 app.command()(coevolve)
@@ -267,7 +268,7 @@ def registry_history(p: Parameter = None, as_json: AsJson = False) -> None:
     columns = tuple(rows[0]) if rows else ("nothing has happened yet",)
     _out(as_json, {"history": rows}, lambda c: c.print(_table(rows, columns)))
 
-# %% ../nbs/06_entry/06_cli.ipynb #f904d6d7
+# %% ../nbs/06_entry/06_cli.ipynb #229a0deb
 @registry_app.command("promote")
 def registry_promote(
     version: str,
@@ -277,17 +278,15 @@ def registry_promote(
 ) -> None:
     "Make the waiting challenger VERSION champion without a comparison."
     from content_arena.mlops.model_registry import ModelRegistry
+    from content_arena.mlops.registry_file import mirror_production
     registry = ModelRegistry(_settings(None, p))
     champion = registry.get_champion()
     done = registry.promote_challenger(expected_challenger=version, reason=f"by hand: {reason}",
                                        expected_champion=champion.version if champion else None)
-    _out(
-        as_json,
-        {"status": "promoted", **_version_row(done)},
-        lambda c: c.print(
-            f"champion is version {done.version}; tell a running service: POST /reload"
-        ),
-    )
+    told = [f"champion is version {done.version}; tell a running service: POST /reload",
+            *filter(None, [problem := mirror_production(registry)])]
+    value = {"status": "promoted", **_version_row(done), "registry_file": problem or "written"}
+    _out(as_json, value, lambda c: c.print("\n".join(told), markup=False))
 
 
 @registry_app.command("rollback")
@@ -300,11 +299,12 @@ def registry_rollback(
     from content_arena.mlops.alerting import Notifier
     from content_arena.mlops.deployer import ModelDeployer
     from content_arena.mlops.model_registry import ModelRegistry
+    from content_arena.mlops.registry_file import mirror_production
     settings = _settings(None, p)
-    deployer = ModelDeployer(
-        ModelRegistry(settings), settings, notifier=Notifier(settings, load_secrets())
-    )
+    registry = ModelRegistry(settings)
+    deployer = ModelDeployer(registry, settings, notifier=Notifier(settings, load_secrets()))
     value = asyncio.run(deployer.rollback(reason))
+    value["registry_file"] = mirror_production(registry) or "written"
     _out(
         as_json, value, lambda c: c.print(f"[bold]{value['status']}[/]  {value.get('reason', '')}")
     )

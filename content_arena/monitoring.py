@@ -25,11 +25,12 @@ from .pipeline import notebooks_dir, run_stage, write_json
 from .store import EventStore
 from .training.retrain_triggers import Situation, Trigger, check_all
 
-# %% ../nbs/06_entry/04a_monitoring.ipynb #13d67085
+# %% ../nbs/06_entry/04a_monitoring.ipynb #02f77081
 def traffic_by_day(store: EventStore, since: datetime, until: datetime) -> pd.DataFrame:
     "A row per day (UTC): predictions, flagged share, median and 95 % latency in ms, versions."
     rows = store.read("predictions", since=since, until=until,
                       columns=["time", "is_toxic", "latency_ms", "model_version"])
+    rows = rows.astype({"is_toxic": float, "latency_ms": float})       # also if there are none
     days = rows.groupby(rows.time.dt.date)
     table = pd.DataFrame({
         "predictions": days.size(), "flagged": days.is_toxic.mean(),

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'BANNER', 'TITLES', 'axes_of', 'dataset_summary', 'manifest_tables', 'length_figure', 'training_summary',
-           'training_figure', 'verdict_banner', 'metrics_table', 'show_metrics', 'gain_figure', 'calibration_figure',
-           'slice_table', 'hardest_errors', 'lineage_table', 'how_to_roll_back', 'deployment_summary']
+           'training_figure', 'verdict_banner', 'metrics_table', 'show_metrics', 'members_table', 'gain_figure',
+           'calibration_figure', 'slice_table', 'hardest_errors', 'lineage_table', 'how_to_roll_back',
+           'deployment_summary']
 
 # %% ../nbs/06_entry/04_reports.ipynb #d8d1d45f
 import html
@@ -118,7 +119,7 @@ def training_figure(run_id: str) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../nbs/06_entry/04_reports.ipynb #f3b33d4c
+# %% ../nbs/06_entry/04_reports.ipynb #87679540
 TITLES = {"promote": "Promote", "bootstrap": "Promote (first model)", "reject": "Reject",
           "inconclusive": "Inconclusive"}
 
@@ -151,6 +152,14 @@ def metrics_table(scored: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 def show_metrics(table: pd.DataFrame) -> Any:
     "The table of `metrics_table`, styled for a page."
     return table.style.format("{:.1f}").highlight_max(axis=0, props="font-weight:700")
+
+def members_table(scored: Mapping[str, Mapping[str, float]]) -> Any:
+    "An ensemble beside its members (`mlops.ensembles.beside_members`): metrics, memory, time."
+    table = metrics_table(scored)
+    costs = pd.DataFrame(scored).T[["size_mb", "p50_ms"]].rename(
+        columns={"size_mb": "weights, MB", "p50_ms": "one comment, ms"})
+    best = {"axis": 0, "props": "font-weight:700", "subset": list(table.columns)}
+    return table.join(costs).style.format("{:.1f}").highlight_max(**best)
 
 # %% ../nbs/06_entry/04_reports.ipynb #acf1e7b8
 def gain_figure(record: Mapping[str, Any], draws: np.ndarray, gain_needed: float) -> Figure:

@@ -279,15 +279,13 @@ class BattleSettings(_Section):
     "Section `[battle]`: battles, fought by the command line and by the service."
     battle_rounds: int = Field(1000, ge=1, description="rounds, if a command names no number")
     battle_batch: int = Field(256, ge=1, description="rounds in a chunk, which is kept as a whole")
-    battle_toxic_share: float = Field(
-        0.5, gt=0, le=1, description="share of rounds that attack toxic comments"
-    )
+    battle_toxic_share: float = Field(0.5, gt=0, le=1,
+        description="share of rounds that attack toxic comments")
     battle_corpus: str = Field("",
         description="comments to attack: embedded, csv:PATH, ...; empty: of the model's dataset")
     battle_queue: int = Field(4, ge=1, description="battles that may wait in a service")
-    battle_step: int = Field(
-        8, ge=1, description="texts of a battle that a service scores at a time, while it is idle"
-    )
+    battle_step: int = Field(8, ge=1,
+        description="texts of a battle that a service scores at a time, while it is idle")
 
 # %% ../nbs/00_core/000_sections.ipynb #4a6b3a5a
 class CoevolutionSettings(_Section):
@@ -324,6 +322,7 @@ class CoevolutionSettings(_Section):
         True, description="train on from the attacked version instead of from scratch"
     )
 
+# %% ../nbs/00_core/000_sections.ipynb #b47713e5
 class ReportSettings(_Section):
     "Section `[report]`: what an executed notebook shows."
     reveal_errors: bool = Field(False, description="show misclassified texts unmasked")

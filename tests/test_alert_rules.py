@@ -156,7 +156,7 @@ def test_a_rule_with_another_limit_is_found_out(tmp_path: Path):
         (tmp_path / file.relative_to(PROMETHEUS)).write_text(file.read_text())
     text = (PROMETHEUS / "alerts.yml").read_text()
     for old, new, file in (("battle_detection_rate < 0.5", "battle_detection_rate < 0.4", "model"),
-                           ("> 86400", "> 172800", "model"), (":p99", ":p50", "service")):
+                           ("> 86400", "> 172800", "days"), (":p99", ":p50", "service")):
         assert old in text
         (tmp_path / "alerts.yml").write_text(text.replace(old, new))
         assert tool("promtool", "test", "rules", tmp_path / f"tests/{file}.yml").returncode, new

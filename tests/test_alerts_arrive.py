@@ -88,7 +88,8 @@ class Place:
         "A battle that somebody fought on the command line."
         with EventStore(self.settings) as store:
             store.add("battles", [{"status": "completed", "model_version": "4",
-                                   "result": {"detection_rate": detection_rate}}])
+                                   "result": {"alias": "champion",
+                                              "detection_rate": detection_rate}}])
 
 
 @pytest.fixture

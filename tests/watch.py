@@ -28,7 +28,7 @@ needs_prometheus = pytest.mark.skipif(
 
 def tool(*command: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess:
     "Run promtool or amtool; its exit status and what it said."
-    return subprocess.run([str(c) for c in command], input=stdin, text=True, timeout=60,
+    return subprocess.run([str(c) for c in command], input=stdin, text=True, timeout=300,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 

@@ -66,7 +66,7 @@ class Corpus:
         rows = frame[frame.attack.isna()] if "attack" in frame else frame
         return cls(tuple(rows.text), tuple(rows.label), name)
 
-# %% ../../nbs/04_arena/02_corpus.ipynb #f61ee54d
+# %% ../../nbs/04_arena/02_corpus.ipynb #7842c185
 def read_corpus(source: str, settings: Settings, split: str = "valid") -> Corpus:
     """The comments of a `source` (embedded, csv:PATH, jsonl:PATH, parquet:PATH, beep, ...).
 
@@ -74,7 +74,8 @@ def read_corpus(source: str, settings: Settings, split: str = "valid") -> Corpus
     try:
         if source.partition(":")[0] in FILE_KINDS:
             return Corpus.of_frame(load_source(source, settings).frame, source)
-        alone = settings.model_copy(update={"sources": (source,), "test_sources": ()})
+        alone = settings.model_copy(update={"sources": (source,), "test_sources": (),
+                                            "train_sources": (), "train_excludes": ()})
         dataset = prepare_dataset(alone, progress=False)
         return Corpus.of_frame(dataset.frame(split), f"{source}, {split} split")
     except DataError as e:

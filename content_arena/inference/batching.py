@@ -67,17 +67,20 @@ def choose(jobs: Sequence[Job], size: int, look: int = 4) -> list[tuple[Job, int
     rest.sort(key=lambda one: abs(len(one[0].texts[one[1]]) - length))      # stable: fair
     return [anchor, *rest[:size - 1]]
 
-# %% ../../nbs/02_inference/01_batching.ipynb #c66a29d7
+# %% ../../nbs/02_inference/01_batching.ipynb #b51cf194
 class MicroBatcher:
     """Scores the texts of many callers in common steps of at most `size` texts.
 
     `limit`: texts that may wait; `wait_ms`: how long the first of a step waits for others, in
-    milliseconds; `on_step` gets (texts, seconds) after each step, in the model's thread."""
+    milliseconds; `on_start` is called once, and `on_step` with (texts, seconds) after each step, in
+    the model's thread."""
 
     def __init__(self, scorer: Scorer, *, size: int = 32, limit: int = 1024, wait_ms: float = 0,
+                 on_start: Callable[[], None] | None = None,
                  on_step: Callable[[int, float], None] | None = None):
         self.scorer, self.size, self.limit, self.wait_s = scorer, size, limit, wait_ms / 1000
-        self.on_step, self.waiting, self.rate = on_step, 0, 0.0       # rate: texts per second
+        self.on_start, self.on_step = on_start, on_step
+        self.waiting, self.rate = 0, 0.0                              # rate: texts per second
         self.idle, self._jobs, self._closing = threading.Event(), deque(), False
         self.idle.set()
         self._wake = threading.Condition()
@@ -128,7 +131,7 @@ async def score(self: MicroBatcher, texts: Sequence[str]) -> np.ndarray:
         self._drop(job)
         raise
 
-# %% ../../nbs/02_inference/01_batching.ipynb #5e9ab138
+# %% ../../nbs/02_inference/01_batching.ipynb #6fa4ff92
 @patch
 def _next(self: MicroBatcher) -> list[tuple[Job, int]]:
     "The next step; empty when the batcher was closed and everything is done."
@@ -153,6 +156,8 @@ def _next(self: MicroBatcher) -> list[tuple[Job, int]]:
 
 @patch
 def _run(self: MicroBatcher) -> None:
+    if self.on_start:
+        self.on_start()
     while not self._closing or self._jobs:
         if not (step := self._next()):
             continue

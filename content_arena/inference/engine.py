@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['tokenize_windows', 'Engine', 'PyfuncModel']
 
-# %% ../../nbs/02_inference/00_engine.ipynb #200e8f74
+# %% ../../nbs/02_inference/00_engine.ipynb #f6f04d5e
 import gc
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -20,6 +21,7 @@ from transformers.utils import logging as hf_logging
 
 from ..config import load_settings
 from .dense_cache import load_merged
+from .ensemble import Combination, load_members, recipe_of, share_equal
 from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
 from content_arena.training.classifier import (
     ModelError, best_device, fast_dtype, predict_logits, read_spec, toxic_probability,
@@ -62,7 +64,7 @@ class _quiet:
     def __exit__(self, *exc: Any) -> None:
         hf_logging.enable_progress_bar()
 
-# %% ../../nbs/02_inference/00_engine.ipynb #0781ab0e
+# %% ../../nbs/02_inference/00_engine.ipynb #f2e1ed22
 @patch(cls_method=True)
 def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias: str = "",
          dtype: str = "auto", threads: int = 0, expected_sha256: str | None = None,
@@ -73,6 +75,9 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
     leaves them; `probe_tolerance`: allowed |difference| of a probability. Raises ModelError if
     anything does not fit."""
     sha256, spec = verify_model(folder, expected_sha256), read_spec(folder)
+    if spec.get("kind") == "ensemble":
+        return _load_ensemble(cls, spec, Path(cache_dir), probe_tolerance, version=version,
+                              alias=alias, sha256=sha256, dtype=dtype, threads=threads)
     if threads:
         torch.set_num_threads(threads)
     device = best_device()
@@ -91,13 +96,31 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
     engine.check_probe(probe_tolerance)
     return engine
 
-# %% ../../nbs/02_inference/00_engine.ipynb #eb7fa1ca
+# %% ../../nbs/02_inference/00_engine.ipynb #b6a853c4
+def _load_ensemble(cls: type[Engine], spec: dict, cache_dir: Path, probe_tolerance: float, *,
+                   dtype: str, threads: int, **told: str) -> Engine:
+    member = partial(cls.load, cache_dir=cache_dir, dtype=dtype, threads=threads,
+                     probe_tolerance=probe_tolerance)
+    parts = load_members(recipe_of(spec), spec["base_model_sha256"], cache_dir / "models", member)
+    engine = cls(parts, parts.engines[0].tokenizer, spec, **told)
+    engine.check_probe(probe_tolerance * parts.steepest)
+    return engine
+
+@patch
+def share(self: Engine, first: Engine) -> int:
+    "Use the tokenizer of `first`, which has the same base, and its equal weights; bytes saved."
+    self.tokenizer, self._tokenizer_lock = first.tokenizer, first._tokenizer_lock
+    return share_equal(first.classifier, self.classifier)
+
+# %% ../../nbs/02_inference/00_engine.ipynb #d0e8b836
 @patch
 def scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
     """Calibrated P(toxic) (n,) float32, in the order of `texts`; the maximum over the windows of a
     long text."""
     if not len(texts):
         return np.zeros(0, dtype=np.float32)
+    if isinstance(self.classifier, Combination):
+        return self.classifier.scores(texts, batch_tokens=batch_tokens)
     with self._tokenizer_lock:
         ids, owner = tokenize_windows(self.tokenizer, texts, self.max_length)
     logits = predict_logits(self.classifier, ids, self.tokenizer.pad_token_id, batch_tokens)
@@ -143,12 +166,28 @@ def latency_ms(self: Engine, texts: Sequence[str], repeats: int = 50) -> dict[st
     p50, p95 = np.percentile(taken[3:], [50, 95])
     return {"p50_ms": float(p50), "p95_ms": float(p95)}
 
-# %% ../../nbs/02_inference/00_engine.ipynb #2f9cdfac
+# %% ../../nbs/02_inference/00_engine.ipynb #5515c718
+_ALL_CORES = torch.get_num_threads()          # OMP_NUM_THREADS counts; read before anybody sets it
+
+@patch
+def take_cores(self: Engine, cores: int = 0) -> None:
+    """Let the calling thread, which will score, compute with `cores` threads; 0: with all.
+
+    Threads that are started later compute with one until they are told otherwise."""
+    torch.get_num_threads()     # the first call takes over what was set last: not after ours
+    torch.set_num_threads(cores or _ALL_CORES)
+    later = threading.Thread(target=torch.set_num_threads, args=(1,))      # the last call is what
+    later.start()                                                          # new threads begin with
+    later.join()
+
+# %% ../../nbs/02_inference/00_engine.ipynb #b4de2d8e
 @patch
 def give_way(self: Engine, wait: Callable[[], Any]) -> int:
     "Call `wait` (it may block) before each layer of the network; returns the number of layers."
-    stacks = [m for m in self.classifier.modules() if isinstance(m, torch.nn.ModuleList)]
-    layers = list(max(stacks, key=len, default=[]))
+    layers: list[torch.nn.Module] = []
+    for network in getattr(self.classifier, "parts", [self.classifier]):
+        stacks = [m for m in network.modules() if isinstance(m, torch.nn.ModuleList)]
+        layers += max(stacks, key=len, default=[])
     for layer in layers:
         layer.register_forward_pre_hook(lambda module, args: (wait(), None)[1])
     return len(layers)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUFFIX', 'peek', 'read_archive', 'write_archive', 'unpack_archive']
 
-# %% ../../nbs/03_mlops/11_archives.ipynb #62340e90
+# %% ../../nbs/03_mlops/11_archives.ipynb #1ce50473
 import hashlib
 import os
 import tarfile
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 from .snapshots import (
-    BUILDING, CHUNK, RECORD, Snapshot, Tick, VersionError, build_version, file_sha256,
+    BUILDING, CHUNK, RECORD, Snapshot, Tick, VersionError, appearing, build_version, file_sha256,
     make_read_only, no_tick, parse_record, sync_folder, verify_snapshot)
 
 # %% ../../nbs/03_mlops/11_archives.ipynb #057ee217
@@ -101,28 +101,19 @@ def read_archive(archive: Path, take: Callable[[str, bytes], Any] = lambda name,
             raise VersionError(f"archive {archive.name} is cut short: {', '.join(missing)} missing")
     return snapshot
 
-# %% ../../nbs/03_mlops/11_archives.ipynb #478dbc9f
+# %% ../../nbs/03_mlops/11_archives.ipynb #b6d7eb75
 def write_archive(version: Path, folder: Path, tick: Tick = no_tick) -> Path:
     """`folder`/NAME.tar.zst of a version, read back and compared. Raises VersionError, nothing made
     then; the version is left as it is."""
     snapshot = verify_snapshot(version, tick)
     final = folder / f"{snapshot.name}{SUFFIX}"
-    partial = folder / f"{BUILDING}{final.name}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as raw:
+    with appearing(final, f"{snapshot.name} was not archived and is still there") as partial:
+        with open(partial, "xb") as raw:
             _pack(version, snapshot, raw, tick)
             raw.flush()
             os.fsync(raw.fileno())
         if read_archive(partial, tick=tick) != snapshot:
             raise VersionError(f"{final.name}: what was read back is not {snapshot.name}")
-        os.rename(partial, final)
-        sync_folder(folder)
-    except OSError as e:
-        raise VersionError(f"{e.filename or partial}: {e.strerror}; {snapshot.name} was not"
-                           " archived and is still there") from e
-    finally:
-        partial.unlink(missing_ok=True)
     return final
 
 def unpack_archive(archive: Path, versions: Path, sha256: str = "", tick: Tick = no_tick) -> Path:

@@ -136,7 +136,7 @@ def _artifacts(settings: Settings) -> Iterator[Item]:
             yield Item("artifact", "delete", path, "its run or model is not in MLflow",
                        size_of(path))
 
-# %% ../../nbs/03_mlops/13_cleanup.ipynb #23a43376
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #1b59fbbd
 def _last_use(path: Path) -> float:
     times = [s.st_atime for p in path.rglob("*") if p.is_file() for s in [p.stat()]]
     return max(times, default=path.stat().st_mtime)
@@ -160,7 +160,7 @@ def _over(kind: str, folder: Path, limit_mb: float, needed: Callable[[Path], str
 def _caches(store: VersionStore) -> Iterator[Item]:
     settings, versions = store.settings, store.registry.versions()
     facts = [s.facts for s in store.shelf().snapshots.values()]
-    aliased = {v.sha256 for v in versions if v.aliases}
+    aliased = {s for v in versions if v.aliases for s in (v.sha256, *v.members.values())}
     bases = {v.tags.get("base_model_sha256", "") for v in versions} | {
         f.base_model_sha256 for f in facts}
     data = {d for v in versions if "lineage" in v.tags for d in v.lineage} | {

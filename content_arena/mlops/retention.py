@@ -19,15 +19,20 @@ from .registry_file import (
 from .snapshots import VersionError, check_name, file_sha256, set_aside
 from .versions import VersionStore, alone, finish, mirror
 
-# %% ../../nbs/03_mlops/12a_retention.ipynb #a6104872
-def used_models(store: VersionStore) -> dict[str, list[str]]:
+# %% ../../nbs/03_mlops/12a_retention.ipynb #46dc71e7
+def used_models(store: VersionStore, shelf: Shelf) -> dict[str, list[str]]:
     "sha256 of a model -> where it is used; RegistryError if MLflow can't be asked."
+    kept = {s.model_sha256 for s in shelf.snapshots.values()}
     versions, found = store.registry.versions(), {}
     for v in versions:
         for alias in v.aliases:
             found.setdefault(v.sha256, []).append(f"@{alias} (v{v.version})")
     for sha256, why in listed_models(store.file.read(), versions).items():
         found.setdefault(sha256, []).append(why)
+    for v in versions:
+        if v.members and (v.sha256 in found or v.sha256 in kept):
+            for sha256 in v.members.values():
+                found.setdefault(sha256, []).append(f"member of v{v.version}, an ensemble")
     return found
 
 def used_versions(store: VersionStore, shelf: Shelf) -> dict[str, list[str]]:
@@ -43,11 +48,11 @@ def used_versions(store: VersionStore, shelf: Shelf) -> dict[str, list[str]]:
 
 def in_use(store: VersionStore, shelf: Shelf) -> dict[str, list[str]]:
     "Version -> where it or its model is used. RegistryError, RegistryFileError."
-    models = used_models(store)
+    models = used_models(store, shelf)
     return {name: [*why, *models.get(shelf.snapshots[name].model_sha256, [])]
             for name, why in used_versions(store, shelf).items()}
 
-# %% ../../nbs/03_mlops/12a_retention.ipynb #d46ba327
+# %% ../../nbs/03_mlops/12a_retention.ipynb #704205c9
 def protected(store: VersionStore, shelf: Shelf, keep: int) -> dict[str, list[str]]:
     "Version -> every reason to keep it; what is missing here may be pruned."
     marks, newest = store.file.read()["coevolution"], sorted(shelf.snapshots, reverse=True)
@@ -57,7 +62,7 @@ def protected(store: VersionStore, shelf: Shelf, keep: int) -> dict[str, list[st
         found[name] += [*[f"one of the newest {keep}"] * (name in newest[:keep]),
                         *[f"tagged {tag}"] * bool(tag),
                         *["marked archive"] * marks.get(name, {}).get("archive", False)]
-    for sha256, why in used_models(store).items():
+    for sha256, why in used_models(store, shelf).items():
         copies = [n for n in newest if shelf.snapshots[n].model_sha256 == sha256]
         for name in [n for n in copies if found[n]] or copies[:1]:
             found[name] += why

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NAME', 'RECORD', 'Tick', 'CHUNK', 'BUILDING', 'TRASH', 'VersionError', 'check_name', 'check_tag', 'free_name',
            'Facts', 'Snapshot', 'record_json', 'parse_record', 'no_tick', 'model_files', 'file_sha256', 'read_snapshot',
-           'verify_snapshot', 'clone_file', 'sync_folder', 'make_read_only', 'remove_tree', 'build_version',
-           'take_snapshot', 'set_aside', 'left_over', 'sweep', 'point']
+           'verify_snapshot', 'clone_file', 'sync_folder', 'make_read_only', 'remove_tree', 'appearing',
+           'build_version', 'take_snapshot', 'set_aside', 'left_over', 'sweep', 'point']
 
-# %% ../../nbs/03_mlops/09_snapshots.ipynb #5a20ac10
+# %% ../../nbs/03_mlops/09_snapshots.ipynb #b157be45
 import ctypes
 import errno
 import fcntl
@@ -18,7 +18,8 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
@@ -241,7 +242,26 @@ def remove_tree(folder: Path) -> None:
             os.chmod(here, 0o755)
         shutil.rmtree(folder)
 
-# %% ../../nbs/03_mlops/09_snapshots.ipynb #64336a95
+# %% ../../nbs/03_mlops/09_snapshots.ipynb #05afca2f
+@contextmanager
+def appearing(final: Path, otherwise: str) -> Iterator[Path]:
+    """A name in the folder of `final` to build under; what is there at the end becomes `final`.
+
+    After an error nothing is left of it; an OSError becomes a VersionError that ends with
+    `otherwise`."""
+    building = final.with_name(BUILDING + final.name)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        remove_tree(building)
+        yield building
+        os.rename(building, final)
+        sync_folder(final.parent)
+    except OSError as e:
+        raise VersionError(f"{e.filename or building}: {e.strerror}; {otherwise}") from e
+    finally:
+        remove_tree(building)
+
+# %% ../../nbs/03_mlops/09_snapshots.ipynb #2c6ebf5b
 def _fill(building: Path, source: Path, snapshot: Snapshot, link: bool, tick: Tick) -> None:
     (building / "model").mkdir(parents=True)
     for name in snapshot.files:
@@ -259,20 +279,11 @@ def build_version(versions: Path, snapshot: Snapshot, fill: Callable[[Path], Non
     """`versions`/NAME, complete and verified, or nothing: `fill` is given the folder to make.
 
     Raises VersionError (a full disk, no right to write, what was made is not what was meant)."""
-    building, final = versions / f"{BUILDING}{snapshot.name}", versions / snapshot.name
-    try:
-        versions.mkdir(parents=True, exist_ok=True)
-        remove_tree(building)
+    final = versions / snapshot.name
+    with appearing(final, f"{snapshot.name} was not made, nothing else was changed") as building:
         fill(building)
         if verify_snapshot(building, tick) != snapshot:
             raise VersionError(f"{snapshot.name}: the copy's {RECORD} is another one")
-        os.rename(building, final)
-        sync_folder(versions)
-    except OSError as e:
-        raise VersionError(f"{e.filename or versions}: {e.strerror}; {snapshot.name} was not made,"
-                           " nothing else was changed") from e
-    finally:
-        remove_tree(building)
     return final
 
 # %% ../../nbs/03_mlops/09_snapshots.ipynb #bd4fd56b

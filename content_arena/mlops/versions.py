@@ -289,7 +289,7 @@ def restore(self: VersionStore, name: str) -> Restored:
         mirror(self)
     return Restored(name, "" if undo == name else undo, unpacked)
 
-# %% ../../nbs/03_mlops/12_versions.ipynb #f99cfcd2
+# %% ../../nbs/03_mlops/12_versions.ipynb #0608fb91
 @patch
 def register(self: VersionStore, name: str, registry: ModelRegistry | None = None) -> Version:
     """Register version `name` as a new version of the registered model, the challenger.
@@ -301,12 +301,14 @@ def register(self: VersionStore, name: str, registry: ModelRegistry | None = Non
         raise VersionError(f"{name}: its record knows no lineage, so nobody can tell whether it was"
                            " trained on test rows; it can't become a challenger")
     import mlflow
+    from content_arena.inference.ensemble import ensemble_tags
     from content_arena.training.tracking import connect, log_model
-    experiment = connect(self.settings)
+    experiment, model = connect(self.settings), self.versions / name / "model"
     tags = {"dataset_id": facts.dataset_id or facts.lineage[-1], "restored_from": name,
             "lineage": json.dumps(facts.lineage), "base_model": facts.base_model,
-            "base_model_sha256": facts.base_model_sha256, "model_sha256": snapshot.model_sha256}
+            "base_model_sha256": facts.base_model_sha256, "model_sha256": snapshot.model_sha256,
+            **ensemble_tags(model)}
     with mlflow.start_run(experiment_id=experiment, run_name=f"restored {name}", tags=tags) as run:
         mlflow.log_metrics(facts.metrics)
-        log_model(self.versions / name / "model", {"model_sha256": snapshot.model_sha256})
+        log_model(model, {"model_sha256": snapshot.model_sha256})
     return (registry or ModelRegistry(self.settings)).register_challenger(run.info.run_id)

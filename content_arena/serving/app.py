@@ -47,7 +47,7 @@ from ..store_writer import EventWriter
 
 logger = logging.getLogger(__name__)
 
-# %% ../../nbs/05_serving/02_app.ipynb #6e473c5a
+# %% ../../nbs/05_serving/02_app.ipynb #6c51c88c
 class Service:
     "What the routes share; `start` and `close` are called by the application's lifespan."
     def __init__(self, settings: Settings, secrets: Secrets, loader: Loader):
@@ -56,9 +56,11 @@ class Service:
         self.feedback_token = reveal(secrets.feedback_token)
         self.metrics, self.secrets, self.events = Metrics(), secrets, None
         batching = dict(size=s.serve_batch_texts, wait_ms=s.batch_wait_ms, limit=s.max_queue_items)
-        self.host = ModelHost(loader, self.metrics, **batching, on_step=self._observer("champion"))
+        self.host = ModelHost(loader, self.metrics, **batching, cores=s.threads,
+                              on_step=self._observer("champion"))
         self.challenger = ModelHost(loader, self.metrics, "challenger", self._goes_second,
-                                    **batching, on_step=self._observer("challenger"))
+                                    **batching, cores=1, nice=19,
+                                    on_step=self._observer("challenger"))
         self.shadow = ShadowRunner(
             self.host, self.challenger, self.metrics, lambda row: self.events.put("shadow", row),
             sample=s.shadow_sample, limit=s.shadow_queue)

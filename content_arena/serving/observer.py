@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'LOSSES', 'WriterMetrics', 'observe_registry', 'StoreObserver', 'Observer']
 
-# %% ../../nbs/05_serving/01c_observer.ipynb #068a2a13
+# %% ../../nbs/05_serving/01c_observer.ipynb #5d8d1879
 import asyncio
 import logging
 import time
@@ -16,6 +16,7 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from ..arena.battle_orders import newest_battle
 from ..mlops.metrics import ATTACK_CLASSES, OUTCOMES, TRIGGERS, Metrics
 from ..mlops.run_metrics import RunFiles
 from .models import ModelHost, measured_f1
@@ -62,7 +63,7 @@ def observe_registry(hosts: Sequence[ModelHost], metrics: Metrics) -> None:
         if found and slot and (slot.version, slot.sha256) == (found.version, found.sha256):
             metrics.serving(host.alias, found.version, measured_f1(found))
 
-# %% ../../nbs/05_serving/01c_observer.ipynb #5c5b4016
+# %% ../../nbs/05_serving/01c_observer.ipynb #5a0790a5
 class StoreObserver:
     "Sets the metrics of retraining and battles from an event store."
     def __init__(self, metrics: Metrics):
@@ -78,14 +79,10 @@ class StoreObserver:
         for key, runs in now.items():
             self.metrics.retrained(*key, runs=max(0, runs - self._counted.get(key, 0)))
         self._counted = now
-        battles = store.read("battles", columns=["result"], match={"status": "completed"}, limit=1)
-        for result in battles.result:
-            self._battle(result or {})
-
-    def _battle(self, result: dict) -> None:
-        if (rate := result.get("detection_rate")) is not None:
+        battle = newest_battle(store) or {}
+        if (rate := battle.get("detection_rate")) is not None:
             self.metrics.battle_detection_rate.set(rate)
-        for name, part in (result.get("by_class") or {}).items():
+        for name, part in (battle.get("by_class") or {}).items():
             if name in ATTACK_CLASSES and part.get("detection_rate") is not None:
                 self.metrics.class_detection_rate.labels(name).set(part["detection_rate"])
 

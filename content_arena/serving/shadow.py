@@ -46,8 +46,8 @@ def shadow_row(seen: Answered, slot: ModelSlot, score: float, latency_ms: float)
             "challenger_score": score, "challenger_toxic": score >= slot.scorer.threshold,
             "latency_ms": latency_ms}
 
-# %% ../../nbs/05_serving/01a_shadow.ipynb #643eee55
-STEP, FAILURES = 8, 5
+# %% ../../nbs/05_serving/01a_shadow.ipynb #bd59102a
+STEP, FAILURES = 2, 5
 
 class ShadowRunner:
     """Lets `challenger` score what `champion` answered and calls `record` with each row.

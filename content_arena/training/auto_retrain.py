@@ -89,7 +89,7 @@ def with_samples(settings: Settings, source: str) -> Settings:
     more = (source,) if source else ()
     return settings.model_copy(update={"train_sources": (*settings.train_sources, *more)})
 
-# %% ../../nbs/06_entry/03a_auto_retrain.ipynb #035d4e2c
+# %% ../../nbs/06_entry/03a_auto_retrain.ipynb #959d747e
 class AutoRetrain:
     """Starts `pipeline` (settings -> result with `status`) when a trigger fires.
 
@@ -109,7 +109,7 @@ class AutoRetrain:
         "What the checks look at now."
         now = self.clock()
         runs = History.read(self.store, now).runs
-        last = [begun for begun, status in runs if status != "failed"]
+        last = [begun for begun, status in runs if status not in ("failed", "running")]
         return Situation(self.store, self.settings, now, last[-1] if last else None,
                          self.champion_f1())
 

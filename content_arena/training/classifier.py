@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HEAD_NAMES', 'SPEC_FILE', 'MANIFEST_FILE', 'ModelError', 'fast_dtype', 'best_device', 'ContentClassifier',
-           'load_network', 'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'collate',
-           'predict_logits', 'toxic_probability', 'load_dense', 'DenseCopy', 'write_manifest', 'read_manifest',
-           'read_spec', 'verify_model', 'save_model', 'start_from']
+           'load_network', 'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches',
+           'least_padding', 'collate', 'predict_logits', 'toxic_probability', 'load_dense', 'DenseCopy',
+           'write_manifest', 'read_manifest', 'read_spec', 'verify_model', 'save_model', 'start_from']
 
 # %% ../../nbs/01_training/05_classifier.ipynb #a84f455a
 import hashlib
@@ -237,7 +237,30 @@ def length_batches(
             part = part[n:]
     return batches if rng is None else [batches[i] for i in rng.permutation(len(batches))]
 
-# %% ../../nbs/01_training/05_classifier.ipynb #a2690e9e
+# %% ../../nbs/01_training/05_classifier.ipynb #7063d4a2
+def least_padding(lengths: Sequence[int], batch_tokens: int,
+                  per_batch: int = 40) -> list[np.ndarray]:
+    """Index arrays, longest texts first, with the least sum of padded tokens and `per_batch` for
+    each batch; at most `batch_tokens` padded tokens in one (at least one text).
+
+    `per_batch`: what a batch costs beside its tokens, in tokens."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    longest = np.asarray(lengths)[order]
+    cost, begin = np.zeros(len(order) + 1), np.zeros(len(order) + 1, dtype=int)
+    for end in range(1, len(order) + 1):
+        first = max(0, end - max(1, batch_tokens // max(int(longest[end - 1]), 1)))
+        starts = np.arange(first, end)
+        tokens = (end - starts) * longest[first:end]
+        total = cost[first:end] + tokens + per_batch
+        total[:-1][tokens[:-1] > batch_tokens] = np.inf          # a single text always fits
+        best = int(total.argmin())
+        cost[end], begin[end] = total[best], first + best
+    cuts = [len(order)]
+    while cuts[-1]:
+        cuts.append(begin[cuts[-1]])
+    return [order[a:b] for a, b in zip(cuts[:0:-1], cuts[-2::-1])]
+
+# %% ../../nbs/01_training/05_classifier.ipynb #57f8cd58
 def collate(ids: Sequence[Sequence[int]], rows: np.ndarray, pad: int,
             device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     "Padded (input_ids, attention_mask), both (len(rows), longest) int64, of `rows` of `ids`."
@@ -259,7 +282,7 @@ def predict_logits(classifier: ContentClassifier, ids: Sequence[Sequence[int]], 
     device = next(classifier.parameters()).device
     logits = np.zeros((len(ids), 2), dtype=np.float32)
     classifier.eval()
-    for rows in length_batches([len(i) for i in ids], batch_tokens):
+    for rows in least_padding([len(i) for i in ids], batch_tokens):
         logits[rows] = classifier(*collate(ids, rows, pad, str(device))).cpu().numpy()
     return logits
 

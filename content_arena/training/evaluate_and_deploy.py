@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GateEvaluator', 'evaluate', 'evaluate_and_deploy', 'main']
 
-# %% ../../nbs/06_entry/02_evaluate_and_deploy.ipynb #b5eacf51
+# %% ../../nbs/06_entry/02_evaluate_and_deploy.ipynb #6cecc402
 import argparse
 import asyncio
 import json
@@ -17,6 +17,7 @@ from ..mlops.alerting import Notifier
 from ..mlops.deployer import ModelDeployer
 from ..mlops.evaluator import ChampionChallengerEvaluator, Comparison
 from ..mlops.model_registry import ModelRegistry
+from ..mlops.registry_file import mirror_production
 from ..pipeline import parse_parameters
 from .data_preparation import Dataset, prepare_dataset
 
@@ -27,7 +28,7 @@ class GateEvaluator(ChampionChallengerEvaluator):
         "As `ChampionChallengerEvaluator.compare`, on the test split of a data set."
         return super().compare(test, battle=gate_battle(self.settings, test.frame("test")), **more)
 
-# %% ../../nbs/06_entry/02_evaluate_and_deploy.ipynb #0af80780
+# %% ../../nbs/06_entry/02_evaluate_and_deploy.ipynb #dea26740
 def evaluate(settings: Settings, *, challenger: str | None = None,
              champion: str | None = None) -> Comparison:
     """Compare two registered versions on the test split of the dataset that `settings` describe.
@@ -42,13 +43,15 @@ async def evaluate_and_deploy(settings: Settings, *, run_id: str | None = None) 
     """Register the model of MLflow run `run_id` (if given) as challenger, compare, and deploy if
     it is better.
 
-    Returns the deployer's result: status, versions, comparison."""
+    Returns the deployer's result: status, versions, comparison; and `registry_file`: whether
+    MODEL_REGISTRY.json was `written`, or why it could not be."""
     registry = ModelRegistry(settings)
     if run_id:
         registry.register_challenger(run_id)
     deployer = ModelDeployer(registry, settings, Notifier(settings, load_secrets()),
                              GateEvaluator(registry, settings))
-    return await deployer.deploy_if_better(prepare_dataset(settings, progress=False))
+    result = await deployer.deploy_if_better(prepare_dataset(settings, progress=False))
+    return result | {"registry_file": mirror_production(registry) or "written"}
 
 # %% ../../nbs/06_entry/02_evaluate_and_deploy.ipynb #1c6ed22a
 def main(arguments: Sequence[str] | None = None) -> None:

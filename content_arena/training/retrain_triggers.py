@@ -42,13 +42,14 @@ class Situation:
     last_run: datetime | None = None
     champion_f1: float | None = None
 
-# %% ../../nbs/06_entry/03_retrain_triggers.ipynb #10c5e235
+# %% ../../nbs/06_entry/03_retrain_triggers.ipynb #c2947bfc
 def check_evasion(s: Situation) -> Trigger:
-    "The evasion rate of the newest `retrain_battles` completed battles since the last run."
+    "Evasion rate of the last `retrain_battles` battles against the champion since the last run."
     limit, least = s.settings.retrain_evasion, s.settings.retrain_attacks
     battles = s.store.read("battles", since=s.last_run, match={"status": "completed"},
-                           columns=["result"], limit=s.settings.retrain_battles)
-    results = [r for r in battles.result if r and r.get("attacked")]
+                           columns=["result"])
+    results = [r for r in battles.result if r and r.get("alias") == "champion"
+               and r.get("attacked")][-s.settings.retrain_battles:]
     attacked = sum(r["attacked"] for r in results)
     if attacked < least:
         return Trigger("evasion", False, None, limit,
@@ -57,9 +58,9 @@ def check_evasion(s: Situation) -> Trigger:
     return Trigger("evasion", rate > limit, rate, limit,
                    f"{rate:.1%} of {attacked} attacks in {len(results)} battles got through")
 
-# %% ../../nbs/06_entry/03_retrain_triggers.ipynb #52a271ea
+# %% ../../nbs/06_entry/03_retrain_triggers.ipynb #3507d4a8
 def _capped(rows: pd.DataFrame, by: str, share: float) -> pd.DataFrame:
-    "`rows` without the oldest of whoever gave more than `share` of all; who is unknown is one."
+    "`rows` without what somebody gave beyond `share` of all; all unknown are one somebody."
     while len(rows):
         counts = rows[by].value_counts()
         if len(counts) < 2:                            # one alone: there is nobody to drown out
