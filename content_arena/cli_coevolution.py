@@ -12,7 +12,8 @@ from typing import Annotated, Any, Optional
 from rich.console import Console
 import typer
 
-from .cli_options import AsJson, Parameter, Profile, aligned, settings_from, show_result
+from .cli_options import (
+    AsJson, Parameter, Profile, aligned, settings_from, show_result)
 
 # %% ../nbs/06_entry/05e_cli_coevolution.ipynb #184d4af7
 def _percent(value: float | None) -> str:

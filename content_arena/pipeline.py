@@ -324,8 +324,8 @@ def _result(folder: Path, mlflow_run_id: str, settings: Settings) -> dict:
     }
 
 def find_finished(settings: Settings) -> dict | None:
-    """What `run_pipeline` returned for the newest run with equal settings; None if there is none, or
-    it did not finish. For a caller that may have been killed before it could write that down."""
+    """What `run_pipeline` returned for the newest run with equal settings; None if there is none,
+    or it did not finish. For a caller that may have been killed before it could write that down."""
     folder, state = _newest(settings) or (None, {})
     if folder is None or state["status"] != "finished":
         return None

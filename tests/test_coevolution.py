@@ -271,7 +271,7 @@ def test_the_command_survives_kill_9_and_ctrl_c_and_leaves_everything(home, firs
     environment = environment | {
         f"CONTENT_ARENA_{k}": str(v) for k, v in {
             "COEVOLUTION_ROUNDS": 120, "COEVOLUTION_EPOCHS": 3, "COEVOLUTION_TRAIN_ROWS": 300,
-            "COEVOLUTION_F1_DROP": 1}.items()}
+            "COEVOLUTION_F1_DROP": 1, "COEVOLUTION_EVASION": 0}.items()}
     command = "coevolve", "--max-cycles", "1", "--json"
 
     def begin_and(send: int, when) -> tuple[int, str, str]:

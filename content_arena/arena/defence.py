@@ -51,7 +51,8 @@ def view_modes(name: str, scorer: Scorer, valid: pd.DataFrame,
 COLUMNS = ("f1", "false_positives", "detection_seen", "detection_held_out",
            "false_positives_seen", "false_positives_held_out")
 
-def defence_row(scorer: Scorer, rows: pd.DataFrame, split: FamilySplit, **kw: Any) -> dict[str, Any]:
+def defence_row(scorer: Scorer, rows: pd.DataFrame, split: FamilySplit,
+                **kw: Any) -> dict[str, Any]:
     "The `COLUMNS` for one scorer on `rows` (text, label); `kw` goes to `robustness`."
     found = robustness(scorer, rows.text.tolist(), rows.label.tolist(), split, **kw)
     values = {"f1": found["clean"]["f1"],
@@ -79,7 +80,7 @@ def fit_baseline(train: pd.DataFrame, valid: pd.DataFrame, seed: int = 0) -> Tfi
 def coevolve_in_memory(train: pd.DataFrame, split: FamilySplit, fit: Fit, *, cycles: int = 3,
                        rounds: int = 2000, seed: int = 0, share: float = 0.4
                        ) -> Iterator[tuple[int, Scorer, pd.DataFrame]]:
-    """Cycle, model, and the rows it was trained on, for cycle 0 (`train` alone) and each of `cycles`.
+    """Cycle, model, and its training rows, for cycle 0 (`train` alone) and each of `cycles`.
 
     Every cycle attacks the newest model, `rounds` comments of `train`, by the seen families."""
     evolution, batches, model, rows = Evolution(), [], fit(train), train

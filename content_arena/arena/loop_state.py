@@ -6,9 +6,8 @@
 __all__ = ['FIRST_STEPS', 'STEPS', 'FORMAT', 'CoevolutionError', 'Target', 'LoopState', 'now', 'save_state', 'load_state',
            'runs_folder', 'find_run', 'new_run', 'only_one']
 
-# %% ../../nbs/04_arena/03d_loop_state.ipynb #33a9e850
+# %% ../../nbs/04_arena/03d_loop_state.ipynb #b4b6713f
 import json
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -35,6 +34,7 @@ class Target:
     role: str
     sha256: str = ""
 
+# %% ../../nbs/04_arena/03d_loop_state.ipynb #5a2f8438
 @dataclass(frozen=True)
 class LoopState:
     """Where run `id` stands. `identity`: digest of its settings; `done`: step -> result, in this
@@ -103,7 +103,7 @@ def load_state(folder: Path) -> LoopState:
         raise CoevolutionError(f"{file} can't be used ({type(e).__name__}: {e}): move the folder"
                                " away, or begin another run with --new") from e
 
-# %% ../../nbs/04_arena/03d_loop_state.ipynb #e2f80a05
+# %% ../../nbs/04_arena/03d_loop_state.ipynb #99a8cf78
 def runs_folder(settings: Settings) -> Path:
     "Folder of all runs: `var_dir`/arena/coevolution."
     return settings.path("var_dir") / "arena" / "coevolution"
@@ -120,7 +120,7 @@ def find_run(settings: Settings) -> tuple[Path, LoopState] | None:
 def new_run(settings: Settings, target: Target) -> tuple[Path, LoopState]:
     "Begin a run that attacks `target` first, with the rotation after the last run's."
     rotation = len(list(runs_folder(settings).glob("*/state.json")))
-    stamp = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    stamp = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S-%f}"       # sorts by time; we are alone
     folder = runs_folder(settings) / stamp
     folder.mkdir(parents=True)
     state = LoopState(stamp, settings.digest(), rotation, target, started=now())

@@ -25,23 +25,11 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, l
 from sklearn.metrics import precision_score, recall_score
 
 from ..config import ModelSettings, Settings, TrainSettings
-from ..view_scores import with_views
 from .base_models import BaseModel, resolve_base_model
 from .baseline import TfidfBaseline, choose_threshold
-from content_arena.training.classifier import (
-    DenseCopy,
-    best_device,
-    build_classifier,
-    collate,
-    encode,
-    fast_dtype,
-    load_tokenizer,
-    predict_logits,
-    save_model,
-    start_from,
-    toxic_probability,
-    verify_model,
-)
+from .classifier import (
+    DenseCopy, best_device, build_classifier, collate, encode, fast_dtype, load_tokenizer,
+    predict_logits, save_model, start_from, toxic_probability, verify_model)
 from .grouping import fingerprints
 from .loop import TrainingError, fit
 from content_arena.training.tracking import (
@@ -55,6 +43,7 @@ from content_arena.training.tracking import (
     log_model,
     precision_recall_figure,
 )
+from ..view_scores import with_views
 
 # %% ../../nbs/01_training/09_qlora_trainer.ipynb #fcac406f
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -85,7 +85,7 @@ def reasons_against(rows: pd.DataFrame, fp: pd.DataFrame, known: KnownRows,
 # %% ../../nbs/01_training/02a_train_only.ipynb #4263c4dd
 @dataclass(frozen=True)
 class TrainOnly:
-    "Rows to add (with split, sha, group), their fingerprints, bad ones, and what the manifest says."
+    "Rows to add (split, sha, group), their fingerprints, bad ones, and facts for the manifest."
     rows: pd.DataFrame
     fp: pd.DataFrame
     bad: pd.DataFrame
