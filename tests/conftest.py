@@ -12,10 +12,12 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    "The longest files first: what one core begins last, the other waits for."
-    longest = ("test_pipeline_faults", "test_pipeline")
-    rank = {name: i for i, name in enumerate(longest)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(longest)))
+    """Those that fork first, while there is little to copy; then the longest files.
+
+    What one core begins last, the other waits for."""
+    order = ("test_versions", "test_version_histories", "test_pipeline_faults", "test_pipeline")
+    rank = {name: i for i, name in enumerate(order)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")
