@@ -7,8 +7,8 @@ import pytest
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz", type=int, default=2000, help="requests made up by schemathesis")
-    parser.addoption("--soak", type=int, default=60, help="reloads of the service under load")
+    parser.addoption("--fuzz", type=int, default=600, help="requests made up by schemathesis")
+    parser.addoption("--soak", type=int, default=40, help="reloads of the service under load")
 
 
 def pytest_collection_modifyitems(items):

@@ -337,7 +337,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, known)
     app.add_exception_handler(Exception, unknown)
 
-# %% ../../nbs/05_serving/02_app.ipynb #04e708bb
+# %% ../../nbs/05_serving/02_app.ipynb #a482ef5b
 def create_app(settings: Settings, secrets: Secrets | None = None,
                loader: Loader | None = None) -> FastAPI:
     """The service as an ASGI application; `app.state.service` holds its parts.
@@ -359,7 +359,7 @@ def create_app(settings: Settings, secrets: Secrets | None = None,
     app.include_router(feedback_routes(service))
     app.include_router(operations_routes(service))
     app.include_router(battle_routes(service.battles, lambda request: authorise(request, service),
-                                     problems(401, 403, 404, 409, 422, 429)))
+                                     problems(400, 401, 403, 404, 408, 409, 413, 422, 429, 503)))
     _add_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     if settings.log_requests:
