@@ -70,11 +70,12 @@ class RegistryLoader:
                            alias=alias, dtype=s.dtype, threads=1,
                            expected_sha256=found.sha256, probe_tolerance=s.probe_tolerance)
 
-# %% ../../nbs/05_serving/01_models.ipynb #cce108aa
+# %% ../../nbs/05_serving/01_models.ipynb #f962d4fc
 def step_back(nice: int) -> None:
     "Let the system run the calling thread, and those it starts, after others; Linux only."
     if sys.platform == "linux":                      # elsewhere it would be the whole process
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        me = os.PRIO_PROCESS, threading.get_native_id()
+        os.setpriority(*me, max(nice, os.getpriority(*me)))          # forward is not allowed
 
 class ModelSlot:
     """A loaded `scorer` under an `alias`, and its queue; `batching` goes to `MicroBatcher`.
