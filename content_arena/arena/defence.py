@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'Fit', 'AtCost', 'clean_cost', 'view_modes', 'defence_row', 'defence_table', 'fit_baseline',
-           'coevolve_in_memory', 'measure_defences']
+           'coevolve_in_memory', 'identity', 'measure_defences']
 
-# %% ../../nbs/04_arena/03f_defence.ipynb #adb38c3d
+# %% ../../nbs/04_arena/03f_defence.ipynb #08dd1eda
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ import pandas as pd
 from .attacks import FamilySplit
 from .evolution import EvolvedMix, Evolution, evolve, failures
 from .robustness import robustness
-from .samples import choose_samples, merged, variant_limit
+from .samples import Sample, choose_samples, merged, variant_limit
 from .targets import Scorer
 from ..mlops.journal import write_json
 from ..training.baseline import TfidfBaseline, choose_threshold
@@ -68,7 +68,7 @@ def defence_table(scorers: dict[str, Scorer], rows: pd.DataFrame, split: FamilyS
     found = {name: defence_row(s, rows, split, **kw) for name, s in scorers.items()}
     return 100 * pd.DataFrame.from_dict(found, orient="index").astype(float)
 
-# %% ../../nbs/04_arena/03f_defence.ipynb #527aa96c
+# %% ../../nbs/04_arena/03f_defence.ipynb #03aa6c52
 Fit = Callable[[pd.DataFrame], Scorer]
 
 def fit_baseline(train: pd.DataFrame, valid: pd.DataFrame, seed: int = 0) -> TfidfBaseline:
@@ -77,28 +77,36 @@ def fit_baseline(train: pd.DataFrame, valid: pd.DataFrame, seed: int = 0) -> Tfi
     model.threshold = choose_threshold(valid.label, model.scores(valid.text.tolist()))
     return model
 
-def coevolve_in_memory(train: pd.DataFrame, split: FamilySplit, fit: Fit, *, cycles: int = 3,
-                       rounds: int = 2000, seed: int = 0, share: float = 0.4
-                       ) -> Iterator[tuple[int, Scorer, pd.DataFrame]]:
-    """Cycle, model, and its training rows, for cycle 0 (`train` alone) and each of `cycles`.
+def _with_variants(train: pd.DataFrame, batches: Sequence[Sequence[Sample]], replay: int | None,
+                   share: float, seed: int) -> pd.DataFrame:
+    rows = train if replay is None else train.sample(min(replay, len(train)), random_state=seed)
+    chosen = merged(batches, variant_limit(len(rows), share))
+    more = pd.DataFrame({"text": [s.text for s in chosen], "label": [s.label for s in chosen]})
+    return pd.concat([rows[["text", "label"]], more], ignore_index=True)
 
-    Every cycle attacks the newest model, `rounds` comments of `train`, by the seen families."""
-    evolution, batches, model, rows = Evolution(), [], fit(train), train
-    yield 0, model, rows
+def coevolve_in_memory(model: Scorer, train: pd.DataFrame, split: FamilySplit, fit: Fit, *,
+                       cycles: int = 3, rounds: int = 2000, replay: int | None = None,
+                       share: float = 0.4, seed: int = 0
+                       ) -> Iterator[tuple[int, Scorer, pd.DataFrame]]:
+    """Cycle (from 1 on), model, and the rows it was trained on.
+
+    Every cycle attacks the newest model, at first `model`, with `rounds` comments of `train` (text,
+    label). `replay`: originals in a training (None: all), of which variants are `share` at most."""
+    evolution, batches = Evolution(), []
     for cycle in range(1, cycles + 1):
-        fought = train.sample(min(rounds, len(train)), random_state=1000 * seed + cycle)
+        now = 1000 * seed + cycle
+        fought = train.sample(min(rounds, len(train)), random_state=now)
         attacker = EvolvedMix(split.rules(held_out=False), evolution)
         attempts = attacker.attack(fought.text.tolist(), fought.label.tolist(), model, seed=cycle)
         batches.append(choose_samples(attempts, seed=cycle))
         evolution = evolve(evolution, failures(attempts))
-        chosen = merged(batches, variant_limit(len(train), share))
-        more = pd.DataFrame({"text": [s.text for s in chosen], "label": [s.label for s in chosen]})
-        rows = pd.concat([train[["text", "label"]], more], ignore_index=True)
+        rows = _with_variants(train, batches, replay, share, now)
         model = fit(rows)
         yield cycle, model, rows
 
-# %% ../../nbs/04_arena/03f_defence.ipynb #3005d181
-def _identity(frames: Sequence[pd.DataFrame], *rest: Any) -> str:
+# %% ../../nbs/04_arena/03f_defence.ipynb #c993278f
+def identity(frames: Sequence[pd.DataFrame], *rest: Any) -> str:
+    "A name for the `frames` (text, label) and all that is in `rest`."
     digest = hashlib.sha256(json.dumps(rest, default=str).encode())
     for frame in frames:
         digest.update(pd.util.hash_pandas_object(frame[["text", "label"]], index=False).to_numpy()
@@ -108,15 +116,19 @@ def _identity(frames: Sequence[pd.DataFrame], *rest: Any) -> str:
 def _jobs(train: pd.DataFrame, valid: pd.DataFrame, split: FamilySplit, cycles: int, rounds: int,
           seed: int) -> Iterator[tuple[str, Scorer]]:
     "Name and scorer of each row of the table, made one after the other."
-    fit, cost = lambda rows: fit_baseline(rows, valid, seed), None
-    for cycle, model, rows in coevolve_in_memory(train, split, fit, cycles=cycles, rounds=rounds,
-                                                 seed=seed):
-        cost = clean_cost(model, valid) if cost is None else cost
-        name = f"variants, {cycle} cycle{'s' * (cycle > 1)}" if cycle else "none"
-        if cycle in (0, cycles):
-            yield from view_modes(name, model, valid, cost).items()
-            yield from view_modes(f"{name}, trained on views", fit(with_views(rows)), valid,
-                                  cost).items()
+    fit = lambda rows: fit_baseline(rows, valid, seed)
+    def all_modes(name: str, model: Scorer, rows: pd.DataFrame) -> Iterator[tuple[str, Scorer]]:
+        yield from view_modes(name, model, valid, cost).items()
+        yield from view_modes(f"{name}, trained on views", fit(with_views(rows)), valid,
+                              cost).items()
+    first = fit(train)
+    cost = clean_cost(first, valid)
+    yield from all_modes("none", first, train)
+    for cycle, model, rows in coevolve_in_memory(first, train, split, fit, cycles=cycles,
+                                                 rounds=rounds, seed=seed):
+        name = f"variants, {cycle} cycle{'s' * (cycle > 1)}"
+        if cycle == cycles:
+            yield from all_modes(name, model, rows)
         else:
             yield name, AtCost(model, valid, cost)
 
@@ -129,7 +141,7 @@ def measure_defences(train: pd.DataFrame, valid: pd.DataFrame, test: pd.DataFram
     `train`, `valid` (thresholds), `test`: text and label. `folder`: results so far are kept there.
     `kw`: how hard the attack is, for `robustness`."""
     file = folder and Path(folder) / "defences-{}.json".format(
-        _identity([train, valid, test], split.to_dict(), cycles, rounds, seed, kw))
+        identity([train, valid, test], split.to_dict(), cycles, rounds, seed, kw))
     found = json.loads(file.read_text()) if file and file.exists() else {}
     for name, scorer in _jobs(train, valid, split, cycles, rounds, seed):
         if name not in found:
