@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODES', 'COLUMNS', 'Fit', 'AtCost', 'clean_cost', 'view_modes', 'with_disguised', 'defence_row', 'defence_table',
-           'fit_baseline', 'coevolve_in_memory', 'identity', 'measure_defences']
+           'fit_baseline', 'with_variants', 'coevolve_in_memory', 'identity', 'measure_defences']
 
 # %% ../../nbs/04_arena/03f_defence.ipynb #c7673947
 import hashlib
@@ -56,9 +56,9 @@ def with_disguised(rows: pd.DataFrame, split: FamilySplit, **kw: Any) -> pd.Data
     more = rows.assign(text=[v.text for v in variants])[[v.outcome == "made" for v in variants]]
     return pd.concat([rows, more], ignore_index=True)[["text", "label"]]
 
-# %% ../../nbs/04_arena/03f_defence.ipynb #a806ee5b
+# %% ../../nbs/04_arena/03f_defence.ipynb #8b570948
 COLUMNS = ("f1", "false_positives", "detection_seen", "detection_held_out",
-           "false_positives_seen", "false_positives_held_out")
+           "false_positives_seen", "false_positives_held_out", "auc_seen", "auc_held_out")
 
 def defence_row(scorer: Scorer, rows: pd.DataFrame, split: FamilySplit,
                 **kw: Any) -> dict[str, Any]:
@@ -69,6 +69,7 @@ def defence_row(scorer: Scorer, rows: pd.DataFrame, split: FamilySplit,
     for side in ("seen", "held_out"):
         for kind in ("detection", "false_positives"):
             values[f"{kind}_{side}"] = found[side][kind]["rate"]
+        values[f"auc_{side}"] = found[side]["auc"]
     return {k: values[k] for k in COLUMNS}
 
 def defence_table(scorers: dict[str, Scorer], rows: pd.DataFrame, split: FamilySplit,
@@ -77,7 +78,7 @@ def defence_table(scorers: dict[str, Scorer], rows: pd.DataFrame, split: FamilyS
     found = {name: defence_row(s, rows, split, **kw) for name, s in scorers.items()}
     return 100 * pd.DataFrame.from_dict(found, orient="index").astype(float)
 
-# %% ../../nbs/04_arena/03f_defence.ipynb #03aa6c52
+# %% ../../nbs/04_arena/03f_defence.ipynb #c641fc8e
 Fit = Callable[[pd.DataFrame], Scorer]
 
 def fit_baseline(train: pd.DataFrame, valid: pd.DataFrame, seed: int = 0) -> TfidfBaseline:
@@ -86,8 +87,9 @@ def fit_baseline(train: pd.DataFrame, valid: pd.DataFrame, seed: int = 0) -> Tfi
     model.threshold = choose_threshold(valid.label, model.scores(valid.text.tolist()))
     return model
 
-def _with_variants(train: pd.DataFrame, batches: Sequence[Sequence[Sample]], replay: int | None,
-                   share: float, seed: int) -> pd.DataFrame:
+def with_variants(train: pd.DataFrame, batches: Sequence[Sequence[Sample]], replay: int | None,
+                  share: float, seed: int) -> pd.DataFrame:
+    "`replay` rows of `train` (None: all), and of `batches` as many as make up `share` at most."
     rows = train if replay is None else train.sample(min(replay, len(train)), random_state=seed)
     chosen = merged(batches, variant_limit(len(rows), share))
     more = pd.DataFrame({"text": [s.text for s in chosen], "label": [s.label for s in chosen]})
@@ -109,7 +111,7 @@ def coevolve_in_memory(model: Scorer, train: pd.DataFrame, split: FamilySplit, f
         attempts = attacker.attack(fought.text.tolist(), fought.label.tolist(), model, seed=cycle)
         batches.append(choose_samples(attempts, seed=cycle))
         evolution = evolve(evolution, failures(attempts))
-        rows = _with_variants(train, batches, replay, share, now)
+        rows = with_variants(train, batches, replay, share, now)
         model = fit(rows)
         yield cycle, model, rows
 

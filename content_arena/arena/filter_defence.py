@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Say', 'KeptScores', 'FilterFit', 'hardest_split', 'Table', 'measure_filter']
 
-# %% ../../nbs/04_arena/03g_filter_defence.ipynb #4609e18b
+# %% ../../nbs/04_arena/03g_filter_defence.ipynb #1d4c87f6
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 
 from .attacks import FamilySplit, attack, families, split_families
-from .defence import (
-    AtCost, clean_cost, coevolve_in_memory, defence_row, fit_baseline, identity, with_disguised)
+from content_arena.arena.defence import (
+    AtCost, clean_cost, coevolve_in_memory, defence_row, fit_baseline, identity, with_disguised,
+    with_variants)
 from .targets import Scorer
 from ..config import Settings
 from ..inference.engine import Engine
@@ -116,7 +117,7 @@ def hardest_split(scorer: Scorer, rows: pd.DataFrame, say: Say = lambda text: No
         say(f"rotation {split.rotation}: {detected[split]:.1%} detected")
     return min(detected, key=detected.get)
 
-# %% ../../nbs/04_arena/03g_filter_defence.ipynb #9661e86b
+# %% ../../nbs/04_arena/03g_filter_defence.ipynb #67db614a
 class Table:
     "Rows of `defence_row` by name, each kept in `file` as soon as it is there."
     def __init__(self, file: Path, test: pd.DataFrame, say: Say, **kw: Any):
@@ -130,7 +131,7 @@ class Table:
             return
         found = defence_row(scorer, self.test, split, **self.kw)
         self.rows[key] = {"rotation": split.rotation, "model": name, **found}
-        self.say(f"{key}: " + ", ".join(f"{k} {v:.1%}" for k, v in found.items()))
+        self.say(f"{key}: " + ", ".join(f"{k} {v:.1%}" for k, v in found.items() if v is not None))
         write_json(self.file, self.rows)
 
     def add_with_views(self, name: str, scorer: Scorer, valid: pd.DataFrame, cost: float,
@@ -140,7 +141,7 @@ class Table:
         for mode in ("max", "last"):
             self.add(f"{name}, views {mode}", AtCost(ViewsScorer(scorer, mode), valid, cost), split)
 
-# %% ../../nbs/04_arena/03g_filter_defence.ipynb #430bb1c2
+# %% ../../nbs/04_arena/03g_filter_defence.ipynb #6fc289c9
 def _add_baseline(table: Table, train: pd.DataFrame, valid: pd.DataFrame, both: pd.DataFrame,
                   split: FamilySplit, cycles: int, **how: Any) -> None:
     fit = lambda rows: fit_baseline(rows, valid)
@@ -152,28 +153,26 @@ def _add_baseline(table: Table, train: pd.DataFrame, valid: pd.DataFrame, both: 
             table.add_with_views(f"baseline, {cycles} cycles", model, both, cost, split)
 
 def _add_filter(table: Table, first: FilterFit, base: KeptScores, train: pd.DataFrame,
-                both: pd.DataFrame, split: FamilySplit, cycles: int, **how: Any) -> list[int]:
-    "Adds the filter's rows; returns how many rows each of its trainings had."
-    cost, sizes = clean_cost(base, both), []
+                both: pd.DataFrame, split: FamilySplit, cycles: int, **how: Any) -> None:
+    cost = clean_cost(base, both)
     table.add_with_views("filter", base, both, cost, split)
     fit = first.onwards(f"rotation-{split.rotation}", both)
-    for cycle, model, rows in coevolve_in_memory(base, train, split, fit, cycles=cycles, **how):
-        sizes.append(len(rows))
+    for cycle, model, _ in coevolve_in_memory(base, train, split, fit, cycles=cycles, **how):
         name = f"filter, {cycle} cycle{'s' * (cycle > 1)}"
         if cycle == cycles:
             table.add_with_views(name, model, both, cost, split)
         else:
             table.add(name, AtCost(model, both, cost), split)
-    return sizes
 
 def _add_control(table: Table, first: FilterFit, base: KeptScores, train: pd.DataFrame,
-                 both: pd.DataFrame, split: FamilySplit, sizes: Sequence[int], seed: int) -> None:
+                 both: pd.DataFrame, split: FamilySplit, cycles: int, replay: int, rounds: int,
+                 share: float, seed: int) -> None:
     fit, model = first.onwards(f"control-{split.rotation}", first.valid), base
-    for n, size in enumerate(sizes):
-        model = fit(train.sample(size, random_state=seed + n, replace=size > len(train)))
+    for cycle in range(1, cycles + 1):
+        model = fit(with_variants(train, (), replay, share, 1000 * seed + cycle))
     table.add("filter, control", AtCost(model, both, clean_cost(base, both)), split)
 
-# %% ../../nbs/04_arena/03g_filter_defence.ipynb #c38d8d66
+# %% ../../nbs/04_arena/03g_filter_defence.ipynb #b7070d03
 def measure_filter(train: pd.DataFrame, valid: pd.DataFrame, test: pd.DataFrame,
                    settings: Settings, folder: Path, *, rotations: Sequence[int] = (),
                    cycles: int = 3, rounds: int = 2000, replay: int = 1500, share: float = 0.5,
@@ -194,6 +193,6 @@ def measure_filter(train: pd.DataFrame, valid: pd.DataFrame, test: pd.DataFrame,
     for split in splits:
         both = with_disguised(valid, split, **kw)
         _add_baseline(table, train, valid, both, split, cycles, **how)
-        sizes = _add_filter(table, first, base, train, both, split, cycles, replay=replay, **how)
-        _add_control(table, first, base, train, both, split, sizes, seed)
+        _add_filter(table, first, base, train, both, split, cycles, replay=replay, **how)
+        _add_control(table, first, base, train, both, split, cycles, replay, **how)
     return pd.DataFrame(table.rows.values())
