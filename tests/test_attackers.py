@@ -1,9 +1,13 @@
 """Attackers against small scorers, and the LLM attacker against a real server that misbehaves."""
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -12,11 +16,14 @@ from pydantic import SecretStr
 from content_arena.arena.attacks import strategy_rules
 from content_arena.arena.attackers import (
     ATTACK_STRATEGIES, bandit_file, llm_endpoint, make_attacker)
+from content_arena.arena.battle import attacker_facts
 from content_arena.arena.bandit import BanditAttacker, BanditState, StateError, load_state
 from content_arena.arena.endpoint import ChatEndpoint
+from content_arena.arena.llm_attacker import PROMPTS, prompt_folder, prompts_sha256
 from content_arena.arena.search import SearchAttacker
 from content_arena.config import Secrets, load_settings
 
+ROOT = Path(__file__).resolve().parent.parent
 INSULTS = ["you are an idiot", "이 바보야 정신 차려", "what a stupid loser", "진짜 멍청이 같다"]
 CLEAN = ["have a lovely day", "오늘 날씨가 참 좋네요", "see you on monday", "같이 점심 먹어요"]
 TEXTS, LABELS = INSULTS + CLEAN, [1] * 4 + [0] * 4
@@ -199,6 +206,25 @@ def test_the_adversarial_one_is_told_its_scores(cfg, server):
     attempt = attacker.attack(["you are an idiot"], [1], Strict())[0]
     assert attempt.variant.queries == 3 and not attempt.succeeded
     assert "the filter says 75% toxic" in server.questions[-1]["messages"][-1]["content"]
+
+
+def test_another_prompt_is_another_battle(cfg, server):
+    attacker = llm(cfg, server)
+    before = attacker_facts(attacker)
+    attacker.prompts = "0" * 64
+    assert attacker_facts(attacker) != before and before["prompts"] == prompts_sha256()
+
+
+def test_a_wheel_brings_the_prompts(tmp_path):
+    for name in ("content_arena", "pyproject.toml", "README.md", "LICENSE"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    code = f"from setuptools.build_meta import build_wheel; print(build_wheel({str(tmp_path)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        for name in PROMPTS:
+            held = wheel.read(f"content_arena/arena/prompts/{name}.txt")
+            assert held == (prompt_folder() / f"{name}.txt").read_bytes()
 
 
 def test_no_server_is_said_and_is_no_failure(cfg):

@@ -63,11 +63,11 @@ def schedule(corpus: Corpus, *, rounds: int, seed: int, batch: int,
             size = min(size, max(1, int((len(order[y]) - 1) / part)))
     return [chosen[at:at + size] for at in range(0, rounds, size)]
 
-# %% ../../nbs/04_arena/02b_battle.ipynb #f6770e9e
+# %% ../../nbs/04_arena/02b_battle.ipynb #bcade8e6
 _CODE = ("text", *("arena." + name for name in (
     "rules", "korean_sound", "korean_shape", "korean_script", "signs", "english", "targets",
     "validity", "attacks", "attempts", "search", "bandit", "endpoint", "llm_attacker",
-    "attackers", "battle_record", "battle")))
+    "attackers", "evolution", "battle_record", "battle")))
 
 @cache
 def arena_digest() -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAX_DEPTH', 'failures', 'Evolution', 'evolve', 'EvolvedMix']
 
-# %% ../../nbs/04_arena/03b_evolution.ipynb #ac95c77d
+# %% ../../nbs/04_arena/03b_evolution.ipynb #2b3bf6ef
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ from typing import Any
 
 from .attacks import Variant, make_variant
 from .attempts import Attempt, judged
-from .rules import Rule, seeded
+from .rules import Rule, pick, seeded
 from .targets import Scorer
 from .validity import invalid
 from ..text import language
@@ -62,14 +62,14 @@ def evolve(old: Evolution, found: dict[str, dict[str, dict[str, Any]]]) -> Evolu
     return Evolution(old.generation + 1, min(1.0, round(old.intensity + 0.2, 2)),
                      min(MAX_DEPTH, old.depth + 1), old.weights | weights)
 
-# %% ../../nbs/04_arena/03b_evolution.ipynb #4c202cef
+# %% ../../nbs/04_arena/03b_evolution.ipynb #0350c301
 class EvolvedMix:
     "The fixed mix of one `Evolution`: seeded, the model is only asked for the verdict."
     def __init__(self, rules: Sequence[Rule], evolution: Evolution = Evolution(), *,
-                 target: str = "lexicon"):
+                 targets: Sequence[str] = ("lexicon", "all")):
         if not rules:
             raise ValueError("no rules to attack with")
-        self.rules, self.evolution, self.target = tuple(rules), evolution, target
+        self.rules, self.evolution, self.targets = tuple(rules), evolution, tuple(targets)
         self.name = f"evolved{evolution.generation}"
 
     def variant(self, text: str, seed: int) -> Variant:
@@ -79,9 +79,10 @@ class EvolvedMix:
         # the largest of u ** (1 / odds) is drawn by odds: Efraimidis and Spirakis (2006)
         order = sorted(((rng.random() ** (1 / e.weights.get(r.name, 1.0)), i)
                         for i, r in enumerate(self.rules) if r.lang in (lang, "any")), reverse=True)
+        target = pick(self.targets, rng)
         made = Variant(text, text, outcome="not_applicable")
         for _, i in order:
-            step = make_variant(made.text, self.rules[i], e.intensity, seed, self.target)
+            step = make_variant(made.text, self.rules[i], e.intensity, seed, target)
             if step.outcome != "made" or (made.steps and invalid(text, step.text)):
                 continue
             made = Variant(text, step.text, (*made.steps, *step.steps))

@@ -6,12 +6,13 @@
 __all__ = ['SampleError', 'write_lines', 'read_lines', 'save_attempts', 'load_attempts', 'Sample', 'choose_samples', 'merged',
            'variant_limit', 'count_kinds', 'save_samples', 'load_samples']
 
-# %% ../../nbs/04_arena/03a_samples.ipynb #8d7ab636
+# %% ../../nbs/04_arena/03a_samples.ipynb #829a497d
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def load_attempts(file: Path) -> list[Attempt]:
     except (TypeError, KeyError) as e:
         raise SampleError(f"{file}: not a file of attempts ({e}); move it away") from e
 
-# %% ../../nbs/04_arena/03a_samples.ipynb #0240f0d4
+# %% ../../nbs/04_arena/03a_samples.ipynb #bb199df2
 @dataclass(frozen=True)
 class Sample:
     "A row to learn from; `parent`: sha256 of the canonical view of its original."
@@ -78,22 +79,28 @@ def _kind(a: Attempt) -> str:
     return ("evaded" if a.label else "false_positive") if a.wrong else \
         ("detected" if a.label else "passed")
 
+def _of_one_rule(found: Sequence[Attempt], detected: float) -> list[tuple[Attempt, ...]]:
+    "Pairs (toxic, clean) of what one rule made, those that the model got wrong first."
+    by = {k: [a for a in found if _kind(a) == k]
+          for k in ("evaded", "detected", "false_positive", "passed")}
+    evaded, flagged = len(by["evaded"]), len(by["false_positive"])
+    wanted = max(evaded + round(detected * evaded), flagged)
+    toxic, clean = by["evaded"] + by["detected"], by["false_positive"] + by["passed"]
+    return [(*toxic[i:i + 1], *clean[i:i + 1]) for i in range(wanted)]
+
 def choose_samples(attempts: Sequence[Attempt], *, detected: float = 0.5,
                    seed: int = 0) -> list[Sample]:
-    "What to learn from `attempts`; `detected`: replayed for each evaded one."
+    """What to learn from `attempts`, in an order in which the first n are a fair choice too.
+
+    `detected`: toxic variants replayed for each evaded one, at least."""
     made = list({a.variant.text: a for a in attempts if a.attacked}.values())
     made.sort(key=lambda a: seeded("sample", seed, a.variant.text).random())
-    by: dict[str, list[Attempt]] = {k: [] for k in ("evaded", "false_positive", "detected",
-                                                    "passed")}
-    for a in made:
-        by[_kind(a)].append(a)
-    by["detected"] = by["detected"][:round(detected * len(by["evaded"]))]
-    toxic, clean = len(by["evaded"]) + len(by["detected"]), len(by["false_positive"])
-    by["passed"] = by["passed"][:max(0, toxic - clean)]
-    chosen = [(kind, a) for kind, found in by.items() for a in found]
-    shas = fingerprints([a.variant.original for _, a in chosen]).canonical_sha
-    return [Sample(a.variant.text, a.label, "+".join(a.variant.rules), sha, kind)
-            for (kind, a), sha in zip(chosen, shas)]
+    rules = sorted({a.variant.rules[0] for a in made})
+    pairs = [_of_one_rule([a for a in made if a.variant.rules[0] == r], detected) for r in rules]
+    chosen = [a for row in zip_longest(*pairs, fillvalue=()) for pair in row for a in pair]
+    shas = fingerprints([a.variant.original for a in chosen]).canonical_sha
+    return [Sample(a.variant.text, a.label, "+".join(a.variant.rules), sha, _kind(a))
+            for a, sha in zip(chosen, shas)]
 
 # %% ../../nbs/04_arena/03a_samples.ipynb #38a8ee37
 def merged(batches: Sequence[Sequence[Sample]], limit: int) -> list[Sample]:
