@@ -2134,8 +2134,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'content_arena/serving/battles.py'),
                                                'content_arena.serving.battles.BattleRunner._in_thread': ( '05_serving/battles.html#battlerunner._in_thread',
                                                                                                           'content_arena/serving/battles.py'),
-                                               'content_arena.serving.battles.BattleRunner._look': ( '05_serving/battles.html#battlerunner._look',
-                                                                                                     'content_arena/serving/battles.py'),
                                                'content_arena.serving.battles.BattleRunner._next': ( '05_serving/battles.html#battlerunner._next',
                                                                                                      'content_arena/serving/battles.py'),
                                                'content_arena.serving.battles.BattleRunner._place': ( '05_serving/battles.html#battlerunner._place',
