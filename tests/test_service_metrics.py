@@ -1,19 +1,23 @@
 """The service's page for Prometheus: what is on it when all goes wrong, and that it does not grow."""
+import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from content_arena.arena.attacks import STRATEGIES  # noqa: F401 - registers all rules
 from content_arena.arena.rules import RULES
 from content_arena.config import Secrets
-from content_arena.mlops.metrics import ATTACK_CLASSES
-from content_arena.mlops.run_metrics import publish
+from content_arena.mlops.metrics import (
+    ALIASES, ATTACK_CLASSES, LABELLERS, OUTCOMES, RESULTS, TRIGGERS)
+from content_arena.mlops.run_metrics import GROUPS, publish
 from content_arena.serving.app import create_app
+from content_arena.store import EventStore
 from stage import FileLoader, FileRegistry, serving, settings
-from watch import wait_until
+from watch import DEPLOY, wait_until
 
 
 def series(url: str) -> dict[tuple, float]:
@@ -109,3 +113,93 @@ def test_the_page_does_not_grow_with_traffic_and_stays_small(started):
         work(i)
     assert set(series(url)) == first
     assert len(first) < 500
+
+
+# --- a day ---------------------------------------------------------------------------------------
+
+class Moody(FileLoader):
+    "Models that break on `boom` and are too slow for `wait`."
+
+    def load(self, found, alias):
+        scorer = super().load(found, alias)
+        own = scorer.scores
+
+        def scores(texts):
+            if "boom" in texts:
+                raise MemoryError("out of memory")
+            if "wait" in texts:
+                threading.Event().wait(0.2)   # plays the computation
+            return own(texts)
+        scorer.scores = scores
+        return scorer
+
+
+def battle(number: int) -> dict:
+    "A row of a battle against another version; classes come and go, one of them unheard of."
+    classes = [c for i, c in enumerate(ATTACK_CLASSES) if (i + number) % 3] + [f"class {number}"]
+    rates = {c: {"detection_rate": 0.5} for c in classes}
+    return {"status": "completed", "model_version": str(number), "result": {
+        "alias": "champion", "detection_rate": 0.5, "by_class": rates}}
+
+
+def retraining(number: int) -> list[dict]:
+    "Rows of every trigger with every outcome, and of a trigger and an outcome nobody knows."
+    reasons, ends = (*TRIGGERS, f"reason {number}", None), (*OUTCOMES, "running", f"end {number}")
+    return [{"status": end, "reason": reason} for reason in reasons for end in ends]
+
+
+def an_hour(url: str, folder: Path, number: int) -> None:
+    "Another version behind each alias, and all that a client, right or wrong, can make happen."
+    registry = FileRegistry(folder)
+    registry.set(champion=str(2 * number + 3), challenger=str(2 * number + 4))
+    (folder / f"broken-{2 * number + 4 - number % 2}").touch()     # champion or challenger
+    with httpx.Client(base_url=url, timeout=30) as c:
+        got = [c.post("/reload"), *(c.get(path) for path in (
+            "/health", "/ready", "/openapi.json", "/api/v1/battles", f"/nowhere-{number}",
+            f"/api/v1/battles/{number:016}", f"/api/v1/battles/{number:016}/stats", "/classify"))]
+        for text in ("hi", "a toxic one", "boom", "wait", "", "x" * 30_000, f"user {number}"):
+            got.append(c.post("/classify", json={"text": text}))
+        for n in (1, 7, 300):
+            got.append(c.post("/classify/batch", json={"texts": ["hi", "a toxic one"] * n}))
+        for body in (b"{", b"[]", b"x" * 2_000_000):
+            got.append(c.post("/classify", content=body, headers={
+                "content-type": "application/json"}))
+        for source in (*LABELLERS, f"source-{number}"):
+            for label in (0, 1, 2):
+                got.append(c.post("/feedback", json={"text": f"t{number}", "label": label,
+                                                     "source": source, "reviewer": "ann"}))
+        got.append(c.post("/api/v1/battles", json={"strategy": f"strategy {number}"}))
+        got.append(c.post("/api/v1/sample", json={"n": 5}))
+        got.append(c.get("/metrics", headers={"accept": "application/openmetrics-text"}))
+    assert {200, 202, 400, 404, 405, 413, 422, 500, 504} <= {r.status_code for r in got}
+
+
+def test_a_day_of_everything_makes_fewer_than_2000_series(tmp_path: Path):
+    "All that a Prometheus which always looked would have, its own and its rules' series included."
+    s = settings(tmp_path, metrics_refresh_s=0.05, shadow_sample=1, request_timeout_s=0.1)
+    for group, metrics in GROUPS.items():
+        values = {m.name: dict.fromkeys(m.values, 0.5) if m.label else 0.5 for m in metrics}
+        assert publish(s, group, values) == ""
+    FileRegistry(tmp_path).set(champion="1", challenger="2")
+    store = EventStore(s, Secrets())
+    seen, hours = set(), []
+    with store, serving(create_app(s, Secrets(), Moody(tmp_path))) as url:
+        for number in range(0, 24, 2):
+            store.add("battles", [battle(number)])
+            store.add("retrain_events", retraining(number))
+            an_hour(url, tmp_path, number)
+            looked = value(url, "observed_timestamp_seconds", source="store") or 0
+            wait_until(lambda: (value(url, "observed_timestamp_seconds", source="store") or 0)
+                       > looked, "a look", 20)
+            seen |= set(series(url))
+            hours.append(len(seen))
+    labels = {name for _, found in seen for name, _ in found}
+    assert {"attack_class", "trigger_reason", "feature", "source", "alias"} <= labels
+    retrained = [found for name, found in seen if name == "content_arena_retrain_events_total"]
+    assert len(retrained) == (len(TRIGGERS) + 1) * len(OUTCOMES)
+    rules = [r for file in ("rules.yml", "alerts.yml")
+             for g in yaml.safe_load((DEPLOY / "prometheus" / file).read_text())["groups"]
+             for r in g["rules"]]
+    kinds = (len(ALIASES) + 1) * (len(RESULTS) + 1)    # a rule keeps at most these two labels
+    assert hours[-1] == hours[3], f"series keep coming: {hours}"
+    assert hours[-1] + len(rules) * kinds + 10 < 2000, hours[-1]

@@ -443,6 +443,41 @@ def test_what_the_challenger_says_is_recorded_and_not_answered(folder):
     assert set(rows.challenger_version) == {"2"} and rows.text.isna().all()
 
 
+def test_a_reload_tells_what_became_of_the_challenger(folder, monkeypatch):
+    from content_arena.serving import app as serving_app
+    hold = threading.Event()
+
+    class Held(stage.FileLoader):
+        def load(self, found, alias):
+            assert alias == "champion" or found.version != "4" or hold.wait(30)
+            return super().load(found, alias)
+
+    registry = stage.FileRegistry(folder)
+    registry.set(champion="1", challenger="2")
+    (folder / "broken-3").touch()
+    service = create_app(stage.settings(folder, shadow_sample=1), Secrets(), Held(folder))
+    challenger = lambda: reload(url).json()["challenger"]
+    with stage.serving(service) as url:
+        until(lambda: challenger() == {"result": "unchanged", "model_version": "2", "reason": ""})
+        registry.set(challenger="3")
+        failed = challenger()
+        assert (failed["result"], failed["model_version"]) == ("failed", "2")
+        assert "version 3 can't be loaded" in failed["reason"]
+        registry.set(champion="2", challenger="4")
+        monkeypatch.setattr(serving_app, "CHALLENGER_S", 0.05)
+        answer = reload(url).json()                    # the champion does not wait for it
+        assert (answer["model_version"], answer["challenger"]["result"]) == ("2", "loading")
+        monkeypatch.undo()
+        hold.set()
+        until(lambda: challenger() == {"result": "unchanged", "model_version": "4", "reason": ""})
+        registry.set(challenger="5")
+        assert challenger() == {"result": "changed", "model_version": "5", "reason": ""}
+        registry.set(challenger=None)
+        assert challenger() == {"result": "changed", "model_version": "", "reason": ""}
+    with stage.service(folder) as url:
+        assert challenger()["result"] == "off" and "shadow_sample" in challenger()["reason"]
+
+
 @pytest.mark.parametrize("behaviour, reason", [(crash, "failed"), (stand_still, "full")])
 def test_a_bad_challenger_is_not_noticed_by_clients(folder, behaviour, reason):
     texts = ["some comment"] * 60
@@ -472,6 +507,43 @@ def test_labels_are_kept_by_whom_and_wrong_ones_refused(folder):
         said = store.read("feedback")
     assert said.id.tolist() == [kept.json()["feedback_id"]]
     assert (said.label.item(), said.source.item(), said.reviewer.item()) == (1, "moderator", "kim")
+
+
+@pytest.mark.parametrize("keep_text", [False, True])
+def test_a_sample_is_handed_out_to_who_may_have_it(folder, keep_text):
+    from content_arena.store import EventStore
+    s = stage.settings(folder, store_text=keep_text, batch_wait_ms=0)
+    texts = ["x" * n for n in range(1, 11)]
+    secrets = Secrets(api_token="s3cret", feedback_token="front-end")
+    with stage.serving(create_app(s, secrets, stage.FileLoader(folder))) as url:
+        bearer = lambda token: {"Authorization": f"Bearer {token}"}
+        ask = lambda token="s3cret", **body: httpx.post(f"{url}/api/v1/sample", json=body,
+                                                        headers=bearer(token))
+        assert httpx.post(f"{url}/reload", headers=bearer("s3cret")).status_code == 200
+        verdicts, _ = answers(url, texts)
+        until(lambda: len(ask(n=10).json()["rows"]) == 10)
+        for token in ("guess", "front-end"):           # labels may be given, texts not taken
+            assert ask(token).status_code == 401
+        for wrong in (dict(n=0), dict(n=1001), dict(hours=0), dict(seed=-1), dict(since="7d")):
+            refused = ask(**wrong)
+            assert refused.status_code == 422 and is_problem(refused)
+        drawn = ask(n=4, seed=1).json()
+        assert ask(model_version="9").json()["rows"] == []
+        api = httpx.get(f"{url}/openapi.json").json()["paths"]["/api/v1/sample"]["post"]
+    toxic = {v["prediction_id"]: v["is_toxic"] for v in verdicts}
+    assert sorted(toxic[r["prediction_id"]] for r in drawn["rows"]) == [False, False, True, True]
+    assert all((r["text"] in texts) if keep_text else r["text"] is None for r in drawn["rows"])
+    assert "toxic" not in json.dumps(drawn) and {"401", "403", "422", "503"} < set(api["responses"])
+    with EventStore.open(f"sqlite:///{folder}/events.db") as store:
+        noted = store.read("label_requests", match={"draw_id": drawn["draw_id"]})
+    assert set(noted.prediction_id) == {r["prediction_id"] for r in drawn["rows"]}
+
+
+def test_no_sample_without_a_store(folder):
+    (folder / "taken").write_text("a file, where the database's folder should be")
+    with stage.service(folder, store_url=f"sqlite:///{folder}/taken/events.db") as url:
+        refused = httpx.post(f"{url}/api/v1/sample", json={})
+    assert refused.status_code == 503 and is_problem(refused) and refused.headers["retry-after"]
 
 
 def test_a_full_queue_is_refused_and_nothing_accepted_is_lost(folder):

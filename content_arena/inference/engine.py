@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['tokenize_windows', 'Engine', 'PyfuncModel']
 
-# %% ../../nbs/02_inference/00_engine.ipynb #f6f04d5e
+# %% ../../nbs/02_inference/00_engine.ipynb #4f833bf2
 import gc
 import threading
 import time
@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from transformers.utils import logging as hf_logging
 
 from ..config import load_settings
-from .dense_cache import load_merged
+from .dense_cache import load_merged, tokenizer_lock
 from .ensemble import Combination, load_members, recipe_of, share_equal
 from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
 from content_arena.training.classifier import (
@@ -40,7 +40,7 @@ def tokenize_windows(tokenizer: Any, texts: Sequence[str],
                     return_overflowing_tokens=True)
     return out["input_ids"], np.asarray(out["overflow_to_sample_mapping"], dtype=np.int64)
 
-# %% ../../nbs/02_inference/00_engine.ipynb #f63ed4ba
+# %% ../../nbs/02_inference/00_engine.ipynb #93e1b9e3
 class Engine:
     """A loaded model: `scores(texts)` gives calibrated P(toxic). Build it with `Engine.load`.
 
@@ -53,7 +53,7 @@ class Engine:
         self.version, self.alias, self.sha256 = version, alias, sha256
         self.threshold, self.max_length = float(spec["threshold"]), int(spec["max_length"])
         self.size_mb = sum(p.numel() * p.element_size() for p in classifier.parameters()) / 1e6
-        self._tokenizer_lock = threading.Lock()       # fast tokenizers refuse concurrent calls
+        self._tokenizer_lock = tokenizer_lock(tokenizer)      # other engines may use it too
 
 # %% ../../nbs/02_inference/00_engine.ipynb #d0169255
 class _quiet:
@@ -145,11 +145,11 @@ def check_probe(self: Engine, tolerance: float) -> float:
         )
     return moved
 
-# %% ../../nbs/02_inference/00_engine.ipynb #caedc4af
+# %% ../../nbs/02_inference/00_engine.ipynb #ab8954dc
 @patch
 def close(self: Engine) -> None:
-    "Drop the weights; the engine can't be used afterwards."
-    self.classifier = None
+    "Drop weights and tokenizer; the engine can't be used afterwards."
+    self.classifier = self.tokenizer = None
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

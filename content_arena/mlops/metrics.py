@@ -6,11 +6,12 @@
 __all__ = ['ALIASES', 'RESULTS', 'TRIGGERS', 'OUTCOMES', 'ATTACK_CLASSES', 'LABELLERS', 'LABELS', 'LATENCY_BUCKETS',
            'BATCH_BUCKETS', 'RELOADS', 'DROPS', 'bounded', 'MetricFamilies', 'ServingFamilies', 'Metrics', 'exposition']
 
-# %% ../../nbs/03_mlops/05_metrics.ipynb #1e4a60fa
+# %% ../../nbs/03_mlops/05_metrics.ipynb #b43e7d97
 import math
 import platform
 from datetime import datetime
 
+from fastcore.basics import patch
 from prometheus_client import (CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector,
                                disable_created_metrics)
 from prometheus_client.exposition import choose_encoder
@@ -117,12 +118,13 @@ def _begin_at_zero(m: ServingFamilies) -> None:
         for result in LABELS:
             m.feedback.labels(source, result)
 
-# %% ../../nbs/03_mlops/05_metrics.ipynb #720ecbe3
+# %% ../../nbs/03_mlops/05_metrics.ipynb #9a1665d6
 class Metrics(ServingFamilies):
     """The metrics of one process; `registry` defaults to a new `CollectorRegistry`."""
     def __init__(self, registry: CollectorRegistry | None = None):
         self.registry = CollectorRegistry() if registry is None else registry
         super().__init__(self.registry)
+        self._of_answers: dict[str, tuple] = {}
         _begin_at_zero(self)
         ProcessCollector(registry=self.registry)       # memory, processor time, open files
 
@@ -131,13 +133,6 @@ class Metrics(ServingFamilies):
         alias = bounded(alias, ALIASES)
         self.model_version.labels(alias).set(int(version) if version and version.isdecimal() else 0)
         self.model_f1_score.labels(alias).set(math.nan if f1 is None else f1)
-
-    def answered(self, alias: str, toxic: int, clean: int, seconds: float) -> None:
-        "One request was answered: its `toxic` and `clean` texts, and the `seconds` it took."
-        alias = bounded(alias, ALIASES)
-        self.inference_latency.labels(alias).observe(seconds)
-        self.inference_requests.labels(alias, "toxic").inc(toxic)
-        self.inference_requests.labels(alias, "clean").inc(clean)
 
     def failed(self, alias: str, texts: int = 1) -> None:
         "`texts` got no answer through the service's fault (a refused input doesn't count)."
@@ -161,6 +156,19 @@ class Metrics(ServingFamilies):
     def retrained(self, trigger: str, result: str, runs: int = 1) -> None:
         "`runs` that `trigger` started ended with `result` (a deploy status, skipped or failed)."
         self.retrain_events.labels(bounded(trigger, TRIGGERS), bounded(result, OUTCOMES)).inc(runs)
+
+# %% ../../nbs/03_mlops/05_metrics.ipynb #c4a1f988
+@patch
+def answered(self: Metrics, alias: str, toxic: int, clean: int, seconds: float) -> None:
+    "One request was answered: its `toxic` and `clean` texts, and the `seconds` it took."
+    alias = bounded(alias, ALIASES)
+    if (series := self._of_answers.get(alias)) is None:
+        counters = (self.inference_requests.labels(alias, r) for r in ("toxic", "clean"))
+        series = self._of_answers[alias] = (self.inference_latency.labels(alias), *counters)
+    for one, texts in zip(series[1:], (toxic, clean)):
+        if texts:
+            one.inc(texts)
+    series[0].observe(seconds)
 
 # %% ../../nbs/03_mlops/05_metrics.ipynb #b7a9df11
 def exposition(metrics: Metrics, accept: str = "") -> tuple[bytes, str]:

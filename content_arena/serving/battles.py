@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'CHUNK', 'IdleScorer', 'BattleRunner', 'BattleRequest', 'BattleState', 'battle_routes']
 
-# %% ../../nbs/05_serving/01b_battles.ipynb #2a939976
+# %% ../../nbs/05_serving/01b_battles.ipynb #042ee488
 import asyncio
 import logging
 import threading
@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..arena.bandit import StateError
 from ..arena.battle import FORMAT, Battle, Halt
 from ..arena.battle_orders import (
-    Order, attacker_of, battles_dir, fight, keep_battle, list_battles, newest_battle)
+    Order, attacker_of, battles_dir, fight, keep_battle, list_battles)
 from ..arena.corpus import BattleError
 from ..config import Secrets, Settings
 from ..inference.batching import QueueFull
@@ -70,16 +70,12 @@ class IdleScorer:
             scores[part] = self._ask([texts[i] for i in part])
         return scores
 
-# %% ../../nbs/05_serving/01b_battles.ipynb #3209010f
+# %% ../../nbs/05_serving/01b_battles.ipynb #bff56c4b
 CHUNK = 64
 
 class BattleRunner:
-    """Fights battles against the model of `host`, one at a time; `metrics` hear of the last result.
-
-    `look_s`: seconds until it looks for battles of others, and at most until it looks again."""
-    def __init__(self, host: ModelHost, settings: Settings, secrets: Secrets, metrics: Metrics,
-                 look_s: tuple[float, float] = (5, 60)):
-        self.look_s = look_s
+    "Fights battles against the model of `host`, one at a time; `metrics` hear of each result."
+    def __init__(self, host: ModelHost, settings: Settings, secrets: Secrets, metrics: Metrics):
         self.host, self.settings, self.secrets, self.metrics = host, settings, secrets, metrics
         self.folder = battles_dir(settings)
         self._queue: deque[str] = deque()
@@ -229,18 +225,7 @@ async def _next(self: BattleRunner, id: str) -> None:
     finally:
         self._running = ""
 
-# %% ../../nbs/05_serving/01b_battles.ipynb #dd161476
-@patch
-def _look(self: BattleRunner) -> None:
-    "Show the newest battle of the event store."
-    try:
-        with EventStore(self.settings, self.secrets) as store:
-            newest = newest_battle(store)
-    except StoreError as e:
-        return logger.warning("no battles from the event store: %s", e)
-    if newest and newest.get("detection_rate") is not None:
-        self.metrics.battle_detection_rate.set(newest["detection_rate"])
-
+# %% ../../nbs/05_serving/01b_battles.ipynb #81823aef
 @patch
 async def run(self: BattleRunner) -> None:
     "Take up what a restart left, then fight what is ordered, until cancelled."
@@ -248,17 +233,11 @@ async def run(self: BattleRunner) -> None:
             if r.get("origin") == "service" and r["status"] in ("pending", "running")
             and not r["held"]]
     self._queue.extendleft(r["id"] for r in left if r["id"] not in self._queue)
-    wait_s, longest = self.look_s
     while True:
         while self._queue:
             await self._next(self._queue.popleft())
         self._arrived.clear()
-        try:
-            async with asyncio.timeout(wait_s):
-                await self._arrived.wait()
-        except TimeoutError:
-            await asyncio.to_thread(self._look)
-            wait_s = longest
+        await self._arrived.wait()
 
 @patch
 async def close(self: BattleRunner, timeout_s: float = 5) -> None:

@@ -254,7 +254,7 @@ class _Finding(_Swapping):
                              measured_f1(found) if found else None)
         return swapped or Reload(self.slot, self.slot.version, changed=False)
 
-# %% ../../nbs/05_serving/01_models.ipynb #f2f904ae
+# %% ../../nbs/05_serving/01_models.ipynb #9ef4229e
 class ModelHost(_Finding):
     """Serves the version behind `alias`: `slot` (None: no model, `problem` says why), `reload()`.
 
@@ -271,11 +271,13 @@ class ModelHost(_Finding):
         "Block until the model that serves has nothing to do; True if so within `timeout_s`."
         return self.slot is None or self.slot.batcher.idle.wait(timeout_s)
 
-    def start(self, poll_s: float = 0) -> None:
-        "Load in the background, and look again every `poll_s` seconds (0: only on `reload`)."
-        _start(self.reload(), self._loads)
+    def start(self, poll_s: float = 0) -> asyncio.Task:
+        """Load in the background, and look again every `poll_s` seconds (0: only on `reload`).
+
+        Returns the first load, a task that gives a `Reload` or raises LoadFailed."""
         if poll_s:
             _start(self._watch(poll_s), self._loads)
+        return _start(self.reload(), self._loads)
 
     async def _load(self) -> Reload:
         began, found, result = time.perf_counter(), None, "failed"

@@ -63,7 +63,7 @@ def observe_registry(hosts: Sequence[ModelHost], metrics: Metrics) -> None:
         if found and slot and (slot.version, slot.sha256) == (found.version, found.sha256):
             metrics.serving(host.alias, found.version, measured_f1(found))
 
-# %% ../../nbs/05_serving/01c_observer.ipynb #5a0790a5
+# %% ../../nbs/05_serving/01c_observer.ipynb #86825a3c
 class StoreObserver:
     "Sets the metrics of retraining and battles from an event store."
     def __init__(self, metrics: Metrics):
@@ -82,9 +82,12 @@ class StoreObserver:
         battle = newest_battle(store) or {}
         if (rate := battle.get("detection_rate")) is not None:
             self.metrics.battle_detection_rate.set(rate)
-        for name, part in (battle.get("by_class") or {}).items():
-            if name in ATTACK_CLASSES and part.get("detection_rate") is not None:
-                self.metrics.class_detection_rate.labels(name).set(part["detection_rate"])
+        for name in ATTACK_CLASSES if battle else ():
+            rate = (battle.get("by_class") or {}).get(name, {}).get("detection_rate")
+            if rate is None:                           # an older battle's would be a lie
+                self.metrics.class_detection_rate.remove(name)
+            else:
+                self.metrics.class_detection_rate.labels(name).set(rate)
 
 # %% ../../nbs/05_serving/01c_observer.ipynb #aa0504ad
 class Observer:

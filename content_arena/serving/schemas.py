@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['PROBLEMS', 'SECURITY_HEADERS', 'Problem', 'ProblemDetails', 'problem_response', 'check_text', 'request_models',
            'input_problem', 'Verdict', 'Source', 'Classification', 'BatchClassification', 'verdict', 'Health', 'Ready',
-           'Reloaded', 'BodyLimit', 'FeedbackRequest', 'FeedbackReceived', 'RequestId']
+           'ChallengerReloaded', 'Reloaded', 'BodyLimit', 'FeedbackRequest', 'FeedbackReceived', 'RequestId']
 
-# %% ../../nbs/05_serving/00_schemas.ipynb #2d1f8fef
+# %% ../../nbs/05_serving/00_schemas.ipynb #886c7237
 import asyncio
 import re
 import uuid
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi.responses import JSONResponse
 from pydantic import (AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, create_model,
@@ -138,7 +138,7 @@ def verdict(score: float, threshold: float) -> Verdict:
     sure = score if toxic else 1 - score
     return Verdict(toxic_score=round(score, 6), is_toxic=toxic, confidence=round(sure, 6))
 
-# %% ../../nbs/05_serving/00_schemas.ipynb #1a11ecd5
+# %% ../../nbs/05_serving/00_schemas.ipynb #59d5c288
 class Health(BaseModel):
     "Answer of `/health`: the process lives; `model_version` is empty if it serves no model."
     status: str = "ok"
@@ -151,11 +151,19 @@ class Ready(Source):
     model_sha256: str = Field(description="hash of the model folder, as the registry has it")
     threshold: float = Field(description="scores from here on are toxic")
 
+class ChallengerReloaded(BaseModel):
+    "What the same call did to the challenger; no client's answer depends on it."
+    result: Literal["changed", "unchanged", "failed", "loading", "off"] = Field(
+        description="loading: it still is; off: this service shows nothing to challengers")
+    model_version: str = Field("", description="version in the shadow now; empty: none")
+    reason: str = Field("", description="why it failed or is off; else empty")
+
 class Reloaded(Source):
-    "Answer of `/reload`."
+    "Answer of `/reload`: the champion now, and beside it the challenger."
     model_sha256: str
     changed: bool = Field(description="false: this version was served already")
     previous_version: str = Field(description="version served before; empty: none")
+    challenger: ChallengerReloaded
 
 # %% ../../nbs/05_serving/00_schemas.ipynb #c1885e46
 class BodyLimit:
