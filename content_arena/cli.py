@@ -278,13 +278,12 @@ def registry_promote(
 ) -> None:
     "Make the waiting challenger VERSION champion without a comparison."
     from content_arena.mlops.model_registry import ModelRegistry
-    from content_arena.mlops.registry_file import mirror_production
     registry = ModelRegistry(_settings(None, p))
     champion = registry.get_champion()
     done = registry.promote_challenger(expected_challenger=version, reason=f"by hand: {reason}",
                                        expected_champion=champion.version if champion else None)
     told = [f"champion is version {done.version}; tell a running service: POST /reload",
-            *filter(None, [problem := mirror_production(registry)])]
+            *filter(None, [problem := registry.mirror()])]
     value = {"status": "promoted", **_version_row(done), "registry_file": problem or "written"}
     _out(as_json, value, lambda c: c.print("\n".join(told), markup=False))
 
@@ -299,12 +298,11 @@ def registry_rollback(
     from content_arena.mlops.alerting import Notifier
     from content_arena.mlops.deployer import ModelDeployer
     from content_arena.mlops.model_registry import ModelRegistry
-    from content_arena.mlops.registry_file import mirror_production
     settings = _settings(None, p)
     registry = ModelRegistry(settings)
     deployer = ModelDeployer(registry, settings, notifier=Notifier(settings, load_secrets()))
     value = asyncio.run(deployer.rollback(reason))
-    value["registry_file"] = mirror_production(registry) or "written"
+    value["registry_file"] = registry.mirror() or "written"
     _out(
         as_json, value, lambda c: c.print(f"[bold]{value['status']}[/]  {value.get('reason', '')}")
     )

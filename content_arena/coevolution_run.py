@@ -119,12 +119,12 @@ def known_rules(self: RealParts, target: Target) -> set[str]:
 
 # %% ../nbs/06_entry/02a_coevolution_run.ipynb #e2a69593
 @patch
-def publish(self: RealParts, target: Target, tag: str) -> str:
-    "Make `target` coevolution-latest, with a snapshot of that tag; the one there is, if any."
-    store = VersionStore(self.settings, self.registry)
-    taken = [n for n, s in store.shelf().snapshots.items() if s.tag == tag]
-    if not taken:
-        return store.publish_version(target.version, tag=tag).name
+def publish(self: RealParts, target: Target, step: str) -> str:
+    "Make `target` coevolution-latest, with a snapshot noted `step`; the one there is, if any."
+    store, note = VersionStore(self.settings, self.registry), f"co-evolution {step}"
+    taken = [n for n, s in store.shelf().snapshots.items() if s.note == note]
+    if not taken:        # without a tag, which would keep the snapshot of every cycle for ever
+        return store.publish_version(target.version, note=note).name
     if store.latest_name() != taken[-1]:
         store.restore(taken[-1])
     return taken[-1]

@@ -252,6 +252,8 @@ class CleanupSettings(_Section):
         2, ge=0, description="days until the checkpoints of a finished run go"
     )
     cleanup_logs_days: float = Field(30, ge=0, description="days until a log in var/logs goes")
+    cleanup_battles_days: float = Field(30, ge=0, description="days until a battle's folder goes")
+    cleanup_battles_days: float = Field(30, ge=0, description="days until a battle's folder goes")
     cleanup_model_cache_mb: float = Field(2000, gt=0, description="MB of downloaded models")
     cleanup_base_cache_mb: float = Field(20_000, gt=0, description="MB of base models")
     cleanup_dataset_cache_mb: float = Field(2000, gt=0, description="MB of prepared datasets")

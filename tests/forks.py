@@ -94,6 +94,7 @@ def killed(role, *args, timeout_s: float = 60) -> None:
 
 def make_settings(root: Path, **more):
     store = dict(var_dir=str(root / "var"), artifact_dir=str(root / "artifacts"),
+                 models_dir=str(root / "models"),
                  tracking_uri=f"sqlite:///{root}/mlflow.db")
     return load_settings(env={}, **(store | more))
 

@@ -22,13 +22,15 @@ import httpx
 import numpy as np
 
 from content_arena.config import Secrets, load_settings
+from content_arena.json_files import write_json
 from content_arena.mlops.alerting import Delivery
 from content_arena.mlops.deployer import InferenceClient, ModelDeployer
-from content_arena.mlops.journal import Journal, write_json
+from content_arena.mlops.journal import Journal
 
 
 def settings(folder: Path, **explicit):
-    defaults = dict(var_dir=str(folder / "var"), store_url=f"sqlite:///{folder}/events.db", port=0,
+    defaults = dict(var_dir=str(folder / "var"), models_dir=str(folder / "models"), port=0,
+                    store_url=f"sqlite:///{folder}/events.db",
                     reload_timeout_s=20, reload_attempts=2,
                     metrics_refresh_s=0,     # where a test does not look at them
                     log_requests=False,      # nobody reads the pipe while it runs

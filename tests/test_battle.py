@@ -21,7 +21,7 @@ from content_arena.arena.battle_orders import Order, attacker_of, battles_dir, f
 from content_arena.arena.corpus import BattleError, Corpus
 from content_arena.arena.fixed_battle import FixedBattle
 from content_arena.config import Secrets, load_settings
-from content_arena.mlops.journal import write_json
+from content_arena.json_files import write_json
 from content_arena.serving.app import create_app
 from content_arena.store import EventStore
 

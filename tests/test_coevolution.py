@@ -18,7 +18,7 @@ from content_arena.arena.robustness import robustness
 from content_arena.arena.samples import read_lines
 from content_arena.config import load_settings
 from content_arena.coevolution_run import RealParts
-from content_arena.mlops.journal import write_json
+from content_arena.json_files import write_json
 from content_arena.mlops.model_registry import ModelRegistry, Version
 
 TOXIC = [f"you are an idiot, number {i}" for i in range(16)]

@@ -29,8 +29,8 @@ class Histories(RuleBasedStateMachine):
         self.kept: set[str] = set()          # must be there: tagged, marked keep, latest
         self.used: set[str] = set()          # models of which one copy must be there
         self.quiet = [patch("os.fsync", lambda handle: None),
-                      patch("content_arena.mlops.retention.open_paths", lambda root: {}),
-                      patch("content_arena.mlops.cleanup.open_paths", lambda root: {})]
+                      patch("content_arena.mlops.retention.open_paths", lambda *folders: {}),
+                      patch("content_arena.mlops.cleanup.open_paths", lambda *folders: {})]
         for one in self.quiet:
             one.start()
 

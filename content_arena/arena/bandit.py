@@ -22,7 +22,7 @@ from .attacks import Variant, make_variant
 from .attempts import Attempt, judged
 from .rules import Rule
 from .targets import MAX_WORDS, Scorer, important_spans, word_spans
-from ..mlops.journal import write_json
+from ..json_files import write_json
 from ..text import language
 
 # %% ../../nbs/04_arena/01b_bandit.ipynb #6edc36a0

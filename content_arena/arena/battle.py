@@ -32,7 +32,7 @@ from .bandit import BanditState, add_learnt, load_state
 from .battle_record import from_row, measure, to_row
 from .corpus import BattleError, Corpus
 from .targets import Scorer
-from ..mlops.journal import write_json
+from ..json_files import write_json
 
 # %% ../../nbs/04_arena/02b_battle.ipynb #4cb75ec7
 def _number(*parts: Any) -> int:

@@ -134,7 +134,7 @@ def list_battles(folder: Path) -> list[dict[str, Any]]:
 
     `held`: whether a process is fighting it; status damaged, with a reason, if it can't be read."""
     found = []
-    for place in folder.iterdir() if folder.is_dir() else ():
+    for place in folder.glob("[!.]*"):
         try:
             record = Battle.open(place).record
             open_ = record["status"] in ("pending", "running")

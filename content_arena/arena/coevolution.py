@@ -41,7 +41,7 @@ class Parts:
     battle(target, attacker, split, seed, folder): on *training* comments. measure(target, split):
     what `robustness` says on *validation* comments. retrain(target, samples, split): a training
     with the file `samples` that starts from `target`, judged by the gate; a dict with at least
-    version, sha256, role, status, decision. publish(target, tag): name of the snapshot that is now
+    version, sha256, role, status, decision. publish(target, step): name of the snapshot that is
     coevolution-latest. known_rules(target): rules that its training ever saw. log(row, figure):
     one cycle, for MLflow. train_rows: original comments in a retraining."""
     battle: Callable[[Target, Attacker, FamilySplit, int, Path], Fought]

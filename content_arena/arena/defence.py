@@ -21,7 +21,7 @@ from .evolution import EvolvedMix, Evolution, evolve, failures
 from .robustness import robustness
 from .samples import Sample, choose_samples, merged, variant_limit
 from .targets import Scorer
-from ..mlops.journal import write_json
+from ..json_files import write_json
 from ..training.baseline import TfidfBaseline, choose_threshold
 from ..view_scores import ViewsScorer, with_views
 

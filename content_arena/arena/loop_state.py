@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..config import Settings
-from ..mlops.journal import write_json
+from ..json_files import write_json
 
 # %% ../../nbs/04_arena/03d_loop_state.ipynb #e7697242
 FIRST_STEPS = ("measure", "record")

@@ -59,7 +59,7 @@ def age_days(path: Path, now: float | None = None) -> float:
     "Days since `path` was last written."
     return ((now or datetime.now().timestamp()) - path.stat().st_mtime) / 86_400
 
-# %% ../../nbs/03_mlops/13_cleanup.ipynb #e013e525
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #103ef093
 def _versions(store: VersionStore) -> Iterator[Item]:
     shelf = store.shelf()
     marked = marked_for_archive(store, shelf)
@@ -72,32 +72,43 @@ def _versions(store: VersionStore) -> Iterator[Item]:
         yield Item("archive" if v.name in marked else "version", action, store.versions / v.name,
                    why, v.bytes)
 
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #62ba1afd
+def _places(settings: Settings) -> list[Path]:
+    "Folders from which something is deleted, each by way of its `.trash`."
+    var, artifacts = settings.path("var_dir"), settings.path("artifact_dir")
+    return [settings.path("runs_dir"), var / "logs", var / "datasets", var / "cache" / "models",
+            var / "cache" / "merged", var / "cache" / "base_models", artifacts,
+            artifacts / "models", var / "arena" / "battles",
+            *sorted((var / "arena" / "coevolution").glob("*/"))]
+
 def _leftovers(store: VersionStore) -> Iterator[Item]:
-    "What no lock protects any more. A writer at work keeps its own half-made folders."
+    "What no process works on any more."
     settings = store.settings
     for folder in (store.versions, store.archives):
         for path in left_over(folder):
             yield Item("leftover", "delete", path, "left by a process that was killed",
                        size_of(path), str(store.lock.lock_file))
-    for place in (settings.path("runs_dir"), *_var_folders(settings)):
+    for place in _places(settings):
         if (trash := place / ".trash").exists():
             yield Item("leftover", "delete", trash, "its deletion was begun", size_of(trash))
+    cached = (settings.path("var_dir") / "cache").glob("*/*")
+    for path in sorted(p for p in cached if p.name.startswith((".building-", "incoming-"))):
+        if (age := age_days(path)) > 1:
+            yield Item("leftover", "delete", path, f"half-made {age:.0f} days ago", size_of(path))
 
-def _var_folders(settings: Settings) -> list[Path]:
-    var = settings.path("var_dir")
-    return [var / "logs", var / "datasets", var / "cache" / "models", var / "cache" / "merged",
-            var / "cache" / "base_models",
-            settings.path("artifact_dir"), settings.path("artifact_dir") / "models"]
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #d8acb863
+def _status(file: Path) -> str:
+    "What `status` is in a JSON file; `unreadable` if it can't be read."
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unreadable"
 
-# %% ../../nbs/03_mlops/13_cleanup.ipynb #a4390676
 def _runs(settings: Settings) -> Iterator[Item]:
     for state in sorted(settings.path("runs_dir").glob("*/run.json")):
         folder, lock = state.parent, str(state.parent / ".lock")
         age, checkpoints = age_days(state), folder / "train" / "checkpoints"
-        try:
-            finished = json.loads(state.read_text(encoding="utf-8"))["status"] == "finished"
-        except (OSError, ValueError, KeyError, TypeError):
-            finished = False
+        finished = _status(state) == "finished"
         if age > settings.cleanup_runs_days:
             yield Item("run", "delete", folder, f"{age:.0f} days old", size_of(folder), lock)
         elif finished and checkpoints.exists() and age > settings.cleanup_checkpoints_days:
@@ -108,6 +119,22 @@ def _logs(settings: Settings) -> Iterator[Item]:
     for file in sorted((settings.path("var_dir") / "logs").glob("*")):
         if file.is_file() and (age := age_days(file)) > settings.cleanup_logs_days:
             yield Item("log", "delete", file, f"{age:.0f} days old", file.stat().st_size)
+
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #16a19de7
+def _battles(settings: Settings) -> Iterator[Item]:
+    "Battles whose result is in the event store, and cycles whose result is in the run's history."
+    arena, limit = settings.path("var_dir") / "arena", settings.cleanup_battles_days
+    battles = [(f, f / "battle.json", f / ".lock", [f], ("completed", "failed", "stopped"))
+               for f in sorted((arena / "battles").glob("[!.]*/"))]
+    cycles = [(f, f / "state.json", f.parent / ".lock", sorted(f.glob("cycle-*")), ("completed",))
+              for f in sorted((arena / "coevolution").glob("*/"))]
+    for folder, record, lock, parts, over in [*battles, *cycles]:
+        if not record.exists() or (age := age_days(record)) <= limit:
+            continue
+        status = _status(record)
+        for part in parts:
+            yield Item("battle", "delete" if status in over else "keep", part,
+                       f"{status}, {age:.0f} days old", size_of(part), str(lock))
 
 # %% ../../nbs/03_mlops/13_cleanup.ipynb #fe6522cd
 def _known(ask: Callable[[str], object], name: str) -> bool:
@@ -181,7 +208,7 @@ def _caches(store: VersionStore) -> Iterator[Item]:
                      need(data, "a registered or kept model was trained on it"),
                      lambda p: datasets / ".lock")
 
-# %% ../../nbs/03_mlops/13_cleanup.ipynb #8867d35c
+# %% ../../nbs/03_mlops/13_cleanup.ipynb #a270f2fa
 def _roots(settings: Settings) -> list[Path]:
     return [settings.path(k) for k in ("models_dir", "runs_dir", "var_dir", "artifact_dir")]
 
@@ -201,9 +228,8 @@ def plan(store: VersionStore) -> list[Item]:
     Raises VersionError (a damaged version), RegistryFileError, RegistryError, CleanupError."""
     settings = store.settings
     found = [*_versions(store), *_leftovers(store), *_runs(settings), *_logs(settings),
-             *_artifacts(settings), *_caches(store)]
-    held = {p: pid for root in _roots(settings) for p, pid in open_paths(root).items()
-            if not p.name.endswith(".lock")}
+             *_battles(settings), *_artifacts(settings), *_caches(store)]
+    held = {p: pid for p, pid in open_paths(*_roots(settings)).items() if p.name[-5:] != ".lock"}
     for i, item in enumerate(found):
         if item.action == "keep":
             continue

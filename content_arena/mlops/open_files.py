@@ -10,26 +10,27 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# %% ../../nbs/03_mlops/11a_open_files.ipynb #6d99fb67
-def _links(process: Path) -> Iterator[str]:
-    "Open files, working folder and mapped files of one process."
-    for link in [process / "cwd", *(process / "fd").iterdir()]:
+# %% ../../nbs/03_mlops/11a_open_files.ipynb #0542ed02
+def _links(process: str, roots: list[str]) -> Iterator[str]:
+    "Open files, working folder, and mapped files (if in one of `roots`) of one process."
+    for link in [f"{process}/cwd", *(f"{process}/fd/{n}" for n in os.listdir(f"{process}/fd"))]:
         try:
             yield os.readlink(link)
         except OSError:                              # closed meanwhile
             continue
-    with open(process / "maps", encoding="utf-8", errors="surrogateescape") as maps:
-        for line in maps:
-            if (start := line.find("/")) > 0:
-                yield line[start:].rstrip("\n")
+    with open(f"{process}/maps", encoding="utf-8", errors="surrogateescape") as file:
+        maps = file.read()
+    if any(root in maps for root in roots):
+        yield from (line[line.find("/"):] for line in maps.splitlines() if "/" in line)
 
-def open_paths(root: Path) -> dict[Path, int]:
-    "Files and folders in `root` that some process holds -> its id; empty where /proc is not."
-    root, found = Path(root).resolve(), {}
+def open_paths(*folders: Path) -> dict[Path, int]:
+    "What some process holds in `folders` (or itself) -> its id; empty where /proc is not."
+    roots, found = [str(Path(f).resolve()) for f in folders], {}
+    below = tuple(f"{root}/" for root in roots)
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            for name in _links(process):
-                if name.startswith(f"{root}/") or name == str(root):
+            for name in _links(str(process), roots):
+                if name.startswith(below) or name in roots:
                     found[Path(name)] = int(process.name)
         except OSError:                              # ended meanwhile, or another user's
             continue

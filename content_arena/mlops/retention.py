@@ -12,10 +12,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from .agreement import (
+    Shelf, coevolution_entry, disagreements, listed_models)
 from .archives import SUFFIX, peek, write_archive
+from .model_registry import production_entries
 from .open_files import holder, open_paths
-from .registry_file import (
-    Shelf, change_registry, coevolution_entry, disagreements, listed_models, production_entries)
+from .registry_file import change_registry
 from .snapshots import VersionError, check_name, file_sha256, set_aside
 from .versions import VersionStore, alone, finish, mirror
 

@@ -19,11 +19,11 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from ..config import Settings
+from .agreement import Shelf, coevolution_entry
 from .archives import SUFFIX, unpack_archive
 from .model_registry import (
     ModelRegistry, RegistryError, RegistryReader, Version)
-from .registry_file import (
-    RegistryFile, Shelf, change_registry, coevolution_entry)
+from .registry_file import RegistryFile, change_registry
 from content_arena.mlops.snapshots import (
     NAME, Facts, Snapshot, Tick, VersionError, check_name, check_tag, file_sha256, free_name,
     left_over, model_files, no_tick, point, read_snapshot, remove_tree, sweep, take_snapshot,
@@ -32,12 +32,13 @@ from content_arena.mlops.snapshots import (
 log = logging.getLogger(__name__)
 
 # %% ../../nbs/03_mlops/12_versions.ipynb #3415904b
-_KEPT = ("valid_f1", "valid_precision", "valid_recall", "detection_rate")
+_KEPT = ("valid_f1", "valid_precision", "valid_recall")
+_TOLD = ("f1", "precision", "detection_rate")
 
 def facts_of(registry: RegistryReader, v: Version) -> Facts:
-    "What MLflow knows of a registered version; `f1` and `precision` are those of its last test."
+    "What MLflow knows of a registered version; F1, precision, detection rate of its last test."
     metrics = {k: m for k, m in registry.metrics(v.run_id).items() if k in _KEPT}
-    metrics |= {k: float(v.tags[k]) for k in ("f1", "precision") if v.tags.get(k)}
+    metrics |= {k: float(v.tags[k]) for k in _TOLD if v.tags.get(k)}
     lineage = tuple(v.lineage) if "lineage" in v.tags else ()
     told = {k: v.tags.get(k, "") for k in ("dataset_id", "base_model", "base_model_sha256")}
     return Facts(metrics, lineage, mlflow_version=v.version, run_id=v.run_id, **told)
@@ -219,7 +220,7 @@ def publish(self: VersionStore, source: Path, *, facts: Facts | None = None, tag
 
 @patch
 def publish_version(self: VersionStore, number: str | int | None = None, *,
-                    alias: str = "champion", tag: str = "") -> Snapshot:
+                    alias: str = "champion", tag: str = "", note: str = "") -> Snapshot:
     "Publish version `number` of the registered model, or the one behind `alias`. VersionError."
     found = self.registry.get_version(number) if number else \
         next((v for v in self.registry.versions() if alias in v.aliases), None)
@@ -228,7 +229,7 @@ def publish_version(self: VersionStore, number: str | int | None = None, *,
                            " content-arena pipeline run first")
     folder = self.registry.download(found)
     return self.publish(folder, facts=facts_of(self.registry, found), tag=tag,
-                        note=f"{found}{f', {alias}' if not number else ''}")
+                        note=note or f"{found}{f', {alias}' if not number else ''}")
 
 # %% ../../nbs/03_mlops/12_versions.ipynb #da91aeb9
 def _lead_to(store: VersionStore, name: str) -> str:

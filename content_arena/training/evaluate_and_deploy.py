@@ -17,7 +17,6 @@ from ..mlops.alerting import Notifier
 from ..mlops.deployer import ModelDeployer
 from ..mlops.evaluator import ChampionChallengerEvaluator, Comparison
 from ..mlops.model_registry import ModelRegistry
-from ..mlops.registry_file import mirror_production
 from ..pipeline import parse_parameters
 from .data_preparation import Dataset, prepare_dataset
 
@@ -51,7 +50,7 @@ async def evaluate_and_deploy(settings: Settings, *, run_id: str | None = None) 
     deployer = ModelDeployer(registry, settings, Notifier(settings, load_secrets()),
                              GateEvaluator(registry, settings))
     result = await deployer.deploy_if_better(prepare_dataset(settings, progress=False))
-    return result | {"registry_file": mirror_production(registry) or "written"}
+    return result | {"registry_file": registry.mirror() or "written"}
 
 # %% ../../nbs/06_entry/02_evaluate_and_deploy.ipynb #1c6ed22a
 def main(arguments: Sequence[str] | None = None) -> None:
