@@ -58,7 +58,7 @@ def monitor_drift(p: Parameter = None, as_json: AsJson = False) -> None:
         _rows(c, value["features"], ("feature", "psi", "p_value", "reference", "live"))
     show_result(as_json, value, show)
 
-# %% ../nbs/06_entry/05f_cli_watch.ipynb #736688b3
+# %% ../nbs/06_entry/05f_cli_watch.ipynb #87c43056
 def _champion(settings: Any) -> Any:
     from content_arena.mlops.model_registry import ModelRegistry
     return ModelRegistry(settings).get_champion()
@@ -79,6 +79,7 @@ def _auto(store: Any, settings: Any) -> Any:
     return AutoRetrain(store, settings, pipeline, champion, learn=learn,
                        tell=Notifier(settings).notify)
 
+# %% ../nbs/06_entry/05f_cli_watch.ipynb #a3434445
 def _show(c: Console, v: dict) -> None:
     status = v.get("status") or f"would start: {v['start']}"
     c.print(f"[bold]{status}[/]  {v.get('why', '')}")

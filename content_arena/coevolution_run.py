@@ -101,9 +101,9 @@ class RealParts:
         return robustness(self.engine(target), rows.text.tolist(), rows.label.tolist(), split,
                           intensity=self.settings.attack_intensity)
 
-# %% ../nbs/06_entry/02a_coevolution_run.ipynb #56367b54
+# %% ../nbs/06_entry/02a_coevolution_run.ipynb #ab4a1daa
 def note_rules(registry: ModelRegistry, result: dict[str, Any], known: set[str]) -> None:
-    "Tag the version of a pipeline's `result` with the rules that it learnt from, and those `known`."
+    "Tag the version of a pipeline's `result` with the rules that it learnt from, and `known`."
     folder = json.loads((Path(result["run_dir"]) / "dataset.json").read_text())["folder"]
     learnt = open_dataset(folder).manifest.get("train_only", {}).get("rules", ())
     registry.tag(result["model_version"], attack_rules=json.dumps(sorted({*learnt, *known})))

@@ -38,10 +38,10 @@ def disguised(text: str, steps: Sequence[str], seed: int) -> Variant:
             made = Variant(text, one.text, (*made.steps, *one.steps))
     return made
 
-# %% ../../nbs/04_arena/03g_rematch.ipynb #8a6b7a69
+# %% ../../nbs/04_arena/03g_rematch.ipynb #288c6668
 @dataclass(frozen=True)
 class Round:
-    "A round that was attacked: the comment's hash and label, the steps, whether it fooled the model."
+    "An attacked round: the comment's hash and label, the steps, whether it fooled the model."
     id: str
     text_sha256: str
     label: int

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['earlier_samples', 'learn_all', 'run_noted']
 
-# %% ../../nbs/06_entry/03b_retrain_evasions.ipynb #0facb798
+# %% ../../nbs/06_entry/03b_retrain_evasions.ipynb #9b5748e2
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..arena.attempts import judged
 from ..arena.battle_orders import Order, known_rules, split_of
 from ..arena.loop_state import Target
 from ..arena.rematch import rematch, rounds_to_learn
+from ..arena.rules import seeded
 from ..arena.samples import (
     Sample, choose_samples, count_kinds, load_samples, merged, variant_limit)
 from ..coevolution_run import RealParts, learning_from, note_rules
@@ -37,7 +38,7 @@ def earlier_samples(store: EventStore, split: FamilySplit) -> list[Sample]:
     found = load_samples(Path(files[-1])) if files else []
     return [s for s in found if not held_out & set(attack_rules(s.attack))]
 
-# %% ../../nbs/06_entry/03b_retrain_evasions.ipynb #0623cf66
+# %% ../../nbs/06_entry/03b_retrain_evasions.ipynb #2180168d
 def _fought_again(s: Situation, champion: Version, parts: RealParts, split: FamilySplit,
                   limit: int) -> tuple[list[Sample], dict[str, Any]]:
     "What the recent battles teach about `champion`, and facts."
@@ -49,6 +50,7 @@ def _fought_again(s: Situation, champion: Version, parts: RealParts, split: Fami
             engine = parts.engine(Target(champion.version, "champion", champion.sha256))
             new = choose_samples(judged(again.variants, again.labels, engine),
                                  detected=s.settings.coevolution_detected)
+            new.sort(key=lambda x: seeded("learn", 0, x.text).random())     # for a fair cut
         finally:
             parts.engine(None)
     return new, {"battles": battles, "variants": len(new), "kinds": count_kinds(new),
