@@ -58,22 +58,28 @@ def monitor_drift(p: Parameter = None, as_json: AsJson = False) -> None:
         _rows(c, value["features"], ("feature", "psi", "p_value", "reference", "live"))
     show_result(as_json, value, show)
 
-# %% ../nbs/06_entry/05f_cli_watch.ipynb #40a65d85
-def _champion_f1(settings: Any) -> Any:
-    def ask() -> float | None:
-        from content_arena.mlops.model_registry import ModelRegistry
-        champion = ModelRegistry(settings).get_champion()
-        f1 = champion and champion.tags.get("f1")
-        return float(f1) if f1 else None
-    return ask
+# %% ../nbs/06_entry/05f_cli_watch.ipynb #87c43056
+def _champion(settings: Any) -> Any:
+    from content_arena.mlops.model_registry import ModelRegistry
+    return ModelRegistry(settings).get_champion()
 
 def _auto(store: Any, settings: Any) -> Any:
-    from content_arena.pipeline import run_pipeline
+    from content_arena.mlops.alerting import Notifier
     from content_arena.training.auto_retrain import AutoRetrain
+    def champion() -> tuple[str, float | None]:
+        found = _champion(settings)
+        f1 = found.tags.get("f1") if found else None
+        return found.version if found else "", float(f1) if f1 else None
+    def learn(situation: Any) -> Any:
+        from content_arena.training.retrain_evasions import learn_all
+        return learn_all(situation, _champion(settings))
     def pipeline(changed: Any) -> dict:
-        return run_pipeline(changed, say=lambda text: print(text, file=sys.stderr, flush=True))
-    return AutoRetrain(store, settings, pipeline, _champion_f1(settings))
+        from content_arena.training.retrain_evasions import run_noted
+        return run_noted(changed, say=lambda text: print(text, file=sys.stderr, flush=True))
+    return AutoRetrain(store, settings, pipeline, champion, learn=learn,
+                       tell=Notifier(settings).notify)
 
+# %% ../nbs/06_entry/05f_cli_watch.ipynb #a3434445
 def _show(c: Console, v: dict) -> None:
     status = v.get("status") or f"would start: {v['start']}"
     c.print(f"[bold]{status}[/]  {v.get('why', '')}")

@@ -365,7 +365,7 @@ class NoticeSettings(_Section):
         200, ge=0, description="notices kept on disk while the webhook is away; 0: none"
     )
 
-# %% ../nbs/00_core/000_sections.ipynb #2a275aec
+# %% ../nbs/00_core/000_sections.ipynb #a21b448e
 class RetrainSettings(_Section):
     "Section `[retrain]`: what makes `content-arena retrain` start a run."
     retrain_evasion: float = Field(
@@ -389,3 +389,6 @@ class RetrainSettings(_Section):
     )
     retrain_source_share: float = Field(0.5, gt=0, le=1,
         description="share of the new labels that one source or reviewer may give")
+    retrain_variant_share: float = Field(
+        0.4, gt=0, lt=1, description="share of attacked comments among the training rows, at most"
+    )

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BUSY_S', 'INSERT', 'FROM_USERS', 'store_address', 'EventStore', 'Health']
 
-# %% ../nbs/00_core/02c_store.ipynb #6d9301f4
+# %% ../nbs/00_core/02c_store.ipynb #023cbffd
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -244,6 +245,20 @@ def purge(self: EventStore, before: datetime, tables: Sequence[str] = FROM_USERS
             if done < batch:
                 break
     return deleted
+
+# %% ../nbs/00_core/02c_store.ipynb #0a6ece1c
+@patch
+@contextmanager
+def alone(self: EventStore, name: str) -> Iterator[bool]:
+    """Whether nobody else is inside `alone(name)` on this PostgreSQL, while the block lasts.
+
+    On SQLite always true. Raises StoreUnavailable."""
+    if self.engine.dialect.name != "postgresql":
+        yield True
+        return
+    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+    with _speaking(self.address), self.engine.begin() as connection:
+        yield connection.execute(sa.select(sa.func.pg_try_advisory_xact_lock(key))).scalar_one()
 
 # %% ../nbs/00_core/02c_store.ipynb #145e2b92
 @dataclass(frozen=True)

@@ -25,8 +25,10 @@ from tenacity import wait_exponential_jitter
 from ..config import Secrets, Settings, load_secrets
 from .outbox import Outbox
 
-# %% ../../nbs/03_mlops/06_alerting.ipynb #358d1f0d
+# %% ../../nbs/03_mlops/06_alerting.ipynb #5494c6e3
 TITLES = {
+    "retraining": ":repeat: Retraining begins",
+    "skipped": ":zzz: Nothing to learn from, no retraining",
     "promoted": ":white_check_mark: New champion",
     "bootstrapped": ":seedling: First champion",
     "rejected": ":no_entry_sign: Challenger rejected",

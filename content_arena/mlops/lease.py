@@ -17,7 +17,7 @@ from typing import Any
 from ..store import EventStore
 from ..store_schema import StoreError
 
-# %% ../../nbs/03_mlops/14_lease.ipynb #53222e60
+# %% ../../nbs/03_mlops/14_lease.ipynb #d3f18192
 class LeaseLost(RuntimeError):
     "Somebody else holds the lease now; what was done under it must not be written."
 
@@ -42,7 +42,7 @@ class _Leases:
 
     def _content(self, seconds: float) -> dict[str, Any]:
         until = self.clock() + timedelta(seconds=seconds)
-        return {"holder": self.holder, "until": until.isoformat()}
+        return {"holder": self.holder, "until": until.isoformat(), "ttl_s": self.ttl_s}
 
     def held_by(self) -> str | None:
         "Who holds an unexpired lease; None: nobody."
@@ -50,15 +50,28 @@ class _Leases:
         alive = content and datetime.fromisoformat(content["until"]) > self.clock()
         return content["holder"] if alive else None
 
-# %% ../../nbs/03_mlops/14_lease.ipynb #94d5d34e
+# %% ../../nbs/03_mlops/14_lease.ipynb #01919b60
 class Lease(_Leases):
     """The right to do `name`, held for `ttl_s` seconds unless it is renewed.
 
     Methods raise StoreError if the database is away."""
     def acquire(self) -> bool:
         "Take the next lease if the last one expired; False if somebody else has it or was faster."
+        with self.store.alone(f"lease {self.name}") as alone:
+            return alone and self._take()
+
+    def _lasts(self, token: int, content: dict[str, Any]) -> bool:
+        "Whether a lease lasts; one that a wrong clock put too far away is cut to its length."
+        now, until = self.clock(), datetime.fromisoformat(content["until"])
+        latest = now + timedelta(seconds=content.get("ttl_s", self.ttl_s))
+        if until > latest:
+            self.store.update("retrain_events", self._row(token),
+                              result={**content, "until": latest.isoformat()})
+        return until > now
+
+    def _take(self) -> bool:
         token, content = self.newest()
-        if content and datetime.fromisoformat(content["until"]) > self.clock():
+        if content and self._lasts(token, content):
             return False
         row = {"id": self._row(token + 1), "status": "lease", "reason": self.name,
                "result": self._content(self.ttl_s)}

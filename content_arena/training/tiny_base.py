@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WORDS', 'make_tiny_base']
 
-# %% ../../nbs/01_training/04a_tiny_base.ipynb #24399e1c
+# %% ../../nbs/01_training/04a_tiny_base.ipynb #ee53c043
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +16,12 @@ from transformers import (
     BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedModel, PreTrainedTokenizerFast)
 from transformers.utils import logging as hf_logging
 
-# %% ../../nbs/01_training/04a_tiny_base.ipynb #df4b2499
+# %% ../../nbs/01_training/04a_tiny_base.ipynb #5edc9074
 WORDS = ("<pad>", "<unk>", "<s>", "</s>", "you", "are", "kind", "awful", "today", "friend", "바보",
          "고마워")
 
-def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+def _tokenizer(kind: str, words: Sequence[str]) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)])
@@ -28,21 +29,24 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
     padding = {"pad_token": "<pad>"} if kind == "encoder" else {}      # decoders often have none
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, **padding)
 
-def _network(kind: str) -> PreTrainedModel:
-    shape = dict(vocab_size=len(WORDS), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+def _network(kind: str, vocab_size: int) -> PreTrainedModel:
+    shape = dict(vocab_size=vocab_size, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
                  intermediate_size=128, max_position_embeddings=64)
     if kind == "encoder":
         return BertModel(BertConfig(**shape), add_pooling_layer=False)
     return LlamaModel(LlamaConfig(**shape, num_key_value_heads=4, bos_token_id=2, eos_token_id=3))
 
-def make_tiny_base(folder: Path, kind: Literal["encoder", "decoder"] = "encoder",
-                   seed: int = 0) -> Path:
-    "Write a random two-layer `kind` (BERT or Llama) with tokenizer to `folder`; returns `folder`."
+def make_tiny_base(folder: Path, kind: Literal["encoder", "decoder"] = "encoder", seed: int = 0,
+                   more_words: Sequence[str] = ()) -> Path:
+    """Write a random two-layer `kind` (BERT or Llama) with tokenizer to `folder`; returns `folder`.
+
+    Its vocabulary: `WORDS` and `more_words`, each once."""
+    words = list(dict.fromkeys([*WORDS, *more_words]))
     torch.manual_seed(seed)
     hf_logging.disable_progress_bar()
     try:
-        _network(kind).save_pretrained(folder)
-        _tokenizer(kind).save_pretrained(folder)
+        _network(kind, len(words)).save_pretrained(folder)
+        _tokenizer(kind, words).save_pretrained(folder)
     finally:
         hf_logging.enable_progress_bar()
     return Path(folder)
