@@ -120,7 +120,7 @@ class TrainSettings(_Section):
         False, description="train on the normalised views of a text too, where they differ"
     )
 
-# %% ../nbs/00_core/000_sections.ipynb #7fd5d8c2
+# %% ../nbs/00_core/000_sections.ipynb #3640ea5e
 class GateSettings(_Section):
     "Section `[gate]`: when a challenger replaces the champion."
     min_f1_gain: float = Field(
@@ -157,6 +157,9 @@ class GateSettings(_Section):
         description="rounds of the fixed battle on test rows; 0: none is fought")
     battle_tolerance: float = Field(0.02, ge=0, lt=1,
         description="evasion rate that a challenger may add in it")
+    shadow_guard: bool = Field(
+        True, description="labelled shadow traffic may not show the challenger to be worse"
+    )
     latency_budget_ms: float = Field(0, ge=0,
         description="p95 of one comment, milliseconds; 0: not checked")
     size_budget_mb: float = Field(0, ge=0,

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from content_arena.mlops import decisions
-from content_arena.mlops.decisions import DecisionError, DecisionLog
+from content_arena.mlops.decisions import DecisionError, DecisionLog, differences_found
 from content_arena.mlops.evaluator import ChampionChallengerEvaluator
 from content_arena.mlops.model_registry import ModelRegistry
 from test_evaluator import ENGINES, TEST, Fake, learn, registry  # noqa: F401  (registry: fixture)
@@ -50,6 +50,16 @@ def test_a_recorded_comparison_names_its_record(registry, compare):  # noqa: F81
     assert comparison["decision"] == "" and len(recorded["decision"]) == 64
     assert {k: v for k, v in recorded.items() if k != "decision"} == \
         {k: v for k, v in comparison.items() if k != "decision"}
+
+
+def test_a_record_from_before_a_check_existed_still_gives_its_verdict(compare):
+    comparison = compare()
+    old = comparison.to_dict()
+    old["checks"] = [c for c in old["checks"] if c["name"] != "shadow"]
+    del old["settings"]["shadow_guard"]
+    assert differences_found(old, comparison.rows) == []
+    old["checks"] = [c for c in old["checks"] if c["name"] != "significance"]
+    assert ["significance" in d for d in differences_found(old, comparison.rows)] == [True]
 
 
 @pytest.mark.parametrize("suffix", ["json", "parquet"])

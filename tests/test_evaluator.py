@@ -2,6 +2,8 @@
 import hashlib
 import json
 import tracemalloc
+from datetime import timedelta
+from functools import partial
 from itertools import product
 
 import mlflow
@@ -19,6 +21,8 @@ from content_arena.mlops.evaluator import ChampionChallengerEvaluator, Evaluatio
 from content_arena.mlops.gate import Evidence, Slice, decide
 from content_arena.mlops.lineage import LineageError
 from content_arena.mlops.model_registry import ModelRegistry, Move, _move
+from content_arena.mlops.shadow import shadow_evidence
+from content_arena.store import EventStore, text_sha256
 from content_arena.training.grouping import fingerprints
 from test_model_registry import settings  # noqa: F401  (fixture)
 
@@ -280,6 +284,48 @@ def test_shadow_and_battle_evidence_enter_the_record(registry, settings):
     result = compare(TEST, engines=ENGINES, shadow=shadow, battle=battle)
     assert result["evidence"]["shadow"] == {"present": True} | shadow
     assert result["verdict"] == "reject" and "evasion rate rose" in result["headline"]
+
+
+def test_traffic_that_shows_the_challenger_to_be_worse_rejects_it(registry, settings, tmp_path):
+    "Rows of this pair, since the challenger was registered, in the store of the settings."
+    from content_arena.mlops.decisions import decide_again
+    settings = settings.model_copy(update={"store_url": f"sqlite:///{tmp_path}/events.db"})
+    compare = lambda: ChampionChallengerEvaluator(registry, settings).compare(
+        TEST, engines=ENGINES, shadow=partial(shadow_evidence, settings))
+    told = lambda c: {x["name"]: x["result"] for x in c["checks"]}["shadow"]
+    nothing = compare()
+    assert nothing["verdict"] == "promote" and told(nothing) == "not_evaluated"
+    assert not nothing["evidence"]["shadow"]["present"]
+    assert not (tmp_path / "events.db").exists()       # a comparison makes no store
+
+    since = registry.get_challenger().created
+
+    def seen(n: int, challenger: str = "2", when=since, prefix: str = "") -> None:
+        "`n` labelled comments on which the champion is right and the `challenger` is not."
+        names = [text_sha256(f"{prefix}{i}") for i in range(n)]
+        store.add("shadow", [dict(time=when, text_sha256=t, lang="ko", length=9,
+                                  champion_version="1", champion_score=0.9, champion_toxic=True,
+                                  challenger_version=challenger, challenger_score=0.1,
+                                  challenger_toxic=False) for t in names])
+        store.add("feedback", [dict(text_sha256=t, label=1, source="moderator", reviewer="mo")
+                               for t in names])
+    with EventStore(settings) as store:
+        seen(50, challenger="7")                       # another version, and an earlier one
+        seen(50, when=since - timedelta(days=1), prefix="old ")       # that had the same number
+        assert told(compare()) == "not_evaluated"
+        seen(3, prefix="new ")
+        few = compare()
+        assert (few["verdict"], told(few)) == ("promote", "pass")
+        assert few["evidence"]["shadow"]["lost"] == 3
+        seen(20, prefix="more ")
+    worse = compare()
+    assert (worse["verdict"], told(worse)) == ("reject", "fail")
+    assert "worse in traffic" in worse["headline"]
+    again = decide_again(worse.to_dict(), worse.rows)  # from the record alone
+    assert (again.verdict, list(again.reasons)) == ("reject", worse["reasons"])
+    unguarded = settings.model_copy(update={"shadow_guard": False})
+    assert ChampionChallengerEvaluator(registry, unguarded).compare(
+        TEST, engines=ENGINES, shadow=worse["evidence"]["shadow"])["verdict"] == "promote"
 
 
 @pytest.mark.parametrize("fault, message", [

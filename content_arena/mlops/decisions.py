@@ -45,19 +45,20 @@ def rows_to_bytes(rows: pd.DataFrame) -> bytes:
     rows.to_parquet(out, index=False)
     return out.getvalue()
 
-# %% ../../nbs/03_mlops/04a_decisions.ipynb #ce113fc5
+# %% ../../nbs/03_mlops/04a_decisions.ipynb #d4471486
 def decide_again(comparison: dict[str, Any], rows: pd.DataFrame) -> Decision:
     "The decision that follows from a comparison's record and its scored rows."
     old, new = comparison["champion"], comparison["challenger"]
     limits = (old["threshold"] if old else 0.5, new["threshold"])
-    battle = comparison["evidence"]["battle"]
+    shadow, battle = (comparison["evidence"][kind] for kind in ("shadow", "battle"))
     budget = comparison["test_set"]["budget"] or {"decision_number": 1}
     evidence = Evidence(
         counts=tuple(patterns(rows, limits).tolist()), has_champion=old is not None,
         slices=slices_of(rows, limits), decision_number=budget["decision_number"],
-        battle=battle if battle["present"] else None, latency_ms=comparison["latency_ms"],
+        battle=battle if battle["present"] else None,
+        shadow=shadow if shadow["present"] else None, latency_ms=comparison["latency_ms"],
         size_mb=new["size_mb"], seed=comparison["seed"])
-    return decide(evidence, SimpleNamespace(**comparison["settings"]))
+    return decide(evidence, SimpleNamespace(**{"shadow_guard": False} | comparison["settings"]))
 
 def differences_found(comparison: dict[str, Any], rows: pd.DataFrame) -> list[str]:
     "What a second derivation disagrees with: verdict, or the result of a check."
@@ -65,7 +66,7 @@ def differences_found(comparison: dict[str, Any], rows: pd.DataFrame) -> list[st
     told = {"verdict": comparison["verdict"]} | {c["name"]: c["result"] for c in claimed}
     found = {"verdict": again.verdict} | {c.name: c.result for c in again.checks}
     return [f"{name} is recorded as {told.get(name)}, but the rows give {found.get(name)}"
-            for name in {**told, **found} if told.get(name) != found.get(name)]
+            for name in {**told, **found} if told.get(name, "off") != found.get(name, "off")]
 
 # %% ../../nbs/03_mlops/04a_decisions.ipynb #e0e2952d
 HEAD, FOLDER = "decisions.head", "decisions"

@@ -7,10 +7,10 @@ __all__ = ['SLICES', 'BATTLE', 'PAIRS', 'EvaluationError', 'TestSet', 'as_test_s
            'slices_of', 'plain', 'side', 'slice_rows', 'evidence_record', 'Comparison', 'bootstrap_seed', 'assemble',
            'count_look', 'load_engine', 'ChampionChallengerEvaluator', 'Fought']
 
-# %% ../../nbs/03_mlops/04_evaluator.ipynb #ca267158
+# %% ../../nbs/03_mlops/04_evaluator.ipynb #574365bc
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from .gate import Decision, Evidence, Slice, budget_statement, decide
 from .lineage import LineageError, certify
 from .model_registry import ModelRegistry, RegistryReader, Version
 # more than is used here, so that all of it can be had from mlops.evaluator
-from .shadow import SHADOW, ShadowEvaluator, length_bucket
+from .shadow import COMPARED, SHADOW, ShadowEvaluator, length_bucket
 from .statistics import (LABEL, METRICS, count_patterns, detectable_effect,
                                             detection_power, differences, mcnemar, metrics_of,
                                             paired_bootstrap, required_samples, significance,
@@ -148,7 +148,7 @@ def slice_rows(slices: Sequence[Slice], has_champion: bool) -> list[dict[str, An
                     "challenger": dict(zip(METRICS, new))})
     return out
 
-# %% ../../nbs/03_mlops/04_evaluator.ipynb #345e8c5e
+# %% ../../nbs/03_mlops/04_evaluator.ipynb #7837afe0
 BATTLE = ("rounds", "champion_evasion", "challenger_evasion")
 PAIRS = ("won", "lost", "sha256")                     # what a fixed battle knows beyond these
 
@@ -157,7 +157,7 @@ def evidence_record(rows: int, shadow: Mapping | None, battle: Mapping | None) -
 
     Raises EvaluationError if a kind lacks one of its numbers (`SHADOW`, `BATTLE`)."""
     record: dict[str, Any] = {"offline": {"present": True, "rows": rows}}
-    for kind, given, keys, more in (("shadow", shadow, SHADOW, ()),
+    for kind, given, keys, more in (("shadow", shadow, SHADOW, COMPARED),
                                     ("battle", battle, BATTLE, PAIRS)):
         if given is not None and (missing := set(keys) - set(given)):
             raise EvaluationError(f"{kind} evidence lacks {', '.join(sorted(missing))}")
@@ -300,7 +300,7 @@ def _measured(self: ChampionChallengerEvaluator, test: TestSet, versions: tuple,
             scorers[-1].close()
     return scorers, scores, fought, latency
 
-# %% ../../nbs/03_mlops/04_evaluator.ipynb #58d6adf7
+# %% ../../nbs/03_mlops/04_evaluator.ipynb #6d94ef1e
 @patch
 def compare(
     self: ChampionChallengerEvaluator,
@@ -309,19 +309,21 @@ def compare(
     champion: str | None = None,
     challenger: str | None = None,
     engines: Mapping[str, Scorer] | None = None,
-    shadow: Mapping | None = None,
+    shadow: Mapping | Callable[[Version, Version], Mapping | None] | None = None,
     battle: Mapping | Fought | None = None,
 ) -> Comparison:
     """Compare on `test`: a Dataset (its test split) or a frame with text, label and slices.
 
     `champion`, `challenger`: versions; default: the ones that hold the aliases.
     `engines`: loaded models by role ("champion", "challenger"); missing ones are loaded and
-    closed. `shadow`, `battle`: evidence with the keys of `SHADOW`, `BATTLE`; `battle` may also be
-    one that is still to be `Fought`. Raises EvaluationError, LineageError, GateError, or what
-    registry and engine raise."""
+    closed. `shadow`, `battle`: evidence with the keys of `SHADOW`, `BATTLE`; `shadow` may also be
+    what finds it for champion and challenger, `battle` one that is still to be `Fought`. Raises
+    EvaluationError, LineageError, GateError, or what registry and engine raise."""
     s, test = self.settings, as_test_set(test)
     old, new = self._versions(champion, challenger)
     suite, battle = (None, battle) if isinstance(battle, Mapping) else (battle, None)
+    if callable(shadow):
+        shadow = shadow(old, new) if old else None
     evidence_record(len(test.frame), shadow, battle)              # refused before the models load
     behind = [v for v in (old, new) if v]
     certificate = certify(test.fingerprints, self.registry, behind,
@@ -332,7 +334,8 @@ def compare(
     table = score_rows(test, *scores)
     limits = (getattr(scorers[0], "threshold", 0.5), scorers[1].threshold)
     e = Evidence(counts=tuple(patterns(table, limits).tolist()), has_champion=old is not None,
-                 slices=slices_of(table, limits), battle=battle, latency_ms=latency,
+                 slices=slices_of(table, limits), battle=battle, shadow=shadow,
+                 latency_ms=latency,
                  decision_number=count_look(self.registry, test, old, new) if old else 1,
                  size_mb=scorers[1].size_mb,
                  seed=bootstrap_seed(test.sha256, *(v.sha256 for v in behind)))

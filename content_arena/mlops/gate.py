@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Result', 'Checks', 'CONDITIONS', 'FURTHER', 'FIRST_CONDITIONS', 'FIRST_FURTHER', 'Slice', 'Evidence', 'Check',
            'GateError', 'check_f1', 'check_precision', 'check_samples', 'check_significance', 'check_slices',
-           'check_battle', 'check_latency', 'check_size', 'check_floor', 'Decision', 'decide', 'budget_statement']
+           'check_battle', 'check_latency', 'check_size', 'check_shadow', 'check_floor', 'Decision', 'decide',
+           'budget_statement']
 
 # %% ../../nbs/03_mlops/02_gate.ipynb #eefb4592
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from ..config import Settings
 from .statistics import (LABEL, decision_alpha, detectable_effect, differences,
                                             metrics_of, paired_bootstrap, significance)
 
-# %% ../../nbs/03_mlops/02_gate.ipynb #45752b82
+# %% ../../nbs/03_mlops/02_gate.ipynb #e87e2f9a
 @dataclass(frozen=True)
 class Slice:
     "Counts (8,) of the test rows whose `column` has `value`."
@@ -40,13 +41,15 @@ class Evidence:
 
     `decision_number`: how many decisions, this one included, rest on the test set. `battle`:
     champion_evasion, challenger_evasion (rates in a fixed battle), rounds, and if known `won` and
-    `lost`, variants that only the challenger or only the champion detects. `latency_ms`: p95 of one
-    comment. `size_mb`: weights as served."""
+    `lost`, variants that only the challenger or only the champion detects. `shadow`: rows,
+    labelled, `won` and `lost` among these, and who is `better` at all times (or undecided).
+    `latency_ms`: p95 of one comment. `size_mb`: weights as served."""
     counts: tuple[int, ...]
     has_champion: bool = True
     slices: tuple[Slice, ...] = ()
     decision_number: int = 1
     battle: Mapping[str, float] | None = None
+    shadow: Mapping[str, Any] | None = None
     latency_ms: float | None = None
     size_mb: float | None = None
     seed: int = 0
@@ -191,7 +194,24 @@ def check_size(e: Evidence, s: Settings) -> Check:
     "The served weights are within `size_budget_mb`."
     return _within("size", e.size_mb, s.size_budget_mb, "MB", "size_budget_mb")
 
-# %% ../../nbs/03_mlops/02_gate.ipynb #131bac5a
+# %% ../../nbs/03_mlops/02_gate.ipynb #583d1b26
+def check_shadow(e: Evidence, s: Settings) -> Check:
+    "Labelled traffic in the shadow of the champion does not show the challenger to be worse."
+    if not s.shadow_guard:
+        return Check("shadow", "off", "traffic has no say ([gate] shadow_guard)")
+    if e.shadow is None:
+        return Check("shadow", "not_evaluated", "no traffic in the shadow of this champion")
+    keys = ("rows", "labelled", "won", "lost", "better")
+    numbers = {k: e.shadow.get(k) for k in keys}
+    if not numbers["labelled"] or not numbers["better"]:
+        return Check("shadow", "not_evaluated",
+                     f"{numbers['rows']} comments in the shadow, none of them labelled", numbers)
+    text = (f"of {numbers['labelled']} labelled comments in the shadow, the challenger alone is"
+            f" right on {numbers['won']}, the champion alone on {numbers['lost']}")
+    return _answer("shadow", numbers["better"] != "champion", text, f"worse in traffic: {text}",
+                   **numbers)
+
+# %% ../../nbs/03_mlops/02_gate.ipynb #350a75f2
 def check_floor(e: Evidence, s: Settings) -> Check:
     "F1 of a first model exceeds `floor_f1`."
     f1 = float(metrics_of(e.counts)[1, 0])
@@ -201,7 +221,8 @@ def check_floor(e: Evidence, s: Settings) -> Check:
 
 Checks = tuple[Callable[[Evidence, Settings], Check], ...]
 CONDITIONS: Checks = (check_f1, check_precision, check_samples)
-FURTHER: Checks = (check_significance, check_slices, check_battle, check_latency, check_size)
+FURTHER: Checks = (check_significance, check_slices, check_battle, check_shadow, check_latency,
+                   check_size)
 FIRST_CONDITIONS: Checks = (check_floor, check_samples)
 FIRST_FURTHER: Checks = (check_latency, check_size)
 

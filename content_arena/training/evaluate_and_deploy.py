@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['GateEvaluator', 'evaluate', 'evaluate_and_deploy', 'main']
 
-# %% ../../nbs/06_entry/02_evaluate_and_deploy.ipynb #6cecc402
+# %% ../../nbs/06_entry/02_evaluate_and_deploy.ipynb #a8b3b912
 import argparse
 import asyncio
 import json
+from functools import partial
 from typing import Any, Sequence
 
 from ..arena.fixed_battle import gate_battle
@@ -17,15 +18,18 @@ from ..mlops.alerting import Notifier
 from ..mlops.deployer import ModelDeployer
 from ..mlops.evaluator import ChampionChallengerEvaluator, Comparison
 from ..mlops.model_registry import ModelRegistry
+from ..mlops.shadow import shadow_evidence
 from ..pipeline import parse_parameters
 from .data_preparation import Dataset, prepare_dataset
 
-# %% ../../nbs/06_entry/02_evaluate_and_deploy.ipynb #02429c10
+# %% ../../nbs/06_entry/02_evaluate_and_deploy.ipynb #dc641716
 class GateEvaluator(ChampionChallengerEvaluator):
-    "The evaluator that also lets both models fight the fixed battle of section [gate]."
+    "The evaluator that looks for shadow traffic and fights the fixed battle of section [gate]."
     def compare(self, test: Dataset, **more: Any) -> Comparison:
         "As `ChampionChallengerEvaluator.compare`, on the test split of a data set."
-        return super().compare(test, battle=gate_battle(self.settings, test.frame("test")), **more)
+        found = {"shadow": partial(shadow_evidence, self.settings),
+                 "battle": gate_battle(self.settings, test.frame("test"))}
+        return super().compare(test, **found | more)
 
 # %% ../../nbs/06_entry/02_evaluate_and_deploy.ipynb #dea26740
 def evaluate(settings: Settings, *, challenger: str | None = None,
