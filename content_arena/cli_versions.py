@@ -173,7 +173,8 @@ def cleanup(
     size = work.total_size(store.settings)
     value: dict[str, Any] = {"status": "planned", "items": [asdict(i) for i in items],
                              "bytes_before": size}
-    last = f"{in_bytes(sum(i.bytes for i in items if i.action != 'keep'))} of {in_bytes(size)}"
+    last = f"{in_bytes(sum(i.bytes for i in items if i.action == 'delete'))} of {in_bytes(size)}" \
+           f" would go, {sum(i.action == 'archive' for i in items)} versions to the archive"
     if execute:
         done = work.execute(store, items)
         value |= {"status": "cleaned", "bytes_after": done.after, "log": str(done.log)}

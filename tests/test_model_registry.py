@@ -1,4 +1,5 @@
 """The registry under kills and under several processes: what a notebook can't show."""
+import json
 import shutil
 import socket
 from pathlib import Path
@@ -57,6 +58,12 @@ def on_write(monkeypatch, seen: list, die_at: int | None = None) -> None:
         monkeypatch.setattr(mlflow.MlflowClient, verb, call)
 
 
+def in_file(registry) -> dict[str, str]:
+    "What MODEL_REGISTRY.json says of the aliases."
+    value = json.loads((registry.settings.path("models_dir") / "MODEL_REGISTRY.json").read_text())
+    return {alias: entry["version"] for alias, entry in value["production"].items()}
+
+
 ACTIONS = {
     "promote": lambda r: r.promote_challenger(expected_challenger="3", expected_champion="2",
                                               reason="better"),
@@ -73,11 +80,12 @@ def test_death_at_any_write_is_finished_or_undone(registry, monkeypatch, tmp_pat
         on_write(m, writes := [])
         ACTIONS[action](registry)
     done = aliases(registry), statuses(registry)
-    assert done != before
+    assert done != before and in_file(registry) == done[0]
 
     ends = []
     for n in range(len(writes)):                               # after write n is before write n + 1
         registry = copy_store(three_versions_store, tmp_path)
+        assert registry.mirror() == ""
         with monkeypatch.context() as m, pytest.raises(Killed):
             on_write(m, [], n)
             ACTIONS[action](registry)
@@ -85,9 +93,24 @@ def test_death_at_any_write_is_finished_or_undone(registry, monkeypatch, tmp_pat
         registry.settle()
         now = aliases(registry), statuses(registry)
         assert now in (before, done), f"died before write {n}, {writes[n]}"
+        assert in_file(registry) == now[0], "the registry file was forgotten"
         assert len(registry.history()) == past + (now == done)
         ends.append(now == done)
     assert ends == sorted(ends) and set(ends) == {False, True}  # undone up to some write only
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_move_stands_if_the_registry_file_can_not_be_written(registry, caplog, action):
+    file = registry.settings.path("models_dir") / "MODEL_REGISTRY.json"
+    file.parent.mkdir()
+    file.write_text("{")
+    before = aliases(registry)
+    ACTIONS[action](registry)
+    assert aliases(registry) != before and file.read_text() == "{"
+    assert "MODEL_REGISTRY.json does not show where the aliases point" in caplog.text
+    assert str(file) in registry.mirror()
+    file.unlink()
+    assert registry.mirror() == "" and in_file(registry) == aliases(registry)
 
 
 def test_death_between_creating_a_version_and_nominating_it(settings, monkeypatch):
@@ -99,6 +122,7 @@ def test_death_between_creating_a_version_and_nominating_it(settings, monkeypatc
     assert registry.get_challenger() is None and statuses(registry) == ["registered"]
     assert registry.register_challenger(run_id).version == "1"
     assert registry.get_challenger().version == "1" and len(registry.versions()) == 1
+    assert in_file(registry) == {"challenger": "1"}
 
 
 # --- several processes ---------------------------------------------------------------------------

@@ -8,10 +8,12 @@ import os
 import signal
 import stat
 import threading
+import time
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from content_arena.mlops import cleanup as cleaning
@@ -403,7 +405,6 @@ def test_cleanup_lists_what_it_deletes_and_keeps_what_is_held(shelf):
         file.write_text('{"status": "failed"}')
         os.utime(file, (old, old))
     retention.mark(store, names["v2"], archive=True)
-    from filelock import FileLock
     with open(root / "runs" / "held" / "run.json"), FileLock(root / "runs" / "locked" / ".lock"):
         planned = cleaning.plan(store)
         before = tree(root)
@@ -429,15 +430,64 @@ def test_caches_shrink_but_keep_what_a_model_was_trained_on(shelf, tmp_path):
     var, folders = root / "var", {}
     for kind, name in [("datasets", "1" * 16), ("datasets", "3" * 16),
                        ("cache/base_models", f"org--name-{'2' * 16}"),
-                       ("cache/base_models", f"org--name-{'4' * 16}")]:
+                       ("cache/base_models", f"org--name-{'4' * 16}"),
+                       ("cache/merged", f"{'5' * 64}-{'a' * 16}"),
+                       ("cache/merged", f"{'6' * 64}-{'b' * 16}")]:
         folders[name] = model(var / kind / name, "cached")
+    store.registry.promote("5" * 64)
     assert [i for i in cleaning.plan(store) if i.kind.endswith("cache")] == []
-    small = make_store(root, cleanup_dataset_cache_mb=1e-4, cleanup_base_cache_mb=1e-4)
+    small = make_store(root, cleanup_dataset_cache_mb=1e-4, cleanup_base_cache_mb=1e-4,
+                       cleanup_model_cache_mb=1e-4)
     planned = cleaning.plan(small)
     assert {i.path.name[-16:]: i.action for i in planned if i.kind.endswith("cache")} == {
-        "1" * 16: "keep", "3" * 16: "delete", "2" * 16: "keep", "4" * 16: "delete"}
+        "1" * 16: "keep", "3" * 16: "delete", "2" * 16: "keep", "4" * 16: "delete",
+        "a" * 16: "keep", "b" * 16: "delete"}
     cleaning.execute(small, planned)
-    assert [p.exists() for p in folders.values()] == [True, False, True, False]
+    assert [p.exists() for p in folders.values()] == [True, False] * 3
+
+
+def test_battles_go_when_they_are_over_and_old(shelf):
+    store, _ = shelf
+    arena, old = store.settings.path("var_dir") / "arena", 1_600_000_000
+
+    def fought(folder: str, record: str, status: str, time: float = old) -> None:
+        file = arena / folder / record
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"status": status}))
+        (file.parent / "cycle-001").mkdir()
+        (file.parent / "cycle-001" / "attempts.jsonl").write_text("{}")
+        os.utime(file, (time, time))
+    for name, status in [("over", "completed"), ("failed", "failed"), ("half", "running"),
+                         ("held", "completed"), ("damaged", "?")]:
+        fought(f"battles/{name}", "battle.json", status)
+    fought("battles/new", "battle.json", "completed", time.time())
+    fought("coevolution/1", "state.json", "completed")
+    fought("coevolution/2", "state.json", "stopped")
+    with FileLock(arena / "battles" / "held" / ".lock"):
+        planned = [i for i in cleaning.plan(store) if i.kind == "battle"]
+        assert {f"{i.path.parent.name}/{i.path.name}": i.action for i in planned} == {
+            "battles/over": "delete", "battles/failed": "delete", "battles/half": "keep",
+            "battles/held": "keep", "battles/damaged": "keep", "1/cycle-001": "delete",
+            "2/cycle-001": "keep"}
+        cleaning.execute(store, planned)
+    left = {p.name for p in (arena / "battles").glob("[!.]*")}
+    assert left == {"half", "held", "damaged", "new"}
+    assert (arena / "coevolution/1/state.json").exists()       # the next run counts those before it
+    assert not (arena / "coevolution/1/cycle-001").exists()
+
+
+def test_what_a_killed_download_left_in_a_cache_goes(shelf):
+    store, _ = shelf
+    cache, old = store.settings.path("var_dir") / "cache", 1_600_000_000
+    for name in ("merged/.building-1", "models/incoming-1", "models/incoming-2"):
+        (cache / name).mkdir(parents=True)
+        (cache / name / "weights").write_text("half")
+    for name in ("merged/.building-1", "models/incoming-1"):
+        os.utime(cache / name, (old, old))
+    planned = [i for i in cleaning.plan(store) if i.kind == "leftover"]
+    assert [i.path.name for i in planned] == [".building-1", "incoming-1"]
+    cleaning.execute(store, planned)
+    assert [p.name for p in cache.glob("*/*")] == ["incoming-2"]
 
 
 def test_orphans_go_but_not_those_of_another_store(shelf, empty_store):

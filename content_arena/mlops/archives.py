@@ -120,7 +120,7 @@ def unpack_archive(archive: Path, versions: Path, sha256: str = "", tick: Tick =
     """The version in `archive`, as a folder in `versions`; the archive stays.
 
     `sha256`: that of the archive, where it is known. Raises VersionError, nothing made then."""
-    if sha256 and file_sha256(archive) != sha256:
+    if sha256 and file_sha256(archive, tick) != sha256:
         raise VersionError(f"archive {archive.name} is cut short or was changed: its sha256 is not"
                            " the one in MODEL_REGISTRY.json; nothing was restored")
     def fill(building: Path) -> None:

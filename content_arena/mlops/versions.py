@@ -56,13 +56,13 @@ def _facts_for(registry: RegistryReader, folder: Path, sha256: str) -> Facts:
         log.warning("the version is saved without metrics and lineage: %s", e)
         return own
 
-def _verified_model(folder: Path) -> str:
+def _verified_model(folder: Path, tick: Tick = no_tick) -> str:
     "sha256 of a model folder, every file checked; VersionError if it isn't what its manifest says."
     # imported here because it brings torch, and whoever only lists versions should not wait
     from content_arena.training.classifier import ModelError, read_spec, verify_model
     try:
         read_spec(folder)
-        return verify_model(folder)
+        return verify_model(folder, tick=tick)
     except (ModelError, OSError) as e:
         raise VersionError(f"{folder}: {e}; nothing was changed") from e
 
@@ -82,6 +82,12 @@ class VersionStore:
         self.file = RegistryFile(self.models, settings.registered_model)
         self.lock = FileLock(self.models / ".versions.lock", timeout=lock_timeout_s)
 
+    def verified(self, name: str) -> Snapshot:
+        "Version `name`, every byte read. Raises VersionError."
+        size = read_snapshot(self.versions / name).bytes
+        with self.progress(f"verifying {name}", size) as tick:
+            return verify_snapshot(self.versions / name, tick)
+
     def latest_name(self) -> str:
         "The version that `coevolution-latest` leads to; empty if it is none of ours."
         target = self.latest.resolve()
@@ -96,9 +102,7 @@ class VersionStore:
             try:
                 whole[check_name(folder.name)] = read_snapshot(folder)
                 if verify:
-                    with self.progress(f"verifying {folder.name}",
-                                       whole[folder.name].bytes) as tick:
-                        verify_snapshot(folder, tick)
+                    self.verified(folder.name)
             except VersionError as e:
                 whole.pop(folder.name, None)
                 damaged[folder.name] = str(e)
@@ -177,16 +181,20 @@ def _keep(store: VersionStore, source: Path, sha256: str, facts: Facts, *, tag: 
         return take_snapshot(store.versions, source, name, created, sha256, tag=tag, note=note,
                              facts=facts, link=link, tick=tick)
 
+def _verified_source(store: VersionStore, folder: Path) -> str:
+    with store.progress(f"verifying {folder.name}", sum(model_files(folder).values())) as tick:
+        return _verified_model(folder, tick)
+
 def _keep_latest(store: VersionStore, tag: str, note: str) -> Snapshot:
     if own := store.latest_name():
-        known = verify_snapshot(store.versions / own)
+        known = store.verified(own)
         return _keep(store, store.versions / own / "model", known.model_sha256, known.facts,
                      tag=tag, note=note or f"{own}, saved again", link=True)
     if not store.latest.exists():
         raise VersionError(f"there is no {store.latest}: `content-arena versions publish` makes it"
                            " from the champion, a co-evolution run from its result")
     folder = store.latest.resolve()
-    sha256 = _verified_model(folder)
+    sha256 = _verified_source(store, folder)
     return _keep(store, folder, sha256, _facts_for(store.registry, folder, sha256), tag=tag,
                  note=note)
 
@@ -210,7 +218,7 @@ def publish(self: VersionStore, source: Path, *, facts: Facts | None = None, tag
     `facts` default to what MLflow knows of a model with its hash. Raises VersionError, and `latest`
     is as it was."""
     check_tag(tag)
-    sha256 = _verified_model(Path(source))
+    sha256 = _verified_source(self, Path(source))
     with alone(self):
         known = facts or _facts_for(self.registry, Path(source), sha256)
         snapshot = _keep(self, Path(source), sha256, known, tag=tag, note=note)
@@ -247,7 +255,7 @@ def _lead_to(store: VersionStore, name: str) -> str:
     try:
         if store.latest_name() != name:
             raise VersionError(f"{store.latest} does not lead to {name}")
-        verify_snapshot(store.versions / name)
+        store.verified(name)
     except VersionError:
         if undo:
             point(store.latest, store.versions / undo / "model")
@@ -279,13 +287,12 @@ def restore(self: VersionStore, name: str) -> Restored:
         unpacked = not folder.exists() and archive.exists()
         if unpacked:
             listed = self.file.read()["archive"].get(name, {})
-            with self.progress(f"unpacking {name}", 2 * archive.stat().st_size) as tick:
+            with self.progress(f"unpacking {name}", 3 * archive.stat().st_size) as tick:
                 unpack_archive(archive, self.versions, listed.get("sha256", ""), tick)
         elif not folder.exists():
             known = sorted({*self.shelf().snapshots, *self.shelf().archives})
             raise VersionError(f"there is no version {name}; there are: {', '.join(known) or '-'}")
-        with self.progress(f"verifying {name}", read_snapshot(folder).bytes) as tick:
-            verify_snapshot(folder, tick)
+        self.verified(name)
         undo = _lead_to(self, name)
         mirror(self)
     return Restored(name, "" if undo == name else undo, unpacked)

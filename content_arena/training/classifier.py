@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Sequence
@@ -363,9 +364,13 @@ class DenseCopy:
 # %% ../../nbs/01_training/05_classifier.ipynb #ca897f22
 SPEC_FILE, MANIFEST_FILE = "content_filter.json", "manifest.json"
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, tick: Callable[[int], None] = lambda n: None) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as f:         # always read: a remembered hash would not notice damage
-        return hashlib.file_digest(f, "sha256").hexdigest()
+        while chunk := f.read(4 << 20):
+            digest.update(chunk)
+            tick(len(chunk))
+    return digest.hexdigest()
 
 def _tree_sha256(files: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{n}\0{files[n]}\n" for n in sorted(files)).encode()).hexdigest()
@@ -403,10 +408,11 @@ def read_spec(folder: Path) -> dict:
     return spec
 
 # %% ../../nbs/01_training/05_classifier.ipynb #666f806e
-def verify_model(folder: Path, expected_sha256: str | None = None) -> str:
+def verify_model(folder: Path, expected_sha256: str | None = None,
+                 tick: Callable[[int], None] = lambda n: None) -> str:
     """Check every file of `folder` against its manifest, and the tree against `expected_sha256`.
 
-    Returns the tree's sha256. Raises ModelError naming the first file that is missing, extra or
+    `tick` hears of the bytes read. Returns the tree's sha256. Raises ModelError naming the first file that is missing, extra or
     changed.
     """
     folder, manifest = Path(folder), read_manifest(folder)
@@ -419,7 +425,7 @@ def verify_model(folder: Path, expected_sha256: str | None = None) -> str:
             f"model folder {folder.name}: {name} is {'missing' if name in files else 'not listed'}"
         )
     for name, sha256 in files.items():
-        if _sha256(folder / name) != sha256:
+        if _sha256(folder / name, tick) != sha256:
             raise ModelError(
                 f"model folder {folder.name}: {name} differs from its manifest; restore or"
                 f" retrain it"

@@ -13,6 +13,7 @@ import logging
 import platform
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -158,18 +159,13 @@ def log_model(folder: Path, metadata: dict[str, str]) -> str:
     )
     requirements = [f"content-arena=={importlib.metadata.version('content-arena')}"]
     level = logging.getLogger("mlflow").level
-    logging.getLogger("mlflow").setLevel(
-        logging.ERROR
-    )  # asks for an input example; the signature is given
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
     try:
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            loader_module=LOADER,
-            data_path=str(folder),
-            metadata=metadata,
-            signature=signature,
-            pip_requirements=requirements,
-        )
+        with warnings.catch_warnings():       # asks for an input example; the signature is given
+            warnings.filterwarnings("ignore", message=".*input example")
+            info = mlflow.pyfunc.log_model(
+                name="model", loader_module=LOADER, data_path=str(folder), metadata=metadata,
+                signature=signature, pip_requirements=requirements)
     finally:
         logging.getLogger("mlflow").setLevel(level)
     return info.model_uri
