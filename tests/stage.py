@@ -164,7 +164,8 @@ def serving(app, port: int = 0):
     "`app` on a real socket of this machine (0: any free port), in a thread; yields its URL."
     import uvicorn
     with socket.create_server(("127.0.0.1", port)) as sock:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none",
+                                               timeout_keep_alive=75))
         thread = threading.Thread(target=server.run, args=([sock],))
         thread.start()
         try:
