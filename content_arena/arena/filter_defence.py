@@ -117,31 +117,36 @@ def hardest_split(scorer: Scorer, rows: pd.DataFrame, say: Say = lambda text: No
         say(f"rotation {split.rotation}: {detected[split]:.1%} detected")
     return min(detected, key=detected.get)
 
-# %% ../../nbs/04_arena/03g_filter_defence.ipynb #67db614a
+# %% ../../nbs/04_arena/03g_filter_defence.ipynb #9118c9be
 class Table:
-    "Rows of `defence_row` by name, each kept in `file` as soon as it is there."
-    def __init__(self, file: Path, test: pd.DataFrame, say: Say, **kw: Any):
-        self.file, self.test, self.say, self.kw = file, test, say, kw
+    """Rows of `defence_row` by name and cost, each kept in `file` as soon as it is there.
+
+    `costs`: shares of clean comments, besides that of the undefended model."""
+    def __init__(self, file: Path, test: pd.DataFrame, costs: Sequence[float], say: Say, **kw: Any):
+        self.file, self.test, self.costs, self.say, self.kw = file, test, costs, say, kw
         self.rows = json.loads(file.read_text()) if file.exists() else {}
 
-    def add(self, name: str, scorer: Scorer, split: FamilySplit) -> None:
-        "The row of `scorer` under the attacks of `split`, unless it is there."
-        key = f"{split.rotation}: {name}"
-        if key in self.rows:
-            return
-        found = defence_row(scorer, self.test, split, **self.kw)
-        self.rows[key] = {"rotation": split.rotation, "model": name, **found}
-        self.say(f"{key}: " + ", ".join(f"{k} {v:.1%}" for k, v in found.items() if v is not None))
-        write_json(self.file, self.rows)
+    def add(self, name: str, scorer: Scorer, valid: pd.DataFrame, own: float,
+            split: FamilySplit) -> None:
+        "The rows of `scorer` under the attacks of `split`, unless they are there; costs by `valid`."
+        for label, cost in {"own": own, **{f"{c:.0%}": c for c in self.costs}}.items():
+            key = f"{split.rotation}: {name}, cost {label}"
+            if key in self.rows:
+                continue
+            found = defence_row(AtCost(scorer, valid, cost), self.test, split, **self.kw)
+            self.rows[key] = {"rotation": split.rotation, "cost": label, "model": name, **found}
+            shown = (f"{k} {v:.1%}" for k, v in found.items() if v is not None)
+            self.say(f"{key}: {', '.join(shown)}")
+            write_json(self.file, self.rows)
 
-    def add_with_views(self, name: str, scorer: Scorer, valid: pd.DataFrame, cost: float,
+    def add_with_views(self, name: str, scorer: Scorer, valid: pd.DataFrame, own: float,
                        split: FamilySplit) -> None:
-        "The row of `scorer`, and those of its views, at the same cost."
-        self.add(name, AtCost(scorer, valid, cost), split)
+        "The rows of `scorer`, and those of its views."
+        self.add(name, scorer, valid, own, split)
         for mode in ("max", "last"):
-            self.add(f"{name}, views {mode}", AtCost(ViewsScorer(scorer, mode), valid, cost), split)
+            self.add(f"{name}, views {mode}", ViewsScorer(scorer, mode), valid, own, split)
 
-# %% ../../nbs/04_arena/03g_filter_defence.ipynb #6fc289c9
+# %% ../../nbs/04_arena/03g_filter_defence.ipynb #601dc9e8
 def _add_baseline(table: Table, train: pd.DataFrame, valid: pd.DataFrame, both: pd.DataFrame,
                   split: FamilySplit, cycles: int, **how: Any) -> None:
     fit = lambda rows: fit_baseline(rows, valid)
@@ -162,7 +167,7 @@ def _add_filter(table: Table, first: FilterFit, base: KeptScores, train: pd.Data
         if cycle == cycles:
             table.add_with_views(name, model, both, cost, split)
         else:
-            table.add(name, AtCost(model, both, cost), split)
+            table.add(name, model, both, cost, split)
 
 def _add_control(table: Table, first: FilterFit, base: KeptScores, train: pd.DataFrame,
                  both: pd.DataFrame, split: FamilySplit, cycles: int, replay: int, rounds: int,
@@ -170,22 +175,24 @@ def _add_control(table: Table, first: FilterFit, base: KeptScores, train: pd.Dat
     fit, model = first.onwards(f"control-{split.rotation}", first.valid), base
     for cycle in range(1, cycles + 1):
         model = fit(with_variants(train, (), replay, share, 1000 * seed + cycle))
-    table.add("filter, control", AtCost(model, both, clean_cost(base, both)), split)
+    table.add("filter, control", model, both, clean_cost(base, both), split)
 
-# %% ../../nbs/04_arena/03g_filter_defence.ipynb #b7070d03
+# %% ../../nbs/04_arena/03g_filter_defence.ipynb #150770d8
 def measure_filter(train: pd.DataFrame, valid: pd.DataFrame, test: pd.DataFrame,
                    settings: Settings, folder: Path, *, rotations: Sequence[int] = (),
                    cycles: int = 3, rounds: int = 2000, replay: int = 1500, share: float = 0.5,
-                   seed: int = 0, say: Say = lambda text: None, **kw: Any) -> pd.DataFrame:
-    """A row (rotation, model, `COLUMNS` as shares) for baseline and filter, each without and with
-    co-evolution and views, under attacks on `test`; `rotations`: see `hardest_split` if empty.
+                   seed: int = 0, costs: Sequence[float] = (0.1, 0.2),
+                   say: Say = lambda text: None, **kw: Any) -> pd.DataFrame:
+    """A row (rotation, cost, model, `COLUMNS` as shares) for baseline and filter, each without and
+    with co-evolution and views, under attacks on `test`; `rotations`: see `hardest_split` if empty.
 
     `train`, `valid`, `test`: text and label. `replay`: originals in a retraining, of which
-    variants make up `share`. `folder` keeps every part: the same call goes on after a kill, and
-    other arguments begin anew. `kw`: how hard the attack is, see `attack`."""
+    variants make up `share`. `costs`: see `Table`. `folder` keeps every part: the same call goes on
+    after a kill, and other arguments begin anew, except for `costs` and `rotations`, which add
+    rows. `kw`: how hard the attack is, see `attack`."""
     home = folder / identity([train, valid, test], settings.digest(*TRAINING_KEYS),
                              settings.coevolution_epochs, cycles, rounds, replay, share, seed, kw)
-    table = Table(home / "table.json", test, say, **kw)
+    table = Table(home / "rows.json", test, costs, say, **kw)
     how = {"rounds": rounds, "share": share, "seed": seed}
     first = FilterFit(settings, valid, home, name="filter", say=say)
     base = first(train)
