@@ -1,4 +1,6 @@
 """The service's page for Prometheus: what is on it when all goes wrong, and that it does not grow."""
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -6,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from content_arena.arena.attacks import STRATEGIES  # noqa: F401 - registers all rules
@@ -13,7 +16,7 @@ from content_arena.arena.rules import RULES
 from content_arena.config import Secrets
 from content_arena.mlops.metrics import (
     ALIASES, ATTACK_CLASSES, LABELLERS, OUTCOMES, RESULTS, TRIGGERS)
-from content_arena.mlops.run_metrics import GROUPS, publish
+from content_arena.mlops.run_metrics import FEATURES, GROUPS, RunFiles, publish, read_group
 from content_arena.serving.app import create_app
 from content_arena.store import EventStore
 from stage import FileLoader, FileRegistry, serving, settings
@@ -93,6 +96,39 @@ def test_a_half_written_file_of_run_metrics_is_left_out(started, tmp_path: Path)
     assert value(url, "drift_score", feature="lang") is None
     assert value(url, "metrics_files_unreadable") == 1
     assert value(url, "model_version", alias="champion") == 3
+
+
+def test_a_process_that_is_killed_while_it_publishes_leaves_whole_files(tmp_path: Path):
+    "It writes 1, 1, 1, ... then 2, 2, 2, ...; whoever reads sees all of one, at any moment."
+    program = """if True:
+        import itertools, sys
+        from content_arena.config import load_settings
+        from content_arena.mlops.run_metrics import FEATURES, publish
+        settings = load_settings(env={}, var_dir=sys.argv[1])
+        for n in itertools.count(1):
+            values = dict.fromkeys(FEATURES, n)
+            publish(settings, "drift", {"content_arena_drift_score": values})
+            if n == 1:
+                print("begun", flush=True)
+    """
+    folder, numbers = tmp_path / "metrics", []
+    for _ in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)],
+                                  stdout=subprocess.PIPE, text=True)
+        try:
+            assert writer.stdout.readline() == "begun\n"
+            for _ in range(200):
+                found = read_group(folder / "drift.prom")["content_arena_drift_score"]
+                assert set(found) == set(FEATURES) and len(set(found.values())) == 1
+                numbers.append(found["lang"])
+        finally:
+            writer.kill()                              # in the middle of a file, most likely
+            writer.communicate()
+        read_group(folder / "drift.prom")
+    assert len(set(numbers)) > 10                      # it did write while we read
+    page = CollectorRegistry()
+    page.register(RunFiles(folder))
+    assert page.get_sample_value("content_arena_metrics_files_unreadable") == 0
 
 
 def test_the_page_does_not_grow_with_traffic_and_stays_small(started):
