@@ -120,7 +120,7 @@ class TrainSettings(_Section):
         False, description="train on the normalised views of a text too, where they differ"
     )
 
-# %% ../nbs/00_core/000_sections.ipynb #3640ea5e
+# %% ../nbs/00_core/000_sections.ipynb #47c06012
 class GateSettings(_Section):
     "Section `[gate]`: when a challenger replaces the champion."
     min_f1_gain: float = Field(
@@ -138,28 +138,24 @@ class GateSettings(_Section):
     bootstrap_resamples: int = Field(
         2000, ge=100, le=1_000_000, description="paired bootstrap resamples"
     )
-    max_test_overlap: int = Field(
-        0, ge=0, description="test rows allowed in the lineage's training data"
-    )
-    overlap_threshold: float = Field(
-        0.8, gt=0, le=1, description="Jaccard similarity that counts as overlap"
-    )
+    max_test_overlap: int = Field(0, ge=0,
+        description="test rows allowed in the lineage's training data")
+    overlap_threshold: float = Field(0.8, gt=0, le=1,
+        description="Jaccard similarity that counts as overlap")
     guarded_slices: tuple[str, ...] = Field(("lang",),
         description="comma-separated columns whose slices must not fall; empty: none")
     test_set_budget: int = Field(
         30, ge=0, description="decisions a test set is good for; 0: any number, uncorrected"
     )
     slice_tolerance: float = Field(0.03, ge=0, lt=1, description="F1 a guarded slice may lose")
-    slice_min_samples: int = Field(
-        200, ge=1, description="rows below which a slice does not decide"
-    )
+    slice_min_samples: int = Field(200, ge=1,
+        description="rows below which a slice does not decide")
     gate_battle_rounds: int = Field(1000, ge=0,
         description="rounds of the fixed battle on test rows; 0: none is fought")
     battle_tolerance: float = Field(0.02, ge=0, lt=1,
         description="evasion rate that a challenger may add in it")
-    shadow_guard: bool = Field(
-        True, description="labelled shadow traffic may not show the challenger to be worse"
-    )
+    shadow_guard: bool = Field(True,
+        description="labelled shadow traffic may not show the challenger to be worse")
     latency_budget_ms: float = Field(0, ge=0,
         description="p95 of one comment, milliseconds; 0: not checked")
     size_budget_mb: float = Field(0, ge=0,
