@@ -6,27 +6,21 @@
 __all__ = ['ICONOLOGICAL', 'glance', 'look_alike', 'from_strokes', 'cross_script', 'turned', 'either_way_up', 'rotation',
            'jamo_decomposition', 'initials', 'initials_only', 'vowels_back', 'hangul_leet']
 
-# %% ../../nbs/04_arena/00b_korean_shape.ipynb #747cde4b
+# %% ../../nbs/04_arena/00b_korean_shape.ipynb #28728a22
 import random
 import re
 from collections.abc import Iterable
 from functools import lru_cache
 
 from .rules import (
-    Edit, canonical_reading, is_syllable, join, rule, split, syllable_edits)
+    Edit, canonical_reading, is_syllable, join, rule, split, syllable_rule)
 from ..text import canonical, compose_jamo, decompose_jamo
 
-# %% ../../nbs/04_arena/00b_korean_shape.ipynb #bb514ff6
+# %% ../../nbs/04_arena/00b_korean_shape.ipynb #6677e9da
 ICONOLOGICAL = "Korean iconological"
 _ALIKE = ("대머", "귀커", "며띠", "비네", "과파", "괴피", "겨저", "거지", "고끄", "교꼬", "티더", "켜궈")
 _TWIN = {a: b for pair in _ALIKE for a, b in (pair, pair[::-1])}
 _FIRST = {c: pair[0] for pair in _ALIKE for c in pair}
-
-@lru_cache(maxsize=11172)
-def _twin(c: str) -> tuple[str, ...]:
-    lead, vowel, tail = split(c)
-    twin = _TWIN.get(join(lead, vowel))
-    return (join(*split(twin)[:2], tail),) if twin else ()
 
 @lru_cache(maxsize=11172)
 def _first(c: str) -> str:
@@ -38,35 +32,33 @@ def glance(s: str) -> str:
     "What `s` is at a glance: of two syllables that look alike, always the same one."
     return "".join(_first(c) if is_syllable(c) else c for c in canonical(s))
 
-# %% ../../nbs/04_arena/00b_korean_shape.ipynb #80a44b8e
-@rule(ICONOLOGICAL, "hangul_shapes", "ko", example=("귀엽다 멍멍이", "커엽다 댕댕이"), reading=glance,
+# %% ../../nbs/04_arena/00b_korean_shape.ipynb #57dc61a7
+@syllable_rule(ICONOLOGICAL, "hangul_shapes", example=("귀엽다 멍멍이", "커엽다 댕댕이"), reading=glance,
       note="none lost to who knows the pairs; ambiguous where both syllables make a word")
-def look_alike(text: str, rng: random.Random) -> Iterable[Edit]:
+def look_alike(c: str) -> tuple[str, ...]:
     "A syllable for one that looks like it (`귀` → `커`, `명` → `띵`): yaminjeongeum."
-    return syllable_edits(text, _twin, rng)
+    lead, vowel, tail = split(c)
+    twin = _TWIN.get(join(lead, vowel))
+    return (join(*split(twin)[:2], tail),) if twin else ()
 
-# %% ../../nbs/04_arena/00b_korean_shape.ipynb #0f30ce1b
+# %% ../../nbs/04_arena/00b_korean_shape.ipynb #93f28673
 _STROKES = dict(zip("ㅁㅣㅡㅏㄹㅇㅅㄷㅗㅜㄱㄴㅈㅋㅠㅊㅐㅌ", "口丨一卜己〇人匚⊥丅フ乚スヲ丌大廿巨"))
 _LETTERS = {ord(b): a for a, b in _STROKES.items()}
-
-@lru_cache(maxsize=11172)
-def _in_strokes(c: str) -> tuple[str, ...]:
-    spelt = decompose_jamo(c)
-    places = [i for i, letter in enumerate(spelt) if letter in _STROKES]
-    one = [spelt[:i] + _STROKES[spelt[i]] + spelt[i + 1:] for i in places]
-    all_of_them = ["".join(_STROKES.get(x, x) for x in spelt)] if len(one) > 1 else []
-    return (*one, *all_of_them)
 
 def from_strokes(s: str) -> str:
     "`s` with the borrowed strokes read as Hangul letters, composed."
     return canonical(s.translate(_LETTERS))
 
-# %% ../../nbs/04_arena/00b_korean_shape.ipynb #dace5490
-@rule(ICONOLOGICAL, "hangul_shapes", "ko", example=("멍청이", "口ㅓ〇청〇丨"), reading=from_strokes,
+# %% ../../nbs/04_arena/00b_korean_shape.ipynb #759d2e74
+@syllable_rule(ICONOLOGICAL, "hangul_shapes", example=("멍청이", "口ㅓ〇청〇丨"), reading=from_strokes,
       note="nothing is lost: each stroke stands for one letter", max_share=0.8)
-def cross_script(text: str, rng: random.Random) -> Iterable[Edit]:
+def cross_script(c: str) -> tuple[str, ...]:
     "Letters written with look-alikes of other scripts (`멍` → `口ㅓ〇`)."
-    return syllable_edits(text, _in_strokes, rng)
+    spelt = decompose_jamo(c)
+    places = [i for i, letter in enumerate(spelt) if letter in _STROKES]
+    one = [spelt[:i] + _STROKES[spelt[i]] + spelt[i + 1:] for i in places]
+    all_of_them = ["".join(_STROKES.get(x, x) for x in spelt)] if len(one) > 1 else []
+    return (*one, *all_of_them)
 
 # %% ../../nbs/04_arena/00b_korean_shape.ipynb #749ae954
 _TURNED = {"ㄱ": "ㄴ", "ㄴ": "ㄱ", "ㅁ": "ㅁ", "ㅇ": "ㅇ", "ㅍ": "ㅍ", "ㄹ": "ㄹ",
@@ -90,16 +82,12 @@ def rotation(text: str, rng: random.Random) -> Iterable[Edit]:
     "A word turned by 180° (`논문` → `곰국`)."
     return ((m.start(), m.end(), t) for m in _RUN.finditer(text) if (t := turned(m[0])) != m[0])
 
-# %% ../../nbs/04_arena/00b_korean_shape.ipynb #9258ee47
-@lru_cache(maxsize=11172)
-def _spelt(c: str) -> tuple[str]:
-    return ("".join(split(c)),)
-
-@rule(ICONOLOGICAL, "spelt_out", "ko", example=("바보", "ㅂㅏㅂㅗ"), reading=canonical_reading,
+# %% ../../nbs/04_arena/00b_korean_shape.ipynb #af8a0344
+@syllable_rule(ICONOLOGICAL, "spelt_out", example=("바보", "ㅂㅏㅂㅗ"), reading=canonical_reading,
       note="nothing is lost; ambiguous only beside letters used as letters (`보ㅅ`)")
-def jamo_decomposition(text: str, rng: random.Random) -> Iterable[Edit]:
+def jamo_decomposition(c: str) -> tuple[str]:
     "Syllables spelt letter by letter (`바보` → `ㅂㅏㅂㅗ`)."
-    return syllable_edits(text, _spelt, rng)
+    return ("".join(split(c)),)
 
 _WORD = re.compile("[가-힣]{2,4}")
 
@@ -113,22 +101,18 @@ def initials_only(text: str, rng: random.Random) -> Iterable[Edit]:
     "A word of two to four syllables as its first letters (`바보` → `ㅂㅂ`)."
     return ((m.start(), m.end(), "".join(split(c)[0] for c in m[0])) for m in _WORD.finditer(text))
 
-# %% ../../nbs/04_arena/00b_korean_shape.ipynb #83367a77
+# %% ../../nbs/04_arena/00b_korean_shape.ipynb #f39094c6
 _LATIN_VOWEL = {"ㅏ": "r", "ㅣ": "l", "ㅐ": "H", "ㅑ": "F"}
 _VOWEL_OF = {b: a for a, b in _LATIN_VOWEL.items()}
-
-@lru_cache(maxsize=11172)
-def _latin_vowel(c: str) -> tuple[str, ...]:
-    lead, vowel, tail = split(c)
-    return (lead + _LATIN_VOWEL[vowel] + tail,) if vowel in _LATIN_VOWEL else ()
 
 def vowels_back(s: str) -> str:
     "`s` with `r l H F` after a Hangul consonant read as the vowel they look like."
     spelt = re.sub("([ㄱ-ㅎ])([rlHF])", lambda m: m[1] + _VOWEL_OF[m[2]], s)
     return canonical(compose_jamo(spelt))
 
-@rule(ICONOLOGICAL, "hangul_shapes", "ko", example=("바보", "ㅂr보"), reading=vowels_back,
+@syllable_rule(ICONOLOGICAL, "hangul_shapes", example=("바보", "ㅂr보"), reading=vowels_back,
       note="nothing is lost")
-def hangul_leet(text: str, rng: random.Random) -> Iterable[Edit]:
+def hangul_leet(c: str) -> tuple[str, ...]:
     "A Latin letter for the vowel that it looks like (`바보` → `ㅂr보`)."
-    return syllable_edits(text, _latin_vowel, rng)
+    lead, vowel, tail = split(c)
+    return (lead + _LATIN_VOWEL[vowel] + tail,) if vowel in _LATIN_VOWEL else ()

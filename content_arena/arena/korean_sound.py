@@ -6,13 +6,13 @@
 __all__ = ['PHONOLOGICAL', 'sound', 'initial_replacement', 'medial_replacement', 'final_replacement', 'liaison',
            'resyllabification', 'insertion_initial', 'insertion_medial', 'insertion_final']
 
-# %% ../../nbs/04_arena/00a_korean_sound.ipynb #af312635
+# %% ../../nbs/04_arena/00a_korean_sound.ipynb #802da4ad
 import random
 import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-from .rules import TAIL_OF, Edit, is_syllable, join, rule, split, syllable_edits
+from .rules import TAIL_OF, Edit, is_syllable, join, rule, split, syllable_rule
 from ..text import canonical
 
 # %% ../../nbs/04_arena/00a_korean_sound.ipynb #5b8fca1c
@@ -32,7 +32,7 @@ def sound(s: str) -> str:
     heard = "".join(_heard(c) if is_syllable(c) else c for c in canonical(s))
     return _TWICE.sub(r"\1", heard)
 
-# %% ../../nbs/04_arena/00a_korean_sound.ipynb #6184bf71
+# %% ../../nbs/04_arena/00a_korean_sound.ipynb #b209e2de
 _SIMILAR_LEAD = {c: [o for o in group if o != c] for group in ("ㄱㄲㅋ", "ㄷㄸㅌ", "ㅂㅃㅍ", "ㅅㅆ", "ㅈㅉㅊ")
                  for c in group}
 _SIMILAR_VOWEL = {c: [o for o in group if o != c] for group in ("ㅐㅔ", "ㅒㅖ", "ㅙㅚㅞ", "ㅗㅜ")
@@ -41,39 +41,27 @@ _SIMILAR_TAIL = {c: [o for o in group if o != c]
                  for group in ("ㄱㄲㅋ", "ㄷㅅㅆㅈㅊㅌ", "ㅂㅍㅄ", "ㄴㄵㄶ", "ㄹㄼㅀ", "ㅁㄻ") for c in group}
 PHONOLOGICAL = "Korean phonological"
 
-@lru_cache(maxsize=11172)
-def _other_leads(c: str) -> list[str]:
+# %% ../../nbs/04_arena/00a_korean_sound.ipynb #f1bc2e71
+@syllable_rule(PHONOLOGICAL, "respelling", example=("바보", "빠보"), reading=sound, max_share=0.5,
+      note="tenseness and aspiration are lost; the ear restores them from the word")
+def initial_replacement(c: str) -> list[str]:
+    "Plain, tense or aspirated: another consonant of the triplet (`바보` → `빠보`)."
     lead, vowel, tail = split(c)
     return [join(o, vowel, tail) for o in _SIMILAR_LEAD.get(lead, ())]
 
-@lru_cache(maxsize=11172)
-def _other_vowels(c: str) -> list[str]:
+@syllable_rule(PHONOLOGICAL, "respelling", example=("바보", "바부"), reading=sound, max_share=0.5,
+      note="which of two similar vowels it was is lost")
+def medial_replacement(c: str) -> list[str]:
+    "A vowel that sounds alike or nearly so (`바보` → `바부`, `개` → `게`)."
     lead, vowel, tail = split(c)
     return [join(lead, o, tail) for o in _SIMILAR_VOWEL.get(vowel, ())]
 
-@lru_cache(maxsize=11172)
-def _other_tails(c: str) -> list[str]:
+@syllable_rule(PHONOLOGICAL, "respelling", example=("밥통", "밮통"), reading=sound, max_share=0.5,
+      note="the sound is unchanged; only spelling is lost")
+def final_replacement(c: str) -> list[str]:
+    "Another letter for the same closing sound (`밥` → `밮`)."
     lead, vowel, tail = split(c)
     return [join(lead, vowel, o) for o in _SIMILAR_TAIL.get(tail, ())]
-
-# %% ../../nbs/04_arena/00a_korean_sound.ipynb #c9d4548a
-@rule(PHONOLOGICAL, "respelling", "ko", example=("바보", "빠보"), reading=sound, max_share=0.5,
-      note="tenseness and aspiration are lost; the ear restores them from the word")
-def initial_replacement(text: str, rng: random.Random) -> Iterable[Edit]:
-    "Plain, tense or aspirated: another consonant of the triplet (`바보` → `빠보`)."
-    return syllable_edits(text, _other_leads, rng)
-
-@rule(PHONOLOGICAL, "respelling", "ko", example=("바보", "바부"), reading=sound, max_share=0.5,
-      note="which of two similar vowels it was is lost")
-def medial_replacement(text: str, rng: random.Random) -> Iterable[Edit]:
-    "A vowel that sounds alike or nearly so (`바보` → `바부`, `개` → `게`)."
-    return syllable_edits(text, _other_vowels, rng)
-
-@rule(PHONOLOGICAL, "respelling", "ko", example=("밥통", "밮통"), reading=sound, max_share=0.5,
-      note="the sound is unchanged; only spelling is lost")
-def final_replacement(text: str, rng: random.Random) -> Iterable[Edit]:
-    "Another letter for the same closing sound (`밥` → `밮`)."
-    return syllable_edits(text, _other_tails, rng)
 
 # %% ../../nbs/04_arena/00a_korean_sound.ipynb #7b3330d7
 _LINKING, _SILENT = "ㄱㄴㄷㄹㅁㅂㅅㅈㅊㅋㅌㅍㄲㅆ", "ㅇ"
@@ -110,13 +98,8 @@ def resyllabification(text: str, rng: random.Random) -> Iterable[Edit]:
     return _apart((i, i + 2, join(a, v, lead) + join(_SILENT, w, x)) for i, (a, v, tail),
                   (lead, w, x) in _pairs(text) if not tail and lead in _LINKING)
 
-# %% ../../nbs/04_arena/00a_korean_sound.ipynb #5b2c3ffc
+# %% ../../nbs/04_arena/00a_korean_sound.ipynb #90491d87
 _GLIDE = dict(zip("ㅏㅓㅗㅜㅡㅣ", "ㅑㅕㅛㅠㅢㅟ"))
-
-@lru_cache(maxsize=11172)
-def _glided(c: str) -> tuple[str, ...]:
-    lead, vowel, tail = split(c)
-    return (join(lead, _GLIDE[vowel], tail),) if vowel in _GLIDE else ()
 
 @rule(PHONOLOGICAL, "syllable_edges", "ko", example=("먹어", "먹거"), reading=sound, max_share=0.7,
       note="a silent letter is no longer silent; the word stays recognisable")
@@ -129,11 +112,12 @@ def insertion_initial(text: str, rng: random.Random) -> Iterable[Edit]:
             yield i, i + 1, join(tail if tail and tail in _LINKING else "ㅎ", vowel, after)
         tail = after
 
-@rule(PHONOLOGICAL, "syllable_edges", "ko", example=("거품", "겨퓸"), reading=sound, max_share=0.5,
+@syllable_rule(PHONOLOGICAL, "syllable_edges", example=("거품", "겨퓸"), reading=sound, max_share=0.5,
       note="the glide is heard and ignored")
-def insertion_medial(text: str, rng: random.Random) -> Iterable[Edit]:
+def insertion_medial(c: str) -> tuple[str, ...]:
     "A glide before a vowel (`거품` → `겨퓸`)."
-    return syllable_edits(text, _glided, rng)
+    lead, vowel, tail = split(c)
+    return (join(lead, _GLIDE[vowel], tail),) if vowel in _GLIDE else ()
 
 @rule(PHONOLOGICAL, "syllable_edges", "ko", example=("바보", "밥보"), reading=sound, max_share=0.7,
       note="a doubled consonant is heard as one")

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['Edit', 'Span', 'T', 'RULES', 'LEADS', 'VOWELS', 'TAILS', 'TAIL_OF', 'pick', 'apply_edits', 'strongest', 'seeded',
-           'Rule', 'rule', 'bare', 'canonical_reading', 'is_syllable', 'split', 'join', 'syllable_edits', 'mapped']
+           'Rule', 'rule', 'bare', 'canonical_reading', 'is_syllable', 'split', 'join', 'syllable_edits',
+           'syllable_rule', 'mapped']
 
-# %% ../../nbs/04_arena/00_rules.ipynb #2944da2c
+# %% ../../nbs/04_arena/00_rules.ipynb #a929813c
 import random
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TypeVar
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 from hangul_keyboard.mapping import CHOSUNGS, JONGSUNGS, JOONGSUNGS
 
@@ -126,13 +127,23 @@ def join(lead: str, vowel: str, tail: str = "") -> str:
     "The syllable of three letters; the inverse of `split`."
     return chr(0xAC00 + (LEADS.index(lead) * 21 + VOWELS.index(vowel)) * 28 + TAIL_OF[tail])
 
-# %% ../../nbs/04_arena/00_rules.ipynb #94478fc3
+# %% ../../nbs/04_arena/00_rules.ipynb #905c65b8
 def syllable_edits(text: str, options: Callable[[str], Sequence[str]],
                    rng: random.Random) -> Iterable[Edit]:
     "An edit for each Hangul syllable of `text` that has `options`, with one of them."
     for i, c in enumerate(text):
         if "가" <= c <= "힣" and (found := options(c)):
             yield i, i + 1, pick(found, rng)
+
+def syllable_rule(linguistic_class: str, family: str, **about: Any) -> Callable[[Callable], Rule]:
+    "Decorator: like `rule`, for Korean, of a function from a syllable to what may stand for it."
+    def register(options: Callable[[str], Sequence[str]]) -> Rule:
+        known = lru_cache(maxsize=11172)(options)
+        @wraps(options)
+        def find(text: str, rng: random.Random) -> Iterable[Edit]:
+            return syllable_edits(text, known, rng)
+        return rule(linguistic_class, family, "ko", **about)(find)
+    return register
 
 def mapped(text: str, table: dict[str, Sequence[str]], rng: random.Random) -> Iterable[Edit]:
     "An edit for each character of `text` that `table` knows, with one of its replacements."
