@@ -47,11 +47,11 @@ class FakeRegistry:
     def versions(self) -> list[Version]:
         now = datetime.now(timezone.utc)
         return [Version("content-filter", str(i + 1), f"run{i}", tuple(aliases),
-                        {"lineage": '["d0"]', "f1": "0.8"}, sha256, now)
+                        {"lineage": '["d0"]', "f1": "0.8", "detection_rate": "0.5"}, sha256, now)
                 for i, (sha256, aliases) in enumerate(self.read())]
 
     def metrics(self, run_id: str) -> dict[str, float]:
-        return {"detection_rate": 0.5}
+        return {"valid_f1": 0.7}
 
     def promote(self, sha256: str) -> None:
         "Make the model champion; the one that was becomes `previous`."

@@ -60,8 +60,9 @@ def test_from_two_versions_to_the_report(home, service):
     source = {name: write_words(folder / f"{name}.csv", rows, seed, toxic) for name, rows, seed, toxic
               in (("first", 400, 1, ("awful", "friend")), ("second", 400, 2, ("awful", "today")),
                   ("both", 400, 3, ("awful",)), ("truth", 1200, 4, ("awful",)))}
-    environment |= {"CONTENT_ARENA_SOURCES": source["both"], "CONTENT_ARENA_EPOCHS": "4",
-                    "CONTENT_ARENA_TEST_SOURCES": source["truth"]}
+    environment |= {f"CONTENT_ARENA_{k}": v for k, v in {
+        "SOURCES": source["both"], "TEST_SOURCES": source["truth"], "EPOCHS": "4",
+        "GATE_BATTLE_ROUNDS": "200", "BOOTSTRAP_RESAMPLES": "500"}.items()}
     made = run(environment, "pipeline", "run", "-p", f"sources={source['first']}")
     assert (made["status"], made["model_version"]) == ("bootstrapped", "1")
     trained = run(environment, "train", "-p", f"sources={source['second']}")["mlflow_run_id"]

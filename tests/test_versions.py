@@ -193,6 +193,17 @@ def test_the_last_copy_of_a_lineage_stays(shelf, tmp_path):
     assert set(store.shelf().snapshots) == set(kept)
 
 
+def test_the_list_has_the_quality_that_mlflow_knows(shelf):
+    store, names = shelf
+    store.registry.promote(store.shelf().snapshots[names["v2"]].model_sha256)
+    made = store.publish(store.models.parent / "sources" / "2")
+    row = {r["name"]: r for r in retention.rows(store)}
+    assert (row[made.name]["f1"], row[made.name]["detection_rate"]) == (0.8, 0.5)
+    assert row[names["v3"]]["f1"] is None                               # was never registered
+    assert store.file.read()["coevolution"][made.name]["metrics"] == {
+        "valid_f1": 0.7, "f1": 0.8, "detection_rate": 0.5}
+
+
 def test_nothing_is_deleted_if_mlflow_is_away(shelf):
     from content_arena.mlops.model_registry import RegistryError
     store, _ = shelf

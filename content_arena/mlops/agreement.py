@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .model_registry import Version, production_entries
+from .model_registry import Version
+from .registry_file import production_entries
 from .snapshots import Snapshot
 
 # %% ../../nbs/03_mlops/10_agreement.ipynb #db2255e0

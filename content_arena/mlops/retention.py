@@ -15,9 +15,8 @@ from typing import Any
 from .agreement import (
     Shelf, coevolution_entry, disagreements, listed_models)
 from .archives import SUFFIX, peek, write_archive
-from .model_registry import production_entries
 from .open_files import holder, open_paths
-from .registry_file import change_registry
+from .registry_file import change_registry, production_entries
 from .snapshots import VersionError, check_name, file_sha256, set_aside
 from .versions import VersionStore, alone, finish, mirror
 
@@ -90,7 +89,8 @@ def verdicts(store: VersionStore, keep: int) -> list[Verdict]:
         raise VersionError(f"--keep {keep}: how many of the newest to keep, 0 or more")
     shelf = store.shelf(verify=True)
     if shelf.damaged:
-        raise VersionError("nothing is deleted while a version is damaged: "
+        raise VersionError("nothing is deleted while a version is damaged (bring its files back, or"
+                           f" move it out of {store.versions}): "
                            + "; ".join(shelf.damaged.values()))
     why = protected(store, shelf, keep)
     stays = {shelf.snapshots[name].model_sha256: name for name in why}

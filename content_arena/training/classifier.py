@@ -412,8 +412,8 @@ def verify_model(folder: Path, expected_sha256: str | None = None,
                  tick: Callable[[int], None] = lambda n: None) -> str:
     """Check every file of `folder` against its manifest, and the tree against `expected_sha256`.
 
-    `tick` hears of the bytes read. Returns the tree's sha256. Raises ModelError naming the first file that is missing, extra or
-    changed.
+    `tick` hears of the bytes read. Returns the tree's sha256. Raises ModelError naming the first
+    file that is missing, extra or changed.
     """
     folder, manifest = Path(folder), read_manifest(folder)
     files = manifest.get("files", {})
@@ -426,10 +426,8 @@ def verify_model(folder: Path, expected_sha256: str | None = None,
         )
     for name, sha256 in files.items():
         if _sha256(folder / name, tick) != sha256:
-            raise ModelError(
-                f"model folder {folder.name}: {name} differs from its manifest; restore or"
-                f" retrain it"
-            )
+            raise ModelError(f"model folder {folder.name}: {name} differs from its manifest;"
+                             " restore or retrain it")
     tree = _tree_sha256(files)
     if tree != manifest.get("sha256") or (expected_sha256 and tree != expected_sha256):
         raise ModelError(f"model folder {folder.name} has hash {tree[:12]},"
