@@ -17,7 +17,7 @@ from typing import Any
 from ..store import EventStore
 from ..store_schema import StoreError
 
-# %% ../../nbs/03_mlops/14_lease.ipynb #d3f18192
+# %% ../../nbs/03_mlops/14_lease.ipynb #5b7623ea
 class LeaseLost(RuntimeError):
     "Somebody else holds the lease now; what was done under it must not be written."
 
@@ -47,10 +47,11 @@ class _Leases:
     def held_by(self) -> str | None:
         "Who holds an unexpired lease; None: nobody."
         _, content = self.newest()
-        alive = content and datetime.fromisoformat(content["until"]) > self.clock()
+        held = content and not content.get("released")
+        alive = held and datetime.fromisoformat(content["until"]) > self.clock()
         return content["holder"] if alive else None
 
-# %% ../../nbs/03_mlops/14_lease.ipynb #01919b60
+# %% ../../nbs/03_mlops/14_lease.ipynb #0415188d
 class Lease(_Leases):
     """The right to do `name`, held for `ttl_s` seconds unless it is renewed.
 
@@ -62,6 +63,8 @@ class Lease(_Leases):
 
     def _lasts(self, token: int, content: dict[str, Any]) -> bool:
         "Whether a lease lasts; one that a wrong clock put too far away is cut to its length."
+        if content.get("released"):                    # whatever the clock says
+            return False
         now, until = self.clock(), datetime.fromisoformat(content["until"])
         latest = now + timedelta(seconds=content.get("ttl_s", self.ttl_s))
         if until > latest:
@@ -94,7 +97,8 @@ class Lease(_Leases):
     def release(self) -> None:
         "Let others take the next one at once; nothing if it is lost already."
         if self.token and self.newest()[0] == self.token:
-            self.store.update("retrain_events", self._row(self.token), result=self._content(-1))
+            self.store.update("retrain_events", self._row(self.token),
+                              result=self._content(0) | {"released": True})
         self.token = 0
 
 # %% ../../nbs/03_mlops/14_lease.ipynb #69fc1d7c
