@@ -31,16 +31,21 @@ def make_home(folder: Path):
     make_tiny_base(folder / "tiny")
     write_comments(folder / "train.csv", 400, seed=1)
     write_comments(folder / "test.csv", 1200, seed=2)
+    return folder, state_of(folder)
+
+
+def state_of(folder: Path, **more) -> dict[str, str]:
+    """The environment of commands that work in `folder`, on the data and the base model there."""
     state = {"VAR_DIR": folder / "var", "RUNS_DIR": folder / "runs", "MODELS_DIR": folder / "models",
              "TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "ARTIFACT_DIR": folder / "artifacts",
-             "LOG_REQUESTS": "false", "STORE_URL": f"sqlite:///{folder}/events.db", "INFERENCE_URL": "http://127.0.0.1:9", "BASE_MODEL": folder / "tiny",
+             "LOG_REQUESTS": "false", "STORE_URL": f"sqlite:///{folder}/events.db",
+             "INFERENCE_URL": "http://127.0.0.1:9", "BASE_MODEL": folder / "tiny",
              "SOURCES": f"csv:{folder}/train.csv", "TEST_SOURCES": f"csv:{folder}/test.csv",
              "EPOCHS": 6, "BATCH_TOKENS": 128, "EVAL_EVERY": 10, "CHECKPOINT_EVERY": 2,
              "LEARNING_RATE": 0.01, "HEAD_LEARNING_RATE": 0.05, "MAX_LENGTH": 16,
-             "GUARDED_SLICES": "source"}
+             "GUARDED_SLICES": "source", **more}
     clean = {k: v for k, v in os.environ.items() if not k.startswith("CONTENT_ARENA_")}
-    environment = {**clean, **{f"CONTENT_ARENA_{k}": str(v) for k, v in state.items()}}
-    return folder, environment
+    return {**clean, **{f"CONTENT_ARENA_{k}": str(v) for k, v in state.items()}}
 
 
 def arena(environment: dict, *arguments: str, wait: bool = True):

@@ -15,7 +15,8 @@ def pytest_collection_modifyitems(items):
     """Those that fork first, while there is little to copy; then the longest files.
 
     What one core begins last, the other waits for."""
-    order = ("test_versions", "test_version_histories", "test_pipeline_faults", "test_pipeline")
+    order = ("test_versions", "test_version_histories", "test_pipeline_faults", "test_feedback_loop",
+             "test_pipeline")
     rank = {name: i for i, name in enumerate(order)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(order)))
 

@@ -69,7 +69,7 @@ class Slack:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
-                outer.messages.append(json.loads(body)["attachments"][0])
+                outer.keep(json.loads(body))
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(b"ok")
@@ -79,6 +79,9 @@ class Slack:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def keep(self, body: dict) -> None:
+        self.messages.append(body["attachments"][0])
 
     @property
     def url(self) -> str:

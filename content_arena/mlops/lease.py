@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LeaseLost', 'Lease', 'kept']
 
-# %% ../../nbs/03_mlops/14_lease.ipynb #c82443ed
+# %% ../../nbs/03_mlops/14_lease.ipynb #a15177d7
 import os
 import socket
 import threading
@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
+from fastcore.basics import patch
+
 from ..store import EventStore
 from ..store_schema import StoreError
 
-# %% ../../nbs/03_mlops/14_lease.ipynb #d3f18192
+# %% ../../nbs/03_mlops/14_lease.ipynb #5b7623ea
 class LeaseLost(RuntimeError):
     "Somebody else holds the lease now; what was done under it must not be written."
 
@@ -47,39 +49,15 @@ class _Leases:
     def held_by(self) -> str | None:
         "Who holds an unexpired lease; None: nobody."
         _, content = self.newest()
-        alive = content and datetime.fromisoformat(content["until"]) > self.clock()
+        held = content and not content.get("released")
+        alive = held and datetime.fromisoformat(content["until"]) > self.clock()
         return content["holder"] if alive else None
 
-# %% ../../nbs/03_mlops/14_lease.ipynb #01919b60
+# %% ../../nbs/03_mlops/14_lease.ipynb #722cf136
 class Lease(_Leases):
     """The right to do `name`, held for `ttl_s` seconds unless it is renewed.
 
     Methods raise StoreError if the database is away."""
-    def acquire(self) -> bool:
-        "Take the next lease if the last one expired; False if somebody else has it or was faster."
-        with self.store.alone(f"lease {self.name}") as alone:
-            return alone and self._take()
-
-    def _lasts(self, token: int, content: dict[str, Any]) -> bool:
-        "Whether a lease lasts; one that a wrong clock put too far away is cut to its length."
-        now, until = self.clock(), datetime.fromisoformat(content["until"])
-        latest = now + timedelta(seconds=content.get("ttl_s", self.ttl_s))
-        if until > latest:
-            self.store.update("retrain_events", self._row(token),
-                              result={**content, "until": latest.isoformat()})
-        return until > now
-
-    def _take(self) -> bool:
-        token, content = self.newest()
-        if content and self._lasts(token, content):
-            return False
-        row = {"id": self._row(token + 1), "status": "lease", "reason": self.name,
-               "result": self._content(self.ttl_s)}
-        if not self.store.add("retrain_events", [row]):
-            return False
-        self.token = token + 1
-        return True
-
     def check(self) -> None:
         "Raise LeaseLost unless ours is the highest lease; an expired one nobody took is fine."
         if not self.token or self.newest()[0] != self.token:
@@ -94,8 +72,40 @@ class Lease(_Leases):
     def release(self) -> None:
         "Let others take the next one at once; nothing if it is lost already."
         if self.token and self.newest()[0] == self.token:
-            self.store.update("retrain_events", self._row(self.token), result=self._content(-1))
+            self.store.update("retrain_events", self._row(self.token),
+                              result=self._content(0) | {"released": True})
         self.token = 0
+
+# %% ../../nbs/03_mlops/14_lease.ipynb #913a5e46
+@patch
+def acquire(self: Lease) -> bool:
+    "Take the next lease if the last one expired; False if somebody else has it or was faster."
+    with self.store.alone(f"lease {self.name}") as alone:
+        return alone and self._take()
+
+@patch
+def _lasts(self: Lease, token: int, content: dict[str, Any]) -> bool:
+    "Whether a lease lasts; one that a wrong clock put too far away is cut to its length."
+    if content.get("released"):                    # whatever the clock says
+        return False
+    now, until = self.clock(), datetime.fromisoformat(content["until"])
+    latest = now + timedelta(seconds=content.get("ttl_s", self.ttl_s))
+    if until > latest:
+        self.store.update("retrain_events", self._row(token),
+                          result={**content, "until": latest.isoformat()})
+    return until > now
+
+@patch
+def _take(self: Lease) -> bool:
+    token, content = self.newest()
+    if content and self._lasts(token, content):
+        return False
+    row = {"id": self._row(token + 1), "status": "lease", "reason": self.name,
+           "result": self._content(self.ttl_s)}
+    if not self.store.add("retrain_events", [row]):
+        return False
+    self.token = token + 1
+    return True
 
 # %% ../../nbs/03_mlops/14_lease.ipynb #69fc1d7c
 @contextmanager

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['logger', 'Learnt', 'PATIENCE_S', 'History', 'keep_rows', 'learn_labels', 'AutoRetrain', 'stopping_on_signals']
 
-# %% ../../nbs/06_entry/03a_auto_retrain.ipynb #338bd8ef
+# %% ../../nbs/06_entry/03a_auto_retrain.ipynb #b4d39f20
 import hashlib
 import json
 import logging
@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from fastcore.basics import patch
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
@@ -135,14 +136,14 @@ class AutoRetrain:
                 "waits_until": until.isoformat() if waits else None, "why": why if waits else "",
                 "triggers": [t.to_dict() for t in triggers]}
 
-# %% ../../nbs/06_entry/03a_auto_retrain.ipynb #ef69a200
+# %% ../../nbs/06_entry/03a_auto_retrain.ipynb #d9c7faaa
 @patch
 def run_once(self: AutoRetrain, force: bool = False) -> dict[str, Any]:
     """Run if a trigger fired and nothing speaks against it. `status`: idle, waiting, busy (another
     process is at it), lost (it took too long, and another took over), or how the run ended."""
     self._mend_times()
     found = self.decide(force)
-    if not found["start"]:
+    if not found["start"] and not len(self._unended()):
         return {"status": "waiting" if found["waits_until"] else "idle", **found}
     lease = self.lease()
     if not lease.acquire():
@@ -165,9 +166,14 @@ def _mend_times(self: AutoRetrain) -> None:
         self.store.update("retrain_events", id, time=now)
 
 @patch
+def _unended(self: AutoRetrain) -> pd.DataFrame:
+    "Runs that are going on, or whose process was killed: only the lease can tell."
+    return self.store.read("retrain_events", match={"status": "running"}, columns=["id", "result"])
+
+@patch
 def _bury(self: AutoRetrain) -> None:
     "A run that is still `running` although we have the lease was killed: say so."
-    rows = self.store.read("retrain_events", match={"status": "running"}, columns=["id", "result"])
+    rows = self._unended()
     for id, result in zip(rows.id, rows.result):
         self.store.update("retrain_events", id, status="failed",
                           result={**(result or {}), "error": "the process was killed"})
