@@ -97,6 +97,7 @@ class Scorer:
     delay_s: float = 0.0
     started: Path | None = None
     gate: threading.Event | None = None
+    held: Path | None = None
     closed: bool = False
 
     def scores(self, texts):
@@ -105,6 +106,8 @@ class Scorer:
             self.started.touch()
         if self.gate is not None:
             assert self.gate.wait(30)
+        while self.held is not None and self.held.exists():
+            time.sleep(0.01)
         time.sleep(self.delay_s)                       # plays the computation
         return np.array([min(len(t) / 10, 1.0) for t in texts])
 
@@ -113,7 +116,9 @@ class Scorer:
 
 
 class FileLoader:
-    "The champion of a FileRegistry; version N fails to load if FOLDER/broken-N exists."
+    """The champion of a FileRegistry; version N fails to load if FOLDER/broken-N exists.
+
+    Its scorers wait as long as FOLDER/held exists."""
 
     def __init__(self, folder: Path, delay_s: float = 0.0):
         self.folder, self.registry, self.delay_s = Path(folder), FileRegistry(folder), delay_s
@@ -127,7 +132,7 @@ class FileLoader:
         if (self.folder / f"deadly-{found.version}").exists():
             os.kill(os.getpid(), signal.SIGKILL)
         return Scorer(found.version, found.sha256, delay_s=self.delay_s,
-                      started=self.folder / "scoring")
+                      started=self.folder / "scoring", held=self.folder / "held")
 
 
 @contextmanager

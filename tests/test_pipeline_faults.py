@@ -20,32 +20,110 @@ from content_arena.pipeline import find_unfinished, read_json
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("seed, sign", [(21, "train/checkpoints/step-*"),   # training
-                                        (22, "registered.json"),            # just registered
-                                        (23, "comparison.json")])           # about to deploy
-def test_killed_run_goes_on_with_the_same_command(home, first, seed, sign):
-    folder, environment = home
-    command = ("pipeline", "run", "-p", f"seed={seed}", "--json")
-    process = arena(environment, *command, wait=False)
-    runs, champion = folder / "runs", ModelRegistry(settings_of(environment))
-    known = set(runs.iterdir())
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+class Asking(threading.Thread):
+    """Asks the service for one comment after another; remembers versions and failures."""
+
+    def __init__(self, url: str):
+        super().__init__(daemon=True)
+        self.url, self.versions, self.failures, self.stop = url, [], [], threading.Event()
+
+    def run(self):
+        with httpx.Client(timeout=30) as client:
+            while not self.stop.is_set():
+                try:
+                    answer = client.post(f"{self.url}/classify", json={"text": "you are kind today"})
+                    answer.raise_for_status()
+                    self.versions.append(str(answer.json()["model_version"]))
+                except httpx.HTTPError as e:
+                    self.failures.append(repr(e))
+
+
+def wait_until_ready(url: str, service: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            if httpx.get(f"{url}/ready", timeout=5).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        assert service.poll() is None and time.monotonic() < deadline, service.stderr.read()
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def first(home):
+    """Version 1 is champion here too, but learned next to nothing: it calls everything toxic."""
+    poor = ("epochs=1", "learning_rate=1e-6", "head_learning_rate=1e-6", "floor_f1=0")
+    code, out, err = arena(home[1], "pipeline", "run", "--json", *(f"-p{p}" for p in poor))
+    assert code == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+def test_better_challenger_is_reloaded_while_requests_go_on(home, first):
+    assert first["status"] == "bootstrapped"
+    url = f"http://127.0.0.1:{free_port()}"
+    environment = {**home[1], "CONTENT_ARENA_INFERENCE_URL": url}
+    service = arena(environment, "serve", "--port", url.rpartition(":")[2], wait=False)
+    asking = Asking(url)
+    try:
+        wait_until_ready(url, service)
+        asking.start()
+        # Nothing evades a filter that calls everything toxic: by that check alone none could follow.
+        code, out, err = arena(environment, "pipeline", "run", "--json", "-p", "battle_tolerance=0.99")
+        assert code == 0, err
+        result = json.loads(out.splitlines()[-1])
+        assert result["status"] == "promoted", result["comparison"]["reasons"]
+        seen = len(asking.versions)
+        deadline = time.monotonic() + 60
+        while len(asking.versions) < seen + 20 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        asking.stop.set()
+        service.terminate()
+        service.communicate(timeout=60)
+    assert not asking.failures, asking.failures[:3]
+    assert asking.versions[0] == "1" and asking.versions[-1] == "2"
+    assert asking.versions == sorted(asking.versions), "an old version answered after the new one"
+
+
+def kill_when(process: subprocess.Popen, happened) -> None:
+    "Kill a run and its kernels as soon as `happened()`."
     deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
-        new = [r for r in runs.iterdir() if r not in known]
-        if new and list(new[0].glob(sign)):
-            break
-        time.sleep(0.05)             # polling a file, there is no event to wait for
-    assert process.poll() is None, f"the run ended before {sign} was seen: {process.stderr.read()}"
+    while not happened():
+        assert process.poll() is None, f"the run ended too early: {process.stderr.read()}"
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)             # polling a file, there is no event to wait for
     kernels = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
     process.send_signal(signal.SIGKILL)
     for pid in kernels.stdout.split():                  # its own kernel, which would finish the cell
         os.kill(int(pid), signal.SIGKILL)
     process.communicate()
-    assert champion.get_champion() is not None
 
-    unfinished = find_unfinished(settings_of({**environment, "CONTENT_ARENA_SEED": str(seed)}))
-    assert unfinished == new[0]
+
+def test_run_killed_three_times_goes_on_with_the_same_command(home, first):
+    folder, environment = home
+    command = ("pipeline", "run", "-p", "seed=21", "--json")
+    registry = ModelRegistry(settings_of(environment))
+    known = set((folder / "runs").iterdir())
+
+    def run_has(sign: str) -> bool:
+        return any(list(r.glob(sign)) for r in set((folder / "runs").iterdir()) - known)
+
+    for sign in ("train/checkpoints/step-*",            # training
+                 "registered.json",                     # just registered
+                 "comparison.json"):                    # about to deploy
+        kill_when(arena(environment, *command, wait=False), lambda: run_has(sign))
+        assert registry.get_champion() is not None
+        unfinished = find_unfinished(settings_of({**environment, "CONTENT_ARENA_SEED": "21"}))
+        assert unfinished in set((folder / "runs").iterdir()) - known
+
     before = read_json(unfinished / "run.json")["done"]
+    assert "02_train" in before
     code, out, err = arena(environment, *command)
     assert code == 0, err
     result = json.loads(out.splitlines()[-1])
@@ -53,9 +131,9 @@ def test_killed_run_goes_on_with_the_same_command(home, first, seed, sign):
     for name in before:
         assert f"{name}: done before" in err
     assert result["status"] in ("promoted", "rejected", "inconclusive")
-    versions = ModelRegistry(settings_of(environment)).versions()
-    assert sum(v.run_id == result["mlflow_run_id"] for v in versions) == 1, "registered twice"
-    assert champion.get_champion() is not None
+    assert len(set((folder / "runs").iterdir()) - known) == 1, "a second run was begun"
+    assert sum(v.run_id == result["mlflow_run_id"] for v in registry.versions()) == 1, "registered twice"
+    assert registry.get_champion() is not None
 
 
 def test_failing_notebook_is_named_kept_and_logged(home, tmp_path):
@@ -115,66 +193,3 @@ def test_damaged_model_in_the_store_is_never_loaded(home, first):
         subprocess.run(["rm", "-rf", str(cached)], check=True)
     code, out, err = arena(home[1], "classify", "you are kind", "--json")
     assert code == 1 and "adapter_model.safetensors" in err and "Traceback" not in err
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-class Asking(threading.Thread):
-    """Asks the service for one comment after another; remembers versions and failures."""
-
-    def __init__(self, url: str):
-        super().__init__(daemon=True)
-        self.url, self.versions, self.failures, self.stop = url, [], [], threading.Event()
-
-    def run(self):
-        with httpx.Client(timeout=30) as client:
-            while not self.stop.is_set():
-                try:
-                    answer = client.post(f"{self.url}/classify", json={"text": "you are kind today"})
-                    answer.raise_for_status()
-                    self.versions.append(str(answer.json()["model_version"]))
-                except httpx.HTTPError as e:
-                    self.failures.append(repr(e))
-
-
-def test_better_challenger_is_reloaded_while_requests_go_on(home, tmp_path):
-    url = f"http://127.0.0.1:{free_port()}"
-    own = {"VAR_DIR": "var", "RUNS_DIR": "runs", "ARTIFACT_DIR": "artifacts"}
-    environment = {**home[1], "CONTENT_ARENA_INFERENCE_URL": url,
-                   "CONTENT_ARENA_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
-                   **{f"CONTENT_ARENA_{k}": str(tmp_path / v) for k, v in own.items()}}
-    poor = ("-p", "epochs=1", "-p", "learning_rate=1e-6", "-p", "head_learning_rate=1e-6")
-    code, out, err = arena(environment, "pipeline", "run", "--json", *poor, "-p", "floor_f1=0")
-    assert code == 0 and json.loads(out.splitlines()[-1])["status"] == "bootstrapped", err
-
-    service = arena(environment, "serve", "--port", url.rpartition(":")[2], wait=False)
-    asking = Asking(url)
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                if httpx.get(f"{url}/ready", timeout=5).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            assert service.poll() is None and time.monotonic() < deadline, service.stderr.read()
-            time.sleep(0.2)
-        asking.start()
-        code, out, err = arena(environment, "pipeline", "run", "--json")
-        assert code == 0, err
-        result = json.loads(out.splitlines()[-1])
-        assert result["status"] == "promoted", result["comparison"]["reasons"]
-        seen = len(asking.versions)
-        deadline = time.monotonic() + 60
-        while len(asking.versions) < seen + 20 and time.monotonic() < deadline:
-            time.sleep(0.05)
-    finally:
-        asking.stop.set()
-        service.terminate()
-        service.communicate(timeout=60)
-    assert not asking.failures, asking.failures[:3]
-    assert asking.versions[0] == "1" and asking.versions[-1] == "2"
-    assert asking.versions == sorted(asking.versions), "an old version answered after the new one"

@@ -23,6 +23,7 @@ from test_serving import folder, load, reload, until       # noqa: F401 (folder 
 
 # --- fuzzing -------------------------------------------------------------------------------------
 
+@pytest.mark.timeout(3600)                # the long run
 def test_requests_made_up_from_its_own_openapi_break_nothing(folder, pytestconfig):
     "schemathesis; `--fuzz 10000` for the long run."
     wanted = pytestconfig.getoption("--fuzz")
@@ -71,6 +72,7 @@ def memory_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+@pytest.mark.timeout(3600)                # the long run
 def test_reloading_over_and_over_fails_nobody_and_leaks_nothing(folder, tiny_models, pytestconfig):
     "`--soak 1000` for the long run. Every tenth version is damaged and must not be served."
     times = pytestconfig.getoption("--soak")
@@ -191,20 +193,29 @@ def test_a_full_disk_for_the_store_costs_labels_not_answers(folder):
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_ending_it_in_the_middle_answers_and_records_what_was_accepted(end, folder):
-    with stage.service_process(folder, delay_s=0.2) as (process, url), ThreadPoolExecutor(8) as pool:
+    with stage.service_process(folder) as (process, url), ThreadPoolExecutor(8) as pool:
         reload(url)
-        (folder / "scoring").unlink()
+        held = folder / "held"
+        held.touch()
         asked = [pool.submit(httpx.post, f"{url}/classify/batch", timeout=60,
                              json={"texts": [f"{n} {i}" for i in range(40)]}) for n in range(8)]
-        until((folder / "scoring").exists)
         until(lambda: in_flight(url) >= 8 * 40 - 32)
         process.send_signal(end)
+        until(lambda: not listens(url))
+        held.unlink()
         answered = [a.result(60) for a in asked]
         assert process.wait(60) in (0, -end)
     assert [a.status_code for a in answered] == [200] * 8
     said = {v["prediction_id"] for a in answered for v in a.json()["results"]}
     with EventStore.open(f"sqlite:///{folder}/events.db") as store:
         assert set(store.read("predictions").id) == said and len(said) == 320
+
+
+def listens(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").is_success
+    except httpx.TransportError:
+        return False
 
 
 def in_flight(url: str) -> float:
