@@ -33,12 +33,12 @@ def mistyped(s: str) -> str:
         return s
     return _LATIN.sub(lambda m: read[m[0]], s)
 
-# %% ../nbs/00_core/01a_view_scores.ipynb #9ceec8db
+# %% ../nbs/00_core/01a_view_scores.ipynb #3f503c24
 def repaired(s: str) -> tuple[str, ...]:
     """`s`, and what it becomes by each repair that changes what is read; the first is `s`.
 
-    Repairs: without invisible characters, jamo composed, canonical, look-alikes replaced, typed with
-    the right layout."""
+    Repairs: without invisible characters, jamo composed, canonical, look-alikes replaced, typed
+    with the right layout."""
     visible = strip_invisible(s)
     found = [s, visible, compose_jamo(visible)]
     plain, folded = canonical(s), " ".join(found[-1].casefold().split())

@@ -100,7 +100,7 @@ def test_a_state_of_another_version_is_refused_and_kept(cfg):
 class Server:
     "A chat-completion server; `behave` says what it does with the next questions."
     def __init__(self):
-        self.behave, self.questions, self.keys = "answer", [], []
+        self.behave, self.says, self.questions, self.keys = "answer", "", [], []
         self.released = threading.Event()
         outer = self
 
@@ -137,7 +137,7 @@ class Server:
                    "junk": "Here are some ideas:\n1. be kind\n2. be kinder",
                    "unchanged": json.dumps({"variant": comment}),
                    "nonsense": json.dumps({"variant": "completely something else"}),
-                   "deaf": ""}[self.behave]
+                   "deaf": "", "says": self.says}[self.behave]
         data = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
         data = b"<html>busy</html>" if self.behave == "html" else data
         handler.send_header("Content-Length", str(len(data)))
@@ -182,6 +182,22 @@ def test_useless_answers_are_counted_and_the_mix_goes_on(cfg, server, behave, ou
     attempts = attacker.attack(TEXTS, LABELS, Filter(), seed=2)
     assert dict(attacker.outcomes) == {outcome: 8}
     assert attempts == make_attacker("mixed", cfg).attack(TEXTS, LABELS, Filter(), seed=2)
+
+
+# What gemma-3-270m said (a base model, Q4_K_M, behind a local server): it goes on writing
+GEMMA = ('<i>"This is my version of a sentence, using a different spelling. If I use a different '
+         'spelling, someone else will be able to read it. "</i>',
+         '<i>"This is my version of a stupid loser. Don\'t tell me to use a computer and a '
+         'computer"</i>\n\nThe error is in the comment.')
+
+
+@pytest.mark.parametrize("said", GEMMA)
+def test_what_a_small_base_model_says_is_junk(cfg, server, said):
+    server.behave, server.says = "says", said
+    attacker = llm(cfg, server)
+    attempts = attacker.attack(INSULTS, [1] * 4, Filter(), seed=1)
+    assert dict(attacker.outcomes) == {"junk": 4}
+    assert all(a.attacked and a.variant.steps != ("llm_evasion",) for a in attempts)
 
 
 @pytest.mark.parametrize("behave, outcome", [

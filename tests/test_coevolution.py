@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import arena, settings_of
+from forks import copy_store
 from shelves import FakeRegistry, answer, death, model, start, steps
 
 from content_arena.arena.coevolution import CoEvolution, Limits, Parts
@@ -20,6 +21,7 @@ from content_arena.config import load_settings
 from content_arena.coevolution_run import RealParts
 from content_arena.json_files import write_json
 from content_arena.mlops.model_registry import ModelRegistry, Version
+from content_arena.training.train import train_once
 
 TOXIC = [f"you are an idiot, number {i}" for i in range(16)]
 CLEAN = [f"what a lovely day number {i}" for i in range(16)]
@@ -265,13 +267,26 @@ def state_of(environment: dict):
     return find_run(settings_of(environment))
 
 
+@pytest.fixture
+def champion(home, empty_store) -> Version:
+    "Version 1, trained and promoted in this process: no notebook has to run for it."
+    copy_store(empty_store, home[0])
+    settings = settings_of(home[1])
+    registry = ModelRegistry(settings)
+    made = registry.register_challenger(train_once(settings, progress=False))
+    return registry.promote_challenger(expected_challenger=made, expected_champion=None,
+                                       reason="the first")
+
+
 @pytest.mark.slow
-def test_the_command_survives_kill_9_and_ctrl_c_and_leaves_everything(home, first):
+def test_the_command_survives_kill_9_and_ctrl_c_and_leaves_everything(home, champion):
     folder, environment = home
     environment = environment | {
         f"CONTENT_ARENA_{k}": str(v) for k, v in {
-            "COEVOLUTION_ROUNDS": 120, "COEVOLUTION_EPOCHS": 3, "COEVOLUTION_TRAIN_ROWS": 300,
-            "COEVOLUTION_F1_DROP": 1, "COEVOLUTION_EVASION": 0}.items()}
+            "COEVOLUTION_ROUNDS": 60, "COEVOLUTION_EPOCHS": 1, "COEVOLUTION_TRAIN_ROWS": 150,
+            "COEVOLUTION_F1_DROP": 1, "COEVOLUTION_EVASION": 0, "COEVOLUTION_NEW_SAMPLES": 1,
+            "GATE_BATTLE_ROUNDS": 0,
+            "BOOTSTRAP_RESAMPLES": 100, "BATCH_TOKENS": 256}.items()}
     command = "coevolve", "--max-cycles", "1", "--json"
 
     def begin_and(send: int, when) -> tuple[int, str, str]:
@@ -298,8 +313,7 @@ def test_the_command_survives_kill_9_and_ctrl_c_and_leaves_everything(home, firs
     assert [r["action"] for r in result["history"]] == ["start", "retrain"]
     settings = settings_of(environment)
     version = ModelRegistry(settings).get_version(result["history"][1]["version"])
-    champion = ModelRegistry(settings).get_version("1")
     assert version.lineage[:-1] == champion.lineage            # it went on from the champion
     assert len(json.loads(version.tags["attack_rules"])) > 3
     assert result["decisions"] and Path(result["latest"]["path"], "manifest.json").exists()
-    assert len(list((folder / "runs").glob("*/run.json"))) == 2, "the retraining began twice"
+    assert len(list((folder / "runs").glob("*/run.json"))) == 1, "the retraining began twice"

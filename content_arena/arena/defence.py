@@ -51,7 +51,7 @@ def view_modes(name: str, scorer: Scorer, valid: pd.DataFrame,
 
 # %% ../../nbs/04_arena/03f_defence.ipynb #855099b8
 def with_disguised(rows: pd.DataFrame, split: FamilySplit, **kw: Any) -> pd.DataFrame:
-    "`rows` (text, label), and below them a variant of each by the seen families; `kw`: see `attack`."
+    "`rows` (text, label), and below them a variant of each by seen families; `kw`: see `attack`."
     variants = attack(rows.text.tolist(), split.rules(held_out=False), **kw)
     more = rows.assign(text=[v.text for v in variants])[[v.outcome == "made" for v in variants]]
     return pd.concat([rows, more], ignore_index=True)[["text", "label"]]

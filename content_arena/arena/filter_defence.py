@@ -128,7 +128,7 @@ class Table:
 
     def add(self, name: str, scorer: Scorer, valid: pd.DataFrame, own: float,
             split: FamilySplit) -> None:
-        "The rows of `scorer` under the attacks of `split`, unless they are there; costs by `valid`."
+        "The rows of `scorer` under attacks of `split`, unless they are there; costs by `valid`."
         for label, cost in {"own": own, **{f"{c:.0%}": c for c in self.costs}}.items():
             key = f"{split.rotation}: {name}, cost {label}"
             if key in self.rows:
