@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -13,16 +12,12 @@ import httpx
 import mlflow
 import pytest
 from commands import arena, settings_of, write_comments
+from watch import free_port
 
 from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.pipeline import find_unfinished, read_json
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 class Asking(threading.Thread):

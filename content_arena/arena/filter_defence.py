@@ -23,7 +23,7 @@ from content_arena.arena.defence import (
 from .targets import Scorer
 from ..config import Settings
 from ..inference.engine import Engine
-from ..mlops.journal import write_json
+from ..json_files import write_json
 from ..training.classifier import read_spec
 from ..training.qlora_trainer import TRAINING_KEYS, QLoRATrainer
 from ..view_scores import ViewsScorer
