@@ -6,13 +6,12 @@
 __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'Settings', 'find_settings_file', 'load_settings', 'Secrets', 'load_secrets']
 
 # %% ../nbs/00_core/00_config.ipynb #0c9fd7e0
-import configparser
 import difflib
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, NamedTuple
 
 from fastcore.basics import patch
 from pydantic import PrivateAttr, SecretStr, ValidationError
@@ -23,6 +22,7 @@ from .sections import (
     ModelSettings, MonitorSettings, NoticeSettings, PathSettings, ReportSettings,
     RetrainSettings,
     ServeSettings, SettingsError, ShadowSettings, StoreSettings, TrainSettings, _Section)
+from .settings_file import Entry, read_entries, read_text
 
 # %% ../nbs/00_core/00_config.ipynb #da5b6cc5
 ENV_PREFIX = "CONTENT_ARENA_"
@@ -101,45 +101,62 @@ def find_settings_file(start: Path | None = None) -> Path:
     raise SettingsError(f"no settings.ini in {start} or above: run inside the repository,"
                         f" or set {ENV_PREFIX}SETTINGS_FILE")
 
-def _read_ini(path: Path) -> configparser.ConfigParser:
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        if not parser.read(path, encoding="utf-8"):
-            raise SettingsError(f"{path}: cannot be read")
-    except (configparser.Error, UnicodeDecodeError) as e:
-        raise SettingsError(f"{path}: {e}") from e
-    return parser
-
 # %% ../nbs/00_core/00_config.ipynb #250e3c9a
-def _ini_layer(
-    parser: configparser.ConfigParser, name: str, profile: str
-) -> dict[str, tuple[str, str]]:
-    profiles = [s.removeprefix("profile:") for s in parser.sections() if s.startswith("profile:")]
+class _Value(NamedTuple):
+    "What a layer says: the value, which layer, and the line of the file."
+    value: Any
+    origin: str
+    line: str = ""
+
+def _is_list(key: str) -> bool:
+    return isinstance(Settings.model_fields[key].default, tuple)
+
+def _one_value(entry: Entry, where: str) -> str:
+    "The value of an entry; one over several lines only for a list."
+    for part, line in zip(entry.parts[1:], entry.lines[1:]):
+        if not _is_list(entry.key):
+            raise SettingsError(f"{where} goes on in line {line}: a value is one line; a line that"
+                                " begins with a space goes on with the one above")
+        if part.partition("=")[0].strip().lower() in Settings.model_fields:
+            raise SettingsError(f"{where} goes on in line {line}, which looks like a key of its"
+                                " own: don't indent it")
+    return ",".join(part.strip(",") for part in entry.parts)
+
+# %% ../nbs/00_core/00_config.ipynb #9f9d2955
+def _known(section: str, where: str) -> Mapping[str, Any]:
+    "The fields of a section of the file, of all settings for a profile."
+    if section.startswith("profile:"):
+        return Settings.model_fields
+    if section not in SECTIONS:
+        raise SettingsError(f"{where}: unknown section{_hint(section, SECTIONS)};"
+                            f" accepted: {', '.join(SECTIONS)}, profile:NAME")
+    return SECTIONS[section].model_fields
+
+def _ini_layer(path: Path, profile: str) -> dict[str, _Value]:
+    "What the file says, and over it the profile."
+    sections, entries = read_entries(read_text(path), str(path))
+    for section, line in sections.items():
+        _known(section, f"{path}, line {line} [{section}]")
+    profiles = [s.removeprefix("profile:") for s in sections if s.startswith("profile:")]
     if profile and profile not in profiles:
-        raise SettingsError(f"{name}: no profile {profile!r}; accepted: {', '.join(profiles)}")
-    values: dict[str, tuple[str, str]] = {}
-    for section in parser.sections():
-        is_profile = section.startswith("profile:")
-        if not is_profile and section not in SECTIONS:
-            raise SettingsError(f"{name} [{section}]: unknown section{_hint(section, SECTIONS)};"
-                                f" accepted: {', '.join(SECTIONS)}, profile:NAME")
-        known = Settings.model_fields if is_profile else SECTIONS[section].model_fields
-        for key in parser[section]:
-            if key not in known:
-                raise SettingsError(f"{name} [{section}] {key}: unknown key{_hint(key, known)};"
-                                    f" accepted: {', '.join(known)}")
-            if not is_profile:
-                values[key] = (parser[section][key], f"{name} [{section}]")
-    if profile:
-        chosen = parser[f"profile:{profile}"]
-        values |= {k: (v, f"{name} [profile:{profile}]") for k, v in chosen.items()}
-    return values
+        raise SettingsError(f"{path}: no profile {profile!r}; accepted: {', '.join(profiles)}")
+    values: dict[str, dict[str, _Value]] = {"": {}, profile: {}}
+    for e in entries:
+        known = _known(e.section, "")
+        where = f"{path}, line {e.lines[0]} [{e.section}] {e.key}"
+        if e.key not in known:
+            raise SettingsError(f"{where}: unknown key{_hint(e.key, known)};"
+                                f" accepted: {', '.join(known)}")
+        value = _Value(_one_value(e, where), f"{path.name} [{e.section}]",
+                       f"{path}, line {e.lines[0]}; ")
+        values.setdefault(e.section.partition("profile:")[2], {})[e.key] = value
+    return values[""] | values[profile]
 
 # %% ../nbs/00_core/00_config.ipynb #03e294e5
 SECRETS = ("API_TOKEN", "FEEDBACK_TOKEN", "SLACK_WEBHOOK_URL", "STORE_PASSWORD", "LLM_API_KEY")
 _ENV_OTHER = {"SETTINGS_FILE", "PROFILE", *SECRETS, *(s + "_FILE" for s in SECRETS)}
 
-def _env_layer(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+def _env_layer(env: Mapping[str, str]) -> dict[str, _Value]:
     values = {}
     for name, value in env.items():
         if not name.startswith(ENV_PREFIX) or name.removeprefix(ENV_PREFIX) in _ENV_OTHER:
@@ -151,19 +168,18 @@ def _env_layer(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
                 f"environment {name}: no such setting{hint};"
                 f" accepted: {ENV_PREFIX}<KEY> for {', '.join(Settings.model_fields)}"
             )
-        values[key] = (value, f"environment {name}")
+        values[key] = _Value(value, f"environment {name}")
     return values
 
 # %% ../nbs/00_core/00_config.ipynb #ab483221
-def _explain(error: ValidationError, values: Mapping[str, tuple[Any, str]]) -> str:
+def _explain(error: ValidationError, values: Mapping[str, _Value]) -> str:
     lines = []
     for e in error.errors():
         key = str(e["loc"][0])
-        value, origin = values.get(key, (e.get("input"), "default"))
+        value, origin, line = values.get(key, _Value(e.get("input"), "default"))
         meaning = Settings.model_fields[key].description
-        lines.append(
-            f"{origin}: {key} = {value!r}: {e['msg']} ([{_section_of(key)}] {key}: {meaning})"
-        )
+        lines.append(f"{origin}: {key} = {value!r}: {e['msg']}"
+                     f" ({line}[{_section_of(key)}] {key}: {meaning})")
     return "\n".join(lines)
 
 # %% ../nbs/00_core/00_config.ipynb #1b09d756
@@ -179,23 +195,20 @@ def load_settings(profile: str | None = None, *, ini: str | Path | None = None,
     env = os.environ if env is None else env
     path = Path(ini or env.get(ENV_PREFIX + "SETTINGS_FILE") or find_settings_file()).resolve()
     profile = profile if profile is not None else env.get(ENV_PREFIX + "PROFILE", "")
-    values: dict[str, tuple[Any, str]] = {
-        **_ini_layer(_read_ini(path), path.name, profile),
-        **_env_layer(env),
-    }
+    values = {**_ini_layer(path, profile), **_env_layer(env)}
     for key, value in explicit.items():
         if key not in Settings.model_fields:
             raise SettingsError(
                 f"argument {key}: no such setting{_hint(key, Settings.model_fields)};"
                 f" accepted: {', '.join(Settings.model_fields)}"
             )
-        values[key] = (value, "argument")
+        values[key] = _Value(value, "argument")
     try:
-        settings = Settings(**{k: v for k, (v, _) in values.items()})
+        settings = Settings(**{k: v.value for k, v in values.items()})
     except ValidationError as e:
         raise SettingsError(_explain(e, values)) from e
     settings._root, settings._profile = path.parent, profile
-    settings._origin = {k: origin for k, (_, origin) in values.items()}
+    settings._origin = {k: v.origin for k, v in values.items()}
     return settings
 
 # %% ../nbs/00_core/00_config.ipynb #1917fd50
@@ -210,7 +223,8 @@ class Secrets(_Section):
 def load_secrets(env: Mapping[str, str] | None = None) -> Secrets:
     """Secrets from `CONTENT_ARENA_<NAME>` or the file that `CONTENT_ARENA_<NAME>_FILE` names.
 
-    Raises SettingsError if both are set or the file can't be read; a blank value counts as unset.
+    A file may have what editors add: a byte order mark, a line end. Raises SettingsError if both
+    are set, the file can't be read, or the secret is not one line; a blank value counts as unset.
     """
     env = os.environ if env is None else env
     found = {}
@@ -221,12 +235,11 @@ def load_secrets(env: Mapping[str, str] | None = None) -> Secrets:
                 f"environment: both {ENV_PREFIX}{name} and {ENV_PREFIX}{name}_FILE are set"
             )
         if file:
-            try:
-                value = Path(file).read_text(encoding="utf-8")
-            except OSError as e:
-                raise SettingsError(
-                    f"environment {ENV_PREFIX}{name}_FILE: {e.strerror}: {file}"
-                ) from e
-        if value and value.strip():
-            found[name.lower()] = SecretStr(value.strip())
+            value = read_text(Path(file), f"environment {ENV_PREFIX}{name}_FILE: {file}")
+        if value and (value := value.strip()):
+            if not value.isprintable():
+                raise SettingsError(f"environment {ENV_PREFIX}{name}{'_FILE' if file else ''}: the"
+                                    " secret has several lines or a control character; it is one"
+                                    " line of text")
+            found[name.lower()] = SecretStr(value)
     return Secrets(**found)
