@@ -21,7 +21,7 @@ def _lines(text: str) -> list[str]:
     return re.split("\r\n|\r|\n", text)
 
 def decode(raw: bytes, name: str) -> str:
-    """The text of a file that a person wrote: UTF-8, or UTF-16 with its mark; line ends as they are.
+    """The text of a file that a person wrote: UTF-8, or UTF-16 with its mark.
 
     Raises SettingsError with `name`, the line and what to do; the message quotes nothing of it."""
     mark, encoding = next(((m, e) for m, e in _MARKS if raw.startswith(m)), (b"", "utf-8"))
