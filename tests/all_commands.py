@@ -52,8 +52,8 @@ def _child(case: dict, out: int, err: int) -> None:
         encoding = case["stdout"] if case["stdout"] != "/dev/full" else "utf-8"
         sys.stdin = open(0, closefd=False)
         sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), encoding)
-        sys.stderr = io.TextIOWrapper(open(2, "wb", closefd=False), encoding, "backslashreplace",
-                                      write_through=True)
+        sys.stderr = io.TextIOWrapper(open(2, "wb", closefd=False, buffering=0), encoding,
+                                      "backslashreplace", write_through=True)
         for name in [n for n in os.environ if n.startswith("CONTENT_ARENA_")] + case["without"]:
             os.environ.pop(name, None)
         os.environ.update(case["environment"])

@@ -16,8 +16,8 @@ from content_arena.cli import app
 VALUES = {"texts": "안녕 é 😀", "version": "3", "reason": "it is a test", "name": "coevolution-1",
           "decision": "ab", "event": "success", "battle": "ab", "n": "3", "keep": "3", "mode": "mean",
           "members": "1,2"}
-# They go on until they are stopped: what they need so as to begin.
-ENDLESS = {("serve",): ["--port", "0"], ("retrain", "watch"): []}
+EXTRA = {("serve",): ["--port", "0"], ("cleanup",): ["--dry-run"]}
+ENDLESS = {("serve",), ("retrain", "watch")}                  # until they are stopped
 
 
 def commands() -> dict[tuple[str, ...], list[str]]:
@@ -107,7 +107,7 @@ def answers(three_versions_store, events, tmp_path_factory) -> dict[str, list[tu
             folder = root / f"{fault}-{i}".replace(" ", "-")
             base = home(folder, three_versions_store, events)
             more = change(folder)
-            cases.append(more | {"fault": fault, "arguments": [*path, *ENDLESS.get(path, []), *given],
+            cases.append(more | {"fault": fault, "arguments": [*path, *EXTRA.get(path, []), *given],
                                  "environment": base | more.get("environment", {}),
                                  "time_s": 3 if path in ENDLESS else 40})
     pairs = list(zip(cases, run(cases), strict=True))
