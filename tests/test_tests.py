@@ -79,7 +79,7 @@ def is_open(node: ast.AST) -> bool:
     Looks into what must hold altogether (`and`, all(...)), not into what is computed on the way."""
     if isinstance(node, ast.BoolOp):
         return isinstance(node.op, ast.Or) or any(map(is_open, node.values))
-    if isinstance(node, ast.Call) and dotted(node.func) in ("all", "any") and node.args:
+    if isinstance(node, ast.Call) and dotted(node.func) == "all" and node.args:
         return is_open(getattr(node.args[0], "elt", ast.Constant(0)))
     return (isinstance(node, ast.Compare) and any(isinstance(o, ast.In) for o in node.ops)
             and isinstance(node.comparators[-1], (ast.Tuple, ast.List, ast.Set)) and len(node.comparators[-1].elts) > 1)
