@@ -90,25 +90,17 @@ class FileRegistry:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def threshold_of(version: str) -> float:
-    "Champions and challengers of the tests follow each other: never the same, never a half."
-    return 0.35 if int(version) % 2 else 0.65
-
-
 @dataclass
 class Scorer:
     "Scores a text by its length; `delay_s` makes it slow, `gate` holds it until it is set."
     version: str
     sha256: str
-    threshold: float = 0.0                             # that of its version
+    threshold: float = 0.5
     delay_s: float = 0.0
     started: Path | None = None
     gate: threading.Event | None = None
     held: Path | None = None
     closed: bool = False
-
-    def __post_init__(self):
-        self.threshold = self.threshold or threshold_of(self.version)
 
     def scores(self, texts):
         assert not self.closed, "scored after it was closed"

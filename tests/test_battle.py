@@ -85,7 +85,7 @@ def test_the_numbers_are_those_of_the_attempts():
     r, made = battle.record, [a for a in battle.attempts if a.variant.outcome == "made"]
     toxic = [a for a in made if a.label]
     assert r["attacked"] == len(toxic) > 10
-    assert r["detection_rate"] == np.mean([a.after >= Filter.threshold for a in toxic])
+    assert r["detection_rate"] == np.mean([a.after >= 0.5 for a in toxic])
     assert r["evasion_rate"] == pytest.approx(1 - r["detection_rate"])
     low, high = r["intervals"]["detection_rate"]
     assert 0 <= low < r["detection_rate"] < high <= 1
