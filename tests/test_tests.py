@@ -122,6 +122,10 @@ def test_an_assertion_of_one_outcome_or_with_a_reason_is_left_alone(planted, sou
     assert open_assertions(planted(source)) == []
 
 
+def test_no_assertion_leaves_it_open_without_a_reason():
+    assert_none(open_assertions())
+
+
 # Fakes -------------------------------------------------------------------------------------------
 
 
@@ -199,3 +203,7 @@ def test_a_made_up_model_at_a_half_is_found(planted, plant, source: str):
     "rate = 0.5"])
 def test_what_is_no_model_at_a_half_is_left_alone(planted, source: str):
     assert fakes_at_a_half(planted(source)) == []
+
+
+def test_no_made_up_model_is_at_a_half():
+    assert_none(fakes_at_a_half())
