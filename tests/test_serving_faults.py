@@ -23,7 +23,7 @@ from content_arena.serving import models
 from content_arena.serving.app import create_app
 from content_arena.store import EventStore
 from content_arena.training.building import BadModel
-from test_serving import folder, load, reload, until       # noqa: F401 (folder is a fixture)
+from test_serving import ENDS, folder, load, reload, until       # noqa: F401 (folder is a fixture)
 
 
 # --- fuzzing -------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def test_ending_it_in_the_middle_answers_and_records_what_was_accepted(end, fold
         until(lambda: not listens(url))
         held.unlink()
         answered = [a.result(60) for a in asked]
-        assert process.wait(60) in (0, -end)
+        assert process.wait(60) == ENDS[end]
     assert [a.status_code for a in answered] == [200] * 8
     said = {v["prediction_id"] for a in answered for v in a.json()["results"]}
     with EventStore.open(f"sqlite:///{folder}/events.db") as store:

@@ -66,7 +66,7 @@ class MetricFamilies:
 # %% ../../nbs/03_mlops/05_metrics.ipynb #da2a5c2e
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RELOADS = ("changed", "unchanged", "failed")
-CAUSES = ("registry", "no champion", "load", "model")
+CAUSES = ("registry", "no_champion", "load", "model")
 DROPS = ("full", "failed", "suspended", "no_challenger")
 
 class ServingFamilies(MetricFamilies):

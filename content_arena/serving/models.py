@@ -115,7 +115,7 @@ def measured_f1(found: Found) -> float | None:
 # %% ../../nbs/05_serving/01_models.ipynb #61f8070c
 REMEDIES = {
     "registry": "it is asked again by itself; `content-arena doctor` tells why it can't be read",
-    "no champion": "`content-arena pipeline run` trains one; it is taken up by itself, or at once"
+    "no_champion": "`content-arena pipeline run` trains one; it is taken up by itself, or at once"
                    " by POST /reload",
     "load": "it is tried again by itself; does `content-arena classify hello` work here? Then the"
             " model is good: look at this service's memory, disk and log, and don't roll back",
@@ -259,7 +259,7 @@ class _Finding(_Swapping):
             raise LoadFailed(f"the registry can't be read: {type(e).__name__}: {e}",
                              "registry") from e
         if found is None and self.alias == "champion":
-            raise LoadFailed("the registry has no champion", "no champion")
+            raise LoadFailed("the registry has no champion", "no_champion")
         return found
 
     async def _follow(self, found: Found | None) -> Reload:
