@@ -152,7 +152,7 @@ class Metrics(ServingFamilies):
         self.reload_duration.labels(alias).observe(seconds)
 
     def load_failed(self, alias: str, cause: str, times: int) -> None:
-        "The last `times` loads of `alias` failed, the last one for `cause` (`CAUSES`); 0: it did not."
+        "`times` loads of `alias` failed in a row, the last one for `cause` (`CAUSES`)."
         for each in CAUSES:
             failed = times if each == cause else 0
             self.failed_loads.labels(bounded(alias, ALIASES), each).set(failed)

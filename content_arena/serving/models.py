@@ -347,25 +347,26 @@ class ModelHost(_Persistent):
             _start(self._watch(poll_s), self._loads)
         return _start(self.reload(), self._loads)
 
-    async def _load(self) -> Reload:
-        if self.first is not None:
-            await self.first.settled.wait()
-        self._forget_retry()
-        began, found, result = time.perf_counter(), None, "failed"
-        try:
-            found = await self._find()
-            done = await self._follow(found)
-            self._failed, result = None, "changed" if done.changed else "unchanged"
-            self._worked()
-            return done
-        except LoadFailed as e:
-            self._failed = self._key(found) if found else None
-            self._try_later(e)
-            raise
-        finally:
-            self.metrics.reloaded(self.alias, result, time.perf_counter() - began)
-
 # %% ../../nbs/05_serving/01_models.ipynb #a6ba46a2
+@patch
+async def _load(self: ModelHost) -> Reload:
+    if self.first is not None:
+        await self.first.settled.wait()
+    self._forget_retry()
+    began, found, result = time.perf_counter(), None, "failed"
+    try:
+        found = await self._find()
+        done = await self._follow(found)
+        self._failed, result = None, "changed" if done.changed else "unchanged"
+        self._worked()
+        return done
+    except LoadFailed as e:
+        self._failed = self._key(found) if found else None
+        self._try_later(e)
+        raise
+    finally:
+        self.metrics.reloaded(self.alias, result, time.perf_counter() - began)
+
 @patch
 async def _watch(self: ModelHost, poll_s: float) -> None:
     while True:
