@@ -18,6 +18,7 @@ def pytest_addoption(parser):
                      help=f"fail, instead of skip, tests without these: {','.join(outside.PARTS)}")
     parser.addoption("--fuzz", type=int, default=600, help="requests made up by schemathesis")
     parser.addoption("--soak", type=int, default=40, help="reloads of the service under load")
+    parser.addoption("--starts", type=int, default=10, help="starts of `serve` with a challenger")
 
 
 def pytest_configure(config):
