@@ -173,7 +173,7 @@ class Fake:
 
 
 def learn(settings, number: str, lineage: list[str], rows: list[str] | None) -> None:
-    "Version `number`, made challenger; its run logged fingerprints of `rows` for its own dataset."
+    "Version `number`, made challenger; its run logged fingerprints of `rows`, and of one more."
     client = mlflow.MlflowClient(settings.mlflow_uri())
     experiment = client.get_experiment_by_name("e") or client.get_experiment(
         client.create_experiment("e", artifact_location=settings.path("artifact_dir").as_uri()))
@@ -181,7 +181,8 @@ def learn(settings, number: str, lineage: list[str], rows: list[str] | None) -> 
     if rows is not None:
         file = settings.path("var_dir") / f"{lineage[-1]}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
-        fingerprints(rows).assign(split="train").to_parquet(file)
+        prints = fingerprints([*rows, f"what {lineage[-1]} was validated on"])
+        prints.assign(split=[*["train"] * len(rows), "valid"]).to_parquet(file)
         client.log_artifact(run.info.run_id, str(file), "lineage")
     tags = {"lineage": json.dumps(lineage), "model_sha256": f"sha{number}"}
     registry = ModelRegistry(settings)
@@ -210,7 +211,7 @@ ENGINES = {"champion": Fake("1", 0.80), "challenger": Fake("2", 0.88)}
 def test_a_comparison_finds_the_ancestors_data_in_other_runs(registry, settings):
     result = ChampionChallengerEvaluator(registry, settings).compare(TEST, engines=ENGINES)
     assert result["verdict"] == "promote" and result["champion"]["version"] == "1"
-    assert result["certificate"]["datasets"] == {"b": 2, "c": 1}
+    assert result["certificate"]["datasets"] == {"b": 3, "c": 2}
     assert result["certificate"]["lineages"] == {"1": ["b"], "2": ["b", "c"]}
     assert not any(e.closed for e in ENGINES.values())
 

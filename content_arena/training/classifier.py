@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HEAD_NAMES', 'SPEC_FILE', 'MANIFEST_FILE', 'ModelError', 'fast_dtype', 'best_device', 'ContentClassifier',
-           'load_network', 'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches',
-           'least_padding', 'collate', 'predict_logits', 'toxic_probability', 'load_dense', 'DenseCopy',
-           'write_manifest', 'read_manifest', 'read_spec', 'verify_model', 'save_model', 'start_from']
+           'load_network', 'load_tokenizer', 'choose_head', 'build_classifier', 'tokenizer_input', 'encode',
+           'length_batches', 'least_padding', 'collate', 'predict_logits', 'toxic_probability', 'load_dense',
+           'DenseCopy', 'write_manifest', 'read_manifest', 'read_spec', 'verify_model', 'save_model', 'start_from']
 
 # %% ../../nbs/01_training/05_classifier.ipynb #a84f455a
 import hashlib
@@ -29,6 +29,7 @@ from transformers import (AutoConfig, AutoModel, AutoModelForSequenceClassificat
                           BitsAndBytesConfig)
 from transformers.utils import logging as hf_logging
 
+from ..text import TEXT_FORM, as_read, text_form
 from .base_models import BaseModel
 
 # %% ../../nbs/01_training/05_classifier.ipynb #c11b71ed
@@ -186,7 +187,7 @@ def build_classifier(base: BaseModel, *, head: str = "auto", quantization: str =
     classifier.train()         # eval mode would repack the four-bit weights, see below
     spec = {"format": 1, "base_model": base.model_id, "base_model_sha256": base.sha256,
             "head": head, "quantization": quantization, "quantised_layers": quantised,
-            "trained_dtype": str(dtype)[6:]}
+            "trained_dtype": str(dtype)[6:], "text_form": TEXT_FORM}
     return classifier, spec
 
 # %% ../../nbs/01_training/05_classifier.ipynb #df857f86
@@ -208,14 +209,21 @@ def _assert_head(classifier: ContentClassifier) -> None:
         raise ModelError("the network has no trainable classification head; set head = mean")
 
 # %% ../../nbs/01_training/05_classifier.ipynb #c78beb3b
-def encode(tokenizer, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    "Token ids of each text, special tokens included, cut at `max_length` tokens."
+def tokenizer_input(texts: Sequence[str], form: str = TEXT_FORM) -> list[str]:
+    """What a tokenizer gets for `texts`: the `form` that its model reads, without lone surrogates.
+
+    Everything that calls a tokenizer calls this first."""
+    return [t.encode("utf-8", "replace").decode("utf-8") for t in as_read(texts, form)]
+
+def encode(tokenizer, texts: Sequence[str], max_length: int,
+           form: str = TEXT_FORM) -> list[list[int]]:
+    "Token ids of each text in `form`, special tokens included, cut at `max_length` tokens."
     if not len(texts):
         return []
-    safe = [t.encode("utf-8", "replace").decode("utf-8") for t in texts]   # lone surrogates
+    safe = tokenizer_input(texts, form)
     return tokenizer(safe, truncation=True, max_length=max_length)["input_ids"]
 
-
+# %% ../../nbs/01_training/05_classifier.ipynb #0c97e4ab
 def length_batches(
     lengths: Sequence[int],
     batch_tokens: int,
@@ -398,13 +406,18 @@ def read_manifest(folder: Path) -> dict:
     return _read_json(folder, MANIFEST_FILE)
 
 def read_spec(folder: Path) -> dict:
-    "The description of a model folder. Raises ModelError if it is missing or of another format."
+    """The description of a model folder. Raises ModelError if it is missing, of another format, or
+    names a text form that is unknown here."""
     spec = _read_json(folder, SPEC_FILE)
     if spec.get("format") != 1:
         raise ModelError(
             f"model folder {Path(folder).name}: format {spec.get('format')!r} is not 1;"
             " it was written by another version of content_arena"
         )
+    try:
+        text_form(spec)
+    except ValueError as e:
+        raise ModelError(f"model folder {Path(folder).name}: {e}") from e
     return spec
 
 # %% ../../nbs/01_training/05_classifier.ipynb #666f806e
