@@ -207,7 +207,7 @@ def test_service_single_batch_and_events(trained, engine):
     loader = Loaded(engine)
     loader.settings = s
     longest = "각" * s.max_request_chars
-    with TestClient(create_app(s, Secrets(), loader)) as client:
+    with TestClient(create_app(s, Secrets(), loader), client=("127.0.0.1", 50000)) as client:
         client.post("/reload").raise_for_status()
         single = [client.post("/classify", json={"text": t}).json() for t in ("바보 you", nfd("바보 you"))]
         batch = client.post("/classify/batch", json={"texts": ["바보 you", nfd("바보 you")]}).json()["results"]
