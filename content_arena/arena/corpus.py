@@ -27,7 +27,7 @@ class BattleError(ValueError):
 
 @dataclass(frozen=True, repr=False)
 class Corpus:
-    """n `texts` to attack, in NFC, with `labels` (1 toxic, 0 clean); `name` says where they are from.
+    """n `texts` (in NFC) to attack, with `labels` (1 toxic, 0 clean); `name`: where they are from.
 
     Raises BattleError without a comment or a toxic one, or for a label that is neither 0 nor 1."""
     texts: tuple[str, ...]

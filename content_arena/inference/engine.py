@@ -20,13 +20,13 @@ from fastcore.basics import patch
 from transformers.utils import logging as hf_logging
 
 from ..config import load_settings
-from ..text import TEXT_FORM, text_form
+from ..text import TEXT_FORM, text_form, tokenizer_input
 from .dense_cache import load_merged, tokenizer_lock
 from .ensemble import Combination, load_members, recipe_of, share_equal
 from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
 from content_arena.training.classifier import (
     ModelError, best_device, fast_dtype, predict_logits, read_spec, toxic_probability,
-    tokenizer_input, verify_model)
+    verify_model)
 
 # %% ../../nbs/02_inference/00_engine.ipynb #15752914
 def tokenize_windows(tokenizer: Any, texts: Sequence[str],

@@ -62,16 +62,17 @@ def load_fingerprints(registry: RegistryReader, versions: Sequence[Version]
 
 # %% ../../nbs/03_mlops/03_lineage.ipynb #a6c3f1e5
 def check_ancestors(registry: RegistryReader, versions: Sequence[Version]) -> None:
-    """Raise LineageError if the lineage of a version lacks a dataset of a registered version that it
+    """Raise LineageError if a lineage lacks a dataset of a registered version that its version
     started from (tag `ancestor_sha256`) or combines."""
     known = {v.sha256: v for v in registry.versions() if v.sha256}
     for v in versions:
         for sha256 in (v.tags.get("ancestor_sha256"), *v.members.values()):
             parent = known.get(sha256)
             if parent and (lost := [d for d in parent.lineage if d not in v.lineage]):
-                raise LineageError(f"{v}: its lineage lacks {', '.join(lost)}, what v{parent.version}"
-                                   f" was trained on, from which it was made: nobody can tell what"
-                                   " it has seen; train it again with that lineage")
+                raise LineageError(f"{v}: its lineage lacks {', '.join(lost)}, what"
+                                   f" v{parent.version} was trained on, from which it was made:"
+                                   " nobody can tell what it has seen; train it again with that"
+                                   " lineage")
 
 # %% ../../nbs/03_mlops/03_lineage.ipynb #b8609bc4
 @dataclass(frozen=True)

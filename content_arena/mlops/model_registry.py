@@ -371,8 +371,7 @@ def _expect(c: _Connection, alias: str, expected: Version | str | None) -> Versi
 
 # %% ../../nbs/03_mlops/00_model_registry.ipynb #4ac2c165
 RUN_TAGS = ("dataset_id", "lineage", "base_model", "base_model_sha256", "model_sha256")
-COPIED = (*RUN_TAGS, "ancestor_sha256",         # of the model that it started from, if any
-          "members", "ensemble")                # of an ensemble
+COPIED = (*RUN_TAGS, "ancestor_sha256", "members", "ensemble")     # the last two: of an ensemble
 
 def _create(c: _Connection, run_id: str) -> Version:
     "The version made from run `run_id`: the one there is, or a new one with status `registered`."

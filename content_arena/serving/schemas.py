@@ -86,7 +86,7 @@ def check_text(text: str) -> str:
     return text
 
 def in_nfc(text: Any, check: Callable[[Any], Any]) -> Any:
-    """`text` as it was sent, if `check` accepts its NFC form: a limit counts what a reader sees, not
+    """`text` as it was sent, if `check` accepts its NFC form: limits count what a reader sees, not
     how a keyboard spelt it. What a model makes of the form is its own business."""
     check(nfc(text) if isinstance(text, str) else text)
     return text
@@ -227,7 +227,8 @@ class FeedbackRequest(_Request):
     text_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$",
                                     description="sha256 (hex) of the text in NFC, UTF-8")
     text: Annotated[str, StringConstraints(min_length=1, max_length=20_000),
-                    AfterValidator(check_text), WrapValidator(in_nfc)] | None = Field(None, description="the comment")
+                    AfterValidator(check_text), WrapValidator(in_nfc)] | None = Field(
+                        None, description="the comment")
 
     @model_validator(mode="after")
     def _about_something(self) -> "FeedbackRequest":

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['HEAD_NAMES', 'SPEC_FILE', 'MANIFEST_FILE', 'ModelError', 'fast_dtype', 'best_device', 'ContentClassifier',
-           'load_network', 'load_tokenizer', 'choose_head', 'build_classifier', 'tokenizer_input', 'encode',
-           'length_batches', 'least_padding', 'collate', 'predict_logits', 'toxic_probability', 'load_dense',
-           'DenseCopy', 'write_manifest', 'read_manifest', 'read_spec', 'verify_model', 'save_model', 'start_from']
+           'load_network', 'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches',
+           'least_padding', 'collate', 'predict_logits', 'toxic_probability', 'load_dense', 'DenseCopy',
+           'write_manifest', 'read_manifest', 'read_spec', 'verify_model', 'save_model', 'start_from']
 
 # %% ../../nbs/01_training/05_classifier.ipynb #a84f455a
 import hashlib
@@ -29,7 +29,7 @@ from transformers import (AutoConfig, AutoModel, AutoModelForSequenceClassificat
                           BitsAndBytesConfig)
 from transformers.utils import logging as hf_logging
 
-from ..text import TEXT_FORM, as_read, text_form
+from ..text import TEXT_FORM, text_form, tokenizer_input
 from .base_models import BaseModel
 
 # %% ../../nbs/01_training/05_classifier.ipynb #c11b71ed
@@ -209,19 +209,13 @@ def _assert_head(classifier: ContentClassifier) -> None:
         raise ModelError("the network has no trainable classification head; set head = mean")
 
 # %% ../../nbs/01_training/05_classifier.ipynb #c78beb3b
-def tokenizer_input(texts: Sequence[str], form: str = TEXT_FORM) -> list[str]:
-    """What a tokenizer gets for `texts`: the `form` that its model reads, without lone surrogates.
-
-    Everything that calls a tokenizer calls this first."""
-    return [t.encode("utf-8", "replace").decode("utf-8") for t in as_read(texts, form)]
-
 def encode(tokenizer, texts: Sequence[str], max_length: int,
            form: str = TEXT_FORM) -> list[list[int]]:
     "Token ids of each text in `form`, special tokens included, cut at `max_length` tokens."
     if not len(texts):
         return []
-    safe = tokenizer_input(texts, form)
-    return tokenizer(safe, truncation=True, max_length=max_length)["input_ids"]
+    return tokenizer(tokenizer_input(texts, form), truncation=True,
+                     max_length=max_length)["input_ids"]
 
 # %% ../../nbs/01_training/05_classifier.ipynb #0c97e4ab
 def length_batches(
@@ -406,14 +400,11 @@ def read_manifest(folder: Path) -> dict:
     return _read_json(folder, MANIFEST_FILE)
 
 def read_spec(folder: Path) -> dict:
-    """The description of a model folder. Raises ModelError if it is missing, of another format, or
-    names a text form that is unknown here."""
+    "The description of a model folder. Raises ModelError: missing, or of an unknown format or form."
     spec = _read_json(folder, SPEC_FILE)
     if spec.get("format") != 1:
-        raise ModelError(
-            f"model folder {Path(folder).name}: format {spec.get('format')!r} is not 1;"
-            " it was written by another version of content_arena"
-        )
+        raise ModelError(f"model folder {Path(folder).name}: format {spec.get('format')!r} is not 1;"
+                         " it was written by another version of content_arena")
     try:
         text_form(spec)
     except ValueError as e:
@@ -430,13 +421,11 @@ def verify_model(folder: Path, expected_sha256: str | None = None,
     """
     folder, manifest = Path(folder), read_manifest(folder)
     files = manifest.get("files", {})
-    here = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {
-        MANIFEST_FILE
-    }
+    here = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    here -= {MANIFEST_FILE}
     for name in sorted(here ^ set(files)):
-        raise ModelError(
-            f"model folder {folder.name}: {name} is {'missing' if name in files else 'not listed'}"
-        )
+        state = "missing" if name in files else "not listed"
+        raise ModelError(f"model folder {folder.name}: {name} is {state}")
     for name, sha256 in files.items():
         if _sha256(folder / name, tick) != sha256:
             raise ModelError(f"model folder {folder.name}: {name} differs from its manifest;"

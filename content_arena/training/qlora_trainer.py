@@ -159,8 +159,7 @@ class QLoRATrainer:
             with mlflow.start_run(run_id=ticket["mlflow_run_id"], log_system_metrics=False):
                 lineage = list(dict.fromkeys([*parent_lineage, dataset_id]))
                 _log_start(self.settings, base, lineage, train, valid)
-                if ancestor:
-                    mlflow.set_tag("ancestor_sha256", read_manifest(ancestor)["sha256"])
+                if ancestor: mlflow.set_tag("ancestor_sha256", read_manifest(ancestor)["sha256"])
                 log_fingerprints(prints, dataset_id)
                 dtype = getattr(torch, ticket["dtype"])
                 self._train(base, train, valid, work, dtype, ancestor)

@@ -113,7 +113,8 @@ def column(name: Any) -> str:
     "A column's name as names are compared: in NFC, without white space around it."
     return nfc(str(name)).strip()
 
-def refuse_twice(names: Iterable[str], used: Iterable[str], name: str, what: str = "column") -> None:
+def refuse_twice(names: Iterable[str], used: Iterable[str], name: str,
+                 what: str = "column") -> None:
     "Raise DataError, naming `name`, if one of the `used` columns stands in `names` more than once."
     times = Counter(names)
     if twice := {c: times[c] for c in used if times[c] > 1}:
