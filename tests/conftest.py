@@ -7,6 +7,11 @@ import needs as outside
 import pytest
 from needs import needs
 
+# Everything that a test talks to is on this machine. What the environment does to a call is tested
+# where a test sets it (test_environment.py).
+for _name in [n for n in os.environ if n.lower() in ("http_proxy", "https_proxy", "all_proxy")]:
+    del os.environ[_name]
+
 
 def pytest_addoption(parser):
     parser.addoption("--require", default="", metavar="PART,...",
