@@ -152,8 +152,8 @@ class GateSettings(_Section):
         description="rows below which a slice does not decide")
     gate_battle_rounds: int = Field(1000, ge=0,
         description="rounds of the fixed battle on test rows; 0: none is fought")
-    battle_tolerance: float = Field(0.02, ge=0, lt=1,
-        description="evasion rate that a challenger may add in it")
+    battle_tolerance: float = Field(0.03, ge=0, lt=1,
+        description="AUC on disguised comments, toxic and clean, that a challenger may lose in it")
     shadow_guard: bool = Field(True,
         description="labelled shadow traffic may not show the challenger to be worse")
     latency_budget_ms: float = Field(0, ge=0,
