@@ -289,7 +289,6 @@ def test_the_figures_of_both_sides_stand_in_the_sentence():
     assert check.numbers["champion"] == {k: old[k] for k in gate.SIDE}
 
 
-@pytest.mark.real_data
 def test_more_data_is_not_rejected_for_sparing_clean_comments(data_dir):
     """Champion: BEEP! and Curse; challenger: KODOLI too. Each with its own threshold, on disguised
     comments of other authors: the rule that compared evasion rates rejects the better one."""

@@ -159,7 +159,8 @@ def _battle_sentence(b: Mapping[str, Any]) -> str:
     sides = [f"the {role} detects {x['detection_rate']:.1%} of the toxic ones and flags"
              f" {x['false_positive_rate']:.1%} of the clean ones (AUC {x['auc']:.3f})"
              for role in ("champion", "challenger") if (x := b[role])]
-    who = "champion and challenger" if b["champion"] else "the challenger alone, without a champion,"
+    who = ("champion and challenger" if b["champion"] else
+           "the challenger alone, without a champion,")
     return (f"{who} read {b['toxic']:,} disguised toxic and {b['clean']:,} disguised clean comments"
             f" (variants {b['sha256'][:12]}): {'; '.join(sides)}")
 
