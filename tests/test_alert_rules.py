@@ -10,11 +10,12 @@ import yaml
 from prometheus_client.core import CounterMetricFamily
 
 from content_arena.config import SECRETS, Settings
-from content_arena.mlops.metrics import Metrics, exposition
+from content_arena.mlops.metrics import CAUSES, Metrics, exposition
 from content_arena.mlops.run_metrics import GROUPS, RunFiles
+from content_arena.serving.models import REMEDIES
 from content_arena.serving.observer import WriterMetrics
 from content_arena.store_writer import WriterStats
-from watch import DEPLOY, ROOT, shortened, tool
+from watch import DEPLOY, ROOT, UNITS, shortened, tool
 
 PROMETHEUS = DEPLOY / "prometheus"
 TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
@@ -87,6 +88,7 @@ def test_the_named_alerts_have_the_promised_limits():
 def test_every_alert_says_what_it_means_and_names_its_page():
     for name, rule in ALERTS.items():
         assert {"summary", "description", "runbook"} == set(rule["annotations"]), name
+        # either of those that a route knows
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}, name
         assert rule["annotations"]["runbook"] == f"deploy/runbooks/{name}.md"
         page = (ROOT / rule["annotations"]["runbook"]).read_text()
@@ -110,6 +112,27 @@ def test_commands_in_runbooks_exist():
                 command = command.commands[word]
             options = {o for p in command.params for o in p.opts}
             assert set(re.findall(r"--[\w-]+", words)) <= options, f"{page.name}: {words}"
+
+
+def hasty_rollbacks(page: str) -> list[str]:
+    "Lines that say to roll back without what tells a bad model from a load that failed."
+    tells = ("- `model`", "content-arena classify", "It rose with the change of champion")
+    return [line for line in page.splitlines()
+            if "registry rollback" in line and not any(t in line for t in tells)]
+
+
+def test_pages_on_the_service_tell_a_load_that_failed_from_a_bad_model():
+    for page in ("NoVerifiedModel", "ReloadFailing"):
+        text = (DEPLOY / "runbooks" / f"{page}.md").read_text()
+        causes = set(re.findall(r"^- `([a-z_]+)`", text, re.M))
+        assert causes >= set(REMEDIES) - {"no_champion"}, page
+        assert "content-arena classify hello" in text and "failed_loads" in text, page
+    [service, *_] = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
+    for rule in service["rules"]:
+        assert not hasty_rollbacks((ROOT / rule["annotations"]["runbook"]).read_text()), rule
+    assert hasty_rollbacks("- Champion can't be loaded: `content-arena registry rollback`")
+    assert set(REMEDIES) == set(CAUSES)                # what the metric's label can say
+    assert ["rollback" in remedy for remedy in REMEDIES.values()] == [c == "model" for c in CAUSES]
 
 
 @pytest.mark.needs("prometheus")
@@ -156,10 +179,38 @@ def test_a_rule_with_another_limit_is_found_out(tmp_path: Path):
         (tmp_path / file.relative_to(PROMETHEUS)).write_text(file.read_text())
     text = (PROMETHEUS / "alerts.yml").read_text()
     for old, new, file in (("battle_detection_rate < 0.5", "battle_detection_rate < 0.4", "model"),
-                           ("> 86400", "> 172800", "days"), (":p99", ":p50", "service")):
+                           ("> 86400", "> 172800", "days"), (":p99", ":p50", "service"),
+                           ("errors:ratio_rate5m > 0.05", "errors:ratio_rate5m > 0.045", "limits"),
+                           ("errors:ratio_rate5m > 0.05", "errors:ratio_rate5m >= 0.05", "limits"),
+                           ("> 0.067", "> 0.06", "limits"), (">= 500", ">= 550", "limits"),
+                           ("for: 10m", "for: 9m", "waits")):
         assert old in text
         (tmp_path / "alerts.yml").write_text(text.replace(old, new))
         assert tool("promtool", "test", "rules", tmp_path / f"tests/{file}.yml").returncode, new
+
+
+def seconds(duration: str) -> int:
+    return int(duration[:-1]) * UNITS[duration[-1]] // 1000
+
+
+def told(alert: str) -> Iterator[list[tuple[int, bool]]]:
+    "Of each rule test that asks more than once: when, in order, and whether `alert` is expected to be firing then."
+    for file in TESTS:
+        for test in yaml.safe_load(file.read_text())["tests"]:
+            asked = [(seconds(check["eval_time"]),
+                      any(f'alertname="{alert}"' in x["labels"] for x in check["exp_samples"] or ()))
+                     for check in test["promql_expr_test"]
+                     if "firing" in check["expr"] and f'alertname="{alert}"' in check["expr"]
+                     or 'ALERTS{alertstate="firing"}' in check["expr"]]
+            yield sorted(asked)
+
+
+def test_a_wait_a_fifth_shorter_or_longer_would_be_noticed():
+    """Each alert is shown silent, and firing little later: a rule test that passes then pins its `for` down."""
+    for name, rule in ALERTS.items():
+        apart = [after - before for asked in told(name)
+                 for (before, silent), (after, fires) in zip(asked, asked[1:]) if fires and not silent]
+        assert apart and min(apart) < seconds(rule["for"]) / 5 + 1, (name, apart)
 
 
 def test_shortened_rules_keep_their_thresholds():
@@ -277,6 +328,7 @@ def test_compose_names_settings_files_and_targets_that_exist():
         for key in service.get("environment", {}):
             if key.startswith("CONTENT_ARENA_"):
                 key = key.removeprefix("CONTENT_ARENA_")
+                # either a secret, maybe as a file, or a setting
                 assert key.removesuffix("_FILE") in SECRETS or key.lower() in Settings.model_fields
         for mount in service.get("volumes", []):
             source = mount.split(":")[0]

@@ -92,6 +92,7 @@ def test_death_at_any_write_is_finished_or_undone(registry, monkeypatch, tmp_pat
         assert registry.get_champion() is not None
         registry.settle()
         now = aliases(registry), statuses(registry)
+        # either as before or as after: nothing in between
         assert now in (before, done), f"died before write {n}, {writes[n]}"
         assert in_file(registry) == now[0], "the registry file was forgotten"
         assert len(registry.history()) == past + (now == done)
@@ -285,7 +286,7 @@ def test_a_broken_download_leaves_nothing(settings, monkeypatch, tmp_path):
     registry = ModelRegistry(settings)
     version = registry.register_challenger(train(settings))
 
-    def half(uri, dst_path):
+    def half(uri, dst_path, **where):
         (Path(dst_path) / "data").mkdir()
         (Path(dst_path) / "data" / "manifest.json").write_text("{")
         raise OSError("connection lost")
