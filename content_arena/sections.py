@@ -307,7 +307,7 @@ class CoevolutionSettings(_Section):
         0.02, ge=0, le=1, description="F1 on clean text that a cycle may cost"
     )
     coevolution_gain: float = Field(
-        0.005, ge=0, le=1, description="fall of the evasion rate that counts as progress"
+        0.005, ge=0, le=1, description="rise of the AUC under attack that counts as progress"
     )
     coevolution_patience: int = Field(
         3, ge=1, description="cycles without progress after which it has converged"
