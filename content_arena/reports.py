@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLOURS', 'BANNER', 'TITLES', 'axes_of', 'dataset_summary', 'manifest_tables', 'length_figure', 'training_summary',
            'training_figure', 'verdict_banner', 'metrics_table', 'show_metrics', 'members_table', 'gain_figure',
-           'calibration_figure', 'slice_table', 'hardest_errors', 'lineage_table', 'how_to_roll_back',
+           'calibration_figure', 'slice_table', 'hardest_errors', 'lineage_table', 'evidence_lines', 'how_to_roll_back',
            'deployment_summary']
 
 # %% ../nbs/06_entry/04_reports.ipynb #d8d1d45f
@@ -246,23 +246,26 @@ def lineage_table(record: Mapping[str, Any], versions: Mapping[str, Any]) -> pd.
                           "MLflow run": v.run_id, "registered": f"{v.created:%Y-%m-%d %H:%M} UTC"}
     return pd.DataFrame(rows)
 
+def evidence_lines(record: Mapping[str, Any]) -> str:
+    "What the decision rests on (Markdown): the sentence of each kind of evidence."
+    return "\n".join(f"- {kind.capitalize()}: {e['sentence']}."
+                     for kind, e in record["evidence"].items())
+
 def how_to_roll_back(record: Mapping[str, Any]) -> str:
     "What somebody on call needs if the new version misbehaves (Markdown)."
-    old = record["champion"]
-    back = (
-        (
-            f"brings version {old['version']} back, in the registry and in a running service,"
-            f" and is"
-            " recorded in the history"
-        )
-        if old
-        else "needs a previous champion; this is the first"
-    )
+    old, new = record["champion"], record["challenger"]["version"]
+    if not record["should_promote"]:
+        stays = f"version {old['version']} stays champion" if old else "no version is champion"
+        return f"Version {new} is not promoted: {stays}, there is nothing to roll back."
+    back = (f"brings version {old['version']} back, in the registry and in a running service, and"
+            " is recorded in the history" if old else
+            f"needs a previous champion; version {new} is the first")
     return f"```\ncontent-arena registry rollback --reason \"what went wrong\"\n```\n{back}."
 
 def deployment_summary(result: Mapping[str, Any]) -> str:
     "The outcome of a deployment in a few sentences (Markdown)."
-    service = result.get("service")
+    service, version = result.get("service"), result.get("model_version")
     return (f"## {str(result['status']).replace('_', ' ').capitalize()}\n\n"
-            f"{result.get('reason') or ''}\n\nVersion {result.get('model_version')}"
+            f"{result.get('reason') or ''}\n\n"
+            + (f"Version {version} is champion" if version else "No version is champion")
             + (f"; service: {service}" if service else "") + ".")

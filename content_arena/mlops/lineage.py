@@ -102,8 +102,9 @@ class Certificate:
     def sentence(self) -> str:
         "What the report says."
         n, rows = len(self.rows_hit), sum(self.datasets.values())
+        behind = " and ".join(f"version {v}" for v in self.lineages)
         return (f"{self.test_rows} test rows were compared with {rows} rows of {len(self.datasets)}"
-                f" datasets behind both models (exact text, confusable skeleton, similarity from"
+                f" datasets behind {behind} (exact text, confusable skeleton, similarity from"
                 f" {self.threshold:g}): {n or 'none'} found, {self.allowed} allowed.")
 
     def to_dict(self) -> dict[str, Any]:
