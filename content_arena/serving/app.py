@@ -125,8 +125,10 @@ async def close(self: Service) -> None:
 
 # %% ../../nbs/05_serving/02_app.ipynb #4319534e
 def _no_model(host: ModelHost) -> Problem:
-    return Problem("no-model", host.problem, "register and promote a model"
-                   " (`content-arena pipeline run`), then POST /reload",
+    first = host.problem == "the registry has no champion"
+    action = "register and promote a model (`content-arena pipeline run`)" if first else \
+        "mend what is said here (`content-arena doctor --deep` opens the model)"
+    return Problem("no-model", host.problem, f"{action}, then POST /reload",
                    headers={"retry-after": "5"})
 
 async def scores_of(service: Service, slot: ModelSlot, texts: list[str]) -> Sequence[float]:
