@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow.store.db import utils
 from mlflow.store.model_registry import sqlalchemy_store as _registry_store  # noqa: F401
 from mlflow.store.tracking import sqlalchemy_store as _tracking_store  # noqa: F401
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from sqlalchemy import Engine, event
 from sqlalchemy.orm import configure_mappers
 
@@ -119,6 +120,11 @@ def make_three_versions(root: Path) -> ModelRegistry:
     return registry
 
 
+def forget_places() -> None:
+    "MLflow remembers, as long as a process lives, where the artifacts of a run lie; a copy's lie elsewhere."
+    _artifact_repos_cache.clear()
+
+
 def copy_store(store: Path, root: Path) -> ModelRegistry:
     "A registry of its own in `root`, as it is in the database `store`; again: as it was at first."
     with closing(sqlite3.connect(store)) as source, \
@@ -129,6 +135,7 @@ def copy_store(store: Path, root: Path) -> ModelRegistry:
         shutil.copytree(store.parent / "artifacts", root / "artifacts")
     settings = make_settings(root)
     follow_artifacts(settings)
+    forget_places()
     return ModelRegistry(settings)
 
 
