@@ -33,7 +33,7 @@ def moved_to(uri: str, artifact_dir: Path, depth: int) -> str:
 
 # %% ../nbs/00_core/03a_artifact_paths.ipynb #0708824b
 def follow_artifacts(settings: Settings) -> int:
-    """Let MLflow's SQLite file look for artifacts in `artifact_dir`; returns how many paths changed.
+    """Let MLflow's SQLite file look for artifacts in `artifact_dir`; how many paths it changed.
 
     New runs of the experiment go there too. Nothing happens for any other store."""
     file, place = sqlite_file(settings.mlflow_uri()), settings.path("artifact_dir")

@@ -148,11 +148,12 @@ def registry_check(
     as_json: AsJson = False,
 ) -> None:
     """List where MODEL_REGISTRY.json, MLflow and the disk disagree, and models in use whose files
-    are missing or changed: each is fetched and its hashes checked. Exits with 1 if there are any."""
+    are missing or changed (each is fetched, each hash checked); exits with 1 if there are any."""
     from content_arena.mlops.retention import check, needed
     store = _store(p)
     found = check(store, verify=verify)
-    good = f"file, MLflow and disk agree; the files of {len(needed(store))} versions in use were read"
+    good = ("file, MLflow and disk agree; the files of"
+            f" {len(needed(store))} versions in use were read")
     show_result(as_json, {"status": "differs" if found else "agrees", "disagreements": found},
                 lambda c: c.print("\n".join(found) or good, markup=False))
     if found:

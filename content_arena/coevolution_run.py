@@ -105,7 +105,8 @@ class RealParts:
 def note_rules(registry: ModelRegistry, result: dict[str, Any], known: set[str]) -> None:
     "Tag the version of a pipeline's `result` with the rules that it learnt from, and `known`."
     told = read_json(Path(result["run_dir"]) / "dataset.json")
-    learnt = prepared_dataset(registry.settings, told["id"]).manifest.get("train_only", {}).get("rules", ())
+    manifest = prepared_dataset(registry.settings, told["id"]).manifest
+    learnt = manifest.get("train_only", {}).get("rules", ())
     registry.tag(result["model_version"], attack_rules=json.dumps(sorted({*learnt, *known})))
 
 @patch

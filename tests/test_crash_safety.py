@@ -31,9 +31,9 @@ PROMOTE = ("pending", "@champion", "@previous", "no @challenger",
            "v3 status", "v3 reason", "v3 updated", "v3 decision", "v3 replaces",
            "v2 status", "v2 reason", "v2 updated", "event", "settled")
 SERVE = ("promoted", "reloaded", "verified", "done")
-# ... and what its undoing writes, if the service can't load v3.
+# ... and what its undoing writes, if the service can't load v3; first of all, the record of why.
 ROLLBACK = ("decis", "pending", "@champion", "@previous", "v2 status", "v2 reason", "v2 updated",
-            "v3 status", "v3 reason", "v3 updated", "event", "settled")
+            "v2 decision", "v3 status", "v3 reason", "v3 updated", "event", "settled")
 PROMOTION = (*TAGS, "intent", *PROMOTE, *SERVE)
 WITHDRAWAL = (*TAGS, "intent", *PROMOTE, "promoted", "rolling_back",
               *(f"back:{step}" for step in ROLLBACK), "rolled_back")

@@ -75,7 +75,7 @@ def permit(record: Mapping[str, Any]) -> Permit:
 HEAD, FOLDER = "decisions.head", "decisions"
 
 class DecisionChain:
-    "The chain of decision records of a `registry` (a `RegistryReader`; to record: a `ModelRegistry`)."
+    "The decision records of a `registry` (a `RegistryReader`; to record: a `ModelRegistry`)."
     def __init__(self, registry: Any) -> None:
         self.registry = registry
 
@@ -181,7 +181,7 @@ def by_hand(self: DecisionChain, version: str, reason: str, by: str = "") -> str
 # %% ../../nbs/03_mlops/000a_decision_records.ipynb #1365338f
 @dataclass(frozen=True)
 class Moves:
-    "How many moves of `@champion` name a record (`recorded`), and are older than that rule (`older`)."
+    "How many moves of `@champion` name a record, and how many are `older` than that rule."
     recorded: int
     older: int
 
@@ -206,7 +206,7 @@ def _fault(event: Mapping[str, str], record: Mapping[str, Any] | None, used: set
 # %% ../../nbs/03_mlops/000a_decision_records.ipynb #418c6f30
 @patch
 def moves(self: DecisionChain) -> Moves:
-    "Check each move of `@champion` against its record. Raises DecisionError naming the first fault."
+    "Check each move of `@champion` against its record; DecisionError names the first fault."
     records = {link["id"]: {"id": link["id"]} | r for link, r in self.backwards()}
     since = min((datetime.fromisoformat(r["time"]) for r in records.values()
                  if r["format"] >= 2), default=None)

@@ -52,8 +52,8 @@ class Record:
     """One deployment: from version `old` (None: there was no champion) to `new`.
 
     `reason`: why it was decided, later why it was undone. `service`: what the service did before
-    the deployment, in words. `by`: who undoes it, if it comes to that. `steps`: every state with its
-    time (UTC)."""
+    the deployment, in words. `by`: who undoes it, if it comes to that. `steps`: every state with
+    its time (UTC)."""
     new: str
     old: str | None
     reason: str

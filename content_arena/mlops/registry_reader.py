@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 
 import mlflow
+from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -276,17 +277,6 @@ class RegistryReader(Connection):
         _cached_members(self, v)
         return _cached(self, v)
 
-    def check_files(self, version: Version) -> str:
-        """Fetch the files of a version from where they lie, past the cache, and check each hash.
-
-        Returns what is wrong, with place and remedy; '' if they are all there."""
-        try:
-            with tempfile.TemporaryDirectory(prefix="content-arena-") as folder:
-                _verified(self, version, Path(folder))
-            return ""
-        except RegistryError as e:
-            return str(e)
-
     def metrics(self, run_id: str) -> dict[str, float]:
         "The metrics that a run logged, the last value of each."
         with self._talk(f"reading run {run_id}") as client:
@@ -299,3 +289,16 @@ class RegistryReader(Connection):
             if path not in {f.path for f in client.list_artifacts(run_id, parent or None)}:
                 return None
             return Path(client.download_artifacts(run_id, path, str(folder)))
+
+# %% ../../nbs/03_mlops/000b_registry_reader.ipynb #7eee2f06
+@patch
+def check_files(self: RegistryReader, version: Version) -> str:
+    """Fetch the files of a version from where they lie, past the cache, and check each hash.
+
+    Returns what is wrong, with place and remedy; '' if they are all there."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="content-arena-") as folder:
+            _verified(self, version, Path(folder))
+        return ""
+    except RegistryError as e:
+        return str(e)
