@@ -294,10 +294,16 @@ def test_a_broken_download_leaves_nothing(settings, monkeypatch, tmp_path):
         (Path(dst_path) / "data" / "manifest.json").write_text("{")
         raise OSError("connection lost")
 
-    with monkeypatch.context() as m, pytest.raises(RegistryError, match="fetched: connection lost"):
+    (tmp_path / "artifacts").rename(tmp_path / "far away")     # as with a server: not found by hash
+    with monkeypatch.context() as m, pytest.raises(RegistryError, match=r"\(connection lost\)"):
         m.setattr(mlflow.artifacts, "download_artifacts", half)
         registry.download(version)
     assert cached(settings) == []
+    (tmp_path / "far away").rename(tmp_path / "artifacts")
+    with monkeypatch.context() as m:
+        m.setattr(mlflow.artifacts, "download_artifacts", half)
+        assert registry.download(version).name == version.sha256
+    shutil.rmtree(settings.path("var_dir") / "cache")
     shutil.rmtree(tmp_path / "artifacts")
     with pytest.raises(RegistryError, match="content-filter v1"):
         registry.download(version)

@@ -29,6 +29,13 @@ def settings_in(clone: Path):
                           artifact_dir=str(clone / "artifacts"))
 
 
+def answer(clone: Path, *arguments: str) -> dict:
+    "What a command that must succeed answers, as JSON."
+    code, said = command(clone, *arguments, "--json")
+    assert code == 0, said
+    return json.loads(next(line for line in reversed(said.splitlines()) if line[:1] == "{"))
+
+
 def command(clone: Path, *arguments: str) -> tuple[int, str]:
     "Exit code and all that `content-arena ARGUMENTS` says, in `clone`."
     s = settings_in(clone)
@@ -63,17 +70,14 @@ def clone(moved, tmp_path) -> Path:
 
 
 def test_everything_works_again(moved):
-    code, said = command(moved, "classify", "you are awful", "--json")
-    assert code == 0 and json.loads(said.splitlines()[-1])["model_version"] == "1", said
+    assert answer(moved, "classify", "you are awful")["model_version"] == "1"
     code, said = command(moved, "registry", "check")
     assert (code, said.strip()) == (
         0, "file, MLflow and disk agree; the files of 1 versions in use were read")
-    found = {c["name"]: c for c in json.loads(command(moved, "doctor", "--deep", "--json")[1]
-                                              .splitlines()[-1])["checks"]}
+    assert answer(moved, "decisions", "verify")["moves"] == 1
+    found = {c["name"]: c for c in answer(moved, "doctor", "--deep")["checks"]}
     assert found["model champion"]["state"] == "ok", found
     assert "files verified, loaded" in found["model champion"]["says"]
-    code, said = command(moved, "decisions", "verify", "--json")
-    assert code == 0 and json.loads(said.splitlines()[-1])["moves"] == 1, said
     with stage.serving(create_app(settings_in(moved), Secrets())) as url:
         httpx.post(f"{url}/reload", timeout=60).raise_for_status()
         assert httpx.get(f"{url}/ready").json()["model_version"] == "1"

@@ -193,18 +193,19 @@ def _fetch(c: Connection, v: Version, folder: Path) -> tuple[Path, str]:
     "The model folder of `v`, fetched into `folder`, and where it came from."
     with c._talk(f"downloading {v}"), quiet_mlflow():
         mlflow.set_tracking_uri(c.uri)
-        place, problem = _place(c, v), "nothing is there"
+        place, problem = _place(c, v), ""
         try:
             uri = f"models:/{v.name}/{v.version}"
             mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))
         except (OSError, MlflowException) as e:
-            problem = str(e).splitlines()[0]
+            problem = (str(e).splitlines() or [type(e).__name__])[0]
     found = sorted(p.parent for p in (folder / "data").rglob("manifest.json"))
-    if len(found) == 1:
+    if len(found) == 1 and not problem:
         return found[0], place
     if here := _by_hash(c, v):
         return shutil.copytree(here, folder / "by-hash"), str(here)
-    raise RegistryError(f"{v}: its files can't be fetched from {place} ({problem}), and no folder"
+    raise RegistryError(f"{v}: its files can't be fetched from {place} ("
+                        f"{problem or 'nothing is there'}), and no folder"
                         f" below {c.settings.path('artifact_dir')} holds model {v.sha256[:12]}:"
                         f" {REMEDY}")
 
@@ -284,7 +285,7 @@ class RegistryReader(Connection):
 
     def artifact(self, run_id: str, path: str, folder: Path) -> Path | None:
         "Artifact `path` of a run, downloaded into `folder`; None if the run has no such file."
-        with self._talk(f"fetching {path} of run {run_id}") as client:
+        with self._talk(f"fetching {path} of run {run_id}") as client, quiet_mlflow():
             parent = path.rpartition("/")[0]
             if path not in {f.path for f in client.list_artifacts(run_id, parent or None)}:
                 return None
