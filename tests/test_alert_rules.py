@@ -87,6 +87,7 @@ def test_the_named_alerts_have_the_promised_limits():
 def test_every_alert_says_what_it_means_and_names_its_page():
     for name, rule in ALERTS.items():
         assert {"summary", "description", "runbook"} == set(rule["annotations"]), name
+        # either of those that a route knows
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}, name
         assert rule["annotations"]["runbook"] == f"deploy/runbooks/{name}.md"
         page = (ROOT / rule["annotations"]["runbook"]).read_text()
@@ -277,6 +278,7 @@ def test_compose_names_settings_files_and_targets_that_exist():
         for key in service.get("environment", {}):
             if key.startswith("CONTENT_ARENA_"):
                 key = key.removeprefix("CONTENT_ARENA_")
+                # either a secret, maybe as a file, or a setting
                 assert key.removesuffix("_FILE") in SECRETS or key.lower() in Settings.model_fields
         for mount in service.get("volumes", []):
             source = mount.split(":")[0]
