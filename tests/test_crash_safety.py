@@ -255,6 +255,7 @@ def test_a_killed_promotion_is_finished_by_the_next(end, root, url):
         killed(deploy, root, url, decision, end)
         between = RegistryReader(make_settings(root)).get_champion().version, served(url)
         result, _ = told(deploy, root, url, decision)
+    # either nothing was moved yet, the alias alone, or alias and service: it depends on the point
     assert between in {("2", "2"), ("3", "2"), ("3", "3")}
     assert result["status"] == "promoted"          # also if it was over: the outcome is looked up
     assert_promoted(root, url)
