@@ -17,15 +17,14 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 from fastcore.basics import patch
-from transformers.utils import logging as hf_logging
 
 from ..config import load_settings
 from .dense_cache import load_merged, tokenizer_lock
 from .ensemble import Combination, load_members, recipe_of, share_equal
 from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
-from content_arena.training.classifier import (
-    ModelError, best_device, fast_dtype, predict_logits, read_spec, toxic_probability,
-    verify_model)
+from ..training.building import BadModel, ModelError, best_device, fast_dtype
+from ..training.classifier import (
+    predict_logits, read_spec, toxic_probability, verify_model)
 
 # %% ../../nbs/02_inference/00_engine.ipynb #15752914
 def tokenize_windows(tokenizer: Any, texts: Sequence[str],
@@ -55,15 +54,6 @@ class Engine:
         self.size_mb = sum(p.numel() * p.element_size() for p in classifier.parameters()) / 1e6
         self._tokenizer_lock = tokenizer_lock(tokenizer)      # other engines may use it too
 
-# %% ../../nbs/02_inference/00_engine.ipynb #d0169255
-class _quiet:
-    "Silence the progress bars of transformers for a while."
-    def __enter__(self) -> None:
-        hf_logging.disable_progress_bar()
-
-    def __exit__(self, *exc: Any) -> None:
-        hf_logging.enable_progress_bar()
-
 # %% ../../nbs/02_inference/00_engine.ipynb #f2e1ed22
 @patch(cls_method=True)
 def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias: str = "",
@@ -87,9 +77,8 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
                                   expected_sha256=spec["base_model_sha256"])
     wanted = fast_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     try:
-        with _quiet():
-            classifier, tokenizer = load_merged(folder, sha256, base, cache_dir, dtype=wanted,
-                                                device=device)
+        classifier, tokenizer = load_merged(folder, sha256, base, cache_dir, dtype=wanted,
+                                            device=device)
     except BaseModelError as e:
         raise ModelError(f"version {version or folder.name} needs its base model: {e}") from e
     engine = cls(classifier, tokenizer, spec, version=version, alias=alias, sha256=sha256)
@@ -138,7 +127,7 @@ def check_probe(self: Engine, tolerance: float) -> float:
     probe = self.spec["probe"]
     moved = float(np.abs(self.scores(probe["texts"]) - np.asarray(probe["scores"])).max())
     if not moved <= tolerance:
-        raise ModelError(
+        raise BadModel(
             f"version {self.version or '?'} ({self.sha256[:12]}) scores its probe sentences up to"
             f" {moved:.3f} away from the trained model (allowed {tolerance}): try dtype = float32,"
             " or train again with this environment"

@@ -17,6 +17,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 from tenacity import wait_exponential_jitter
 
 from ..config import Secrets, Settings, load_secrets
+from ..http_clients import http_client
 from .alerting import Notifier
 from .decision_records import DecisionChain, whoami
 from .journal import Busy, Journal, Record, deploy_lock
@@ -79,8 +80,9 @@ class _Connection:
         "The service's JSON answer; raises ServiceNotRunning or ServiceError."
         what = f"{method} {self.shown}{path}"
         try:
-            async with asyncio.timeout(timeout_s), httpx.AsyncClient(transport=self._transport,
-                    timeout=None, trust_env=False, verify=self._tls) as client:
+            async with asyncio.timeout(timeout_s), http_client(self._base, httpx.AsyncClient,
+                    transport=self._transport, timeout=None, trust_env=False,
+                    verify=self._tls) as client:
                 answer = await client.request(method, self._base + path, headers=self._headers)
         except TimeoutError:
             raise ServiceError(f"{what}: no answer within {timeout_s:g} s") from None

@@ -191,12 +191,12 @@ def _place(c: Connection, v: Version) -> str:
 
 def _fetch(c: Connection, v: Version, folder: Path) -> tuple[Path, str]:
     "The model folder of `v`, fetched into `folder`, and where it came from."
-    with c._talk(f"downloading {v}"), quiet_mlflow():
-        mlflow.set_tracking_uri(c.uri)
+    with c._talk(f"downloading {v}"):      # a service does it in two threads: no setting changes
         place, problem = _place(c, v), ""
         try:
             uri = f"models:/{v.name}/{v.version}"
-            mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))
+            mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=c.uri,
+                                                registry_uri=c.uri)
         except (OSError, MlflowException) as e:
             problem = (str(e).splitlines() or [type(e).__name__])[0]
     found = sorted(p.parent for p in (folder / "data").rglob("manifest.json"))

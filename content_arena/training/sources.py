@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config import Settings
+from ..http_clients import http_client
 from ..text import language, mask, strip_invisible
 from .embedded_corpus import embedded_corpus
 
@@ -277,7 +278,8 @@ def fetch(file: PublicFile, path: Path, base_url: str = GITHUB_RAW) -> Path:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{file.name}-",
                                          delete=False) as out:
             temp = Path(out.name)
-            with httpx.stream("GET", url, follow_redirects=True, timeout=30) as response:
+            with http_client(url, follow_redirects=True, timeout=30) as client, \
+                    client.stream("GET", url) as response:
                 response.raise_for_status()
                 for chunk in response.iter_bytes():
                     out.write(chunk)
