@@ -290,8 +290,9 @@ async def _tag_scores(
     for version, role in ((old, "champion"), (new, "challenger")):
         if version:
             scores = {k: f"{comparison[role][k]:.4f}" for k in ("f1", "precision")}
-            fought = ((comparison.get("battle") or {}).get(role) or {}).get("detection_rate")
-            scores |= {"detection_rate": f"{fought:.4f}"} if fought is not None else {}
+            fought = ((comparison.get("evidence") or {}).get("battle") or {}).get(role) or {}
+            scores |= {k: f"{fought[k]:.4f}" for k in ("detection_rate", "false_positive_rate")
+                       if fought.get(k) is not None}
             await asyncio.to_thread(self.registry.tag, version, **scores)
 
 # %% ../../nbs/03_mlops/08_deployer.ipynb #999f05e2

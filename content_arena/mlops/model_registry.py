@@ -136,7 +136,7 @@ def _expect(c: Connection, alias: str, expected: Version | str | None) -> Versio
 
 # %% ../../nbs/03_mlops/00_model_registry.ipynb #4ac2c165
 RUN_TAGS = ("dataset_id", "lineage", "base_model", "base_model_sha256", "model_sha256")
-COPIED = (*RUN_TAGS, "members", "ensemble")                  # the last two: of an ensemble
+COPIED = (*RUN_TAGS, "ancestor_sha256", "members", "ensemble")     # the last two: of an ensemble
 
 def _create(c: Connection, run_id: str) -> Version:
     "The version made from run `run_id`: the one there is, or a new one with status `registered`."
