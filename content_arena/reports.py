@@ -83,13 +83,15 @@ def length_figure(splits: Mapping[str, pd.DataFrame]) -> Figure:
 def training_summary(run: Any) -> str:
     "A training in a few sentences (Markdown), from its MLflow run."
     m, p = run.data.metrics, run.data.params
-    better = m["valid_f1"] - m["baseline_valid_f1"]
+    f1 = m.get("best_valid_f1", m["valid_f1"])          # older runs had one name for both
+    better = f1 - m["baseline_valid_f1"]
+    kept = f", kept from step {m['best_step']:.0f}" if "best_step" in m else ""
     return (
-        f"**F1 {m['valid_f1']:.3f} on validation, {abs(better):.3f}"
+        f"**F1 {f1:.3f} on validation, {abs(better):.3f}"
         f" {'above' if better >= 0 else 'below'} the TF-IDF"
         f" baseline ({m['baseline_valid_f1']:.3f}).**\n\n"
         f"{p['base_model']}, {p['quantization']}, rank {p['lora_r']}, {p['epochs']} epochs over"
-        f" {p['rows']} rows."
+        f" {p['rows']} rows{kept}."
         f" Comments from a score of {m['threshold']:.3f} on are called toxic; threshold and"
         f" temperature"
         f" ({m['temperature']:.2f}) were chosen on validation rows.\n\nMLflow run"
@@ -97,8 +99,9 @@ def training_summary(run: Any) -> str:
     )
 
 def training_figure(run_id: str) -> Figure:
-    "Loss and validation F1 by optimiser step of an MLflow run."
+    "Loss and validation F1 by optimiser step of an MLflow run; a line where the model was kept."
     client = mlflow.MlflowClient()
+    kept = client.get_run(run_id).data.metrics.get("best_step")
     figure = Figure(figsize=(8, 3), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2)
     for axes, names in (
@@ -106,14 +109,16 @@ def training_figure(run_id: str) -> Figure:
         (right, ("valid_f1", "valid_average_precision")),
     ):
         for name, style in zip(names, ("-", "--")):
-            points = sorted(
-                {h.step: h.value for h in client.get_metric_history(run_id, name)}.items()
-            )
+            history = client.get_metric_history(run_id, name)
+            # older runs logged the kept model's value over that of the last step: the first counts
+            points = sorted({h.step: h.value for h in reversed(history)}.items())
             (
                 axes.plot(*zip(*points), style, marker="o", markersize=3, label=name)
                 if points
                 else None
             )
+        if kept is not None:
+            axes.axvline(kept, color="#999999", linewidth=1, label="kept")
         axes.set_xlabel("optimiser step")
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)

@@ -25,6 +25,7 @@ from content_arena.arena.fixed_battle import FixedBattle
 from content_arena.config import load_settings
 from content_arena.mlops import evaluator as ev
 from content_arena.mlops import gate, statistics
+from content_arena.mlops.decision_records import DecisionChain
 from content_arena.mlops.decisions import decide_again, differences_found
 from content_arena.mlops.evaluator import ChampionChallengerEvaluator, EvaluationError
 from content_arena.mlops.gate import Evidence, Slice, decide
@@ -346,7 +347,7 @@ class Fake:
 
 
 def learn(settings, number: str, lineage: list[str], rows: list[str] | None) -> None:
-    "Version `number`, made challenger; its run logged fingerprints of `rows` for its own dataset."
+    "Version `number`, made challenger; its run logged fingerprints of `rows`, and of one more."
     client = mlflow.MlflowClient(settings.mlflow_uri())
     experiment = client.get_experiment_by_name("e") or client.get_experiment(
         client.create_experiment("e", artifact_location=settings.path("artifact_dir").as_uri()))
@@ -354,7 +355,8 @@ def learn(settings, number: str, lineage: list[str], rows: list[str] | None) -> 
     if rows is not None:
         file = settings.path("var_dir") / f"{lineage[-1]}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
-        fingerprints(rows).assign(split="train").to_parquet(file)
+        prints = fingerprints([*rows, f"what {lineage[-1]} was validated on"])
+        prints.assign(split=[*["train"] * len(rows), "valid"]).to_parquet(file)
         client.log_artifact(run.info.run_id, str(file), "lineage")
     tags = {"lineage": json.dumps(lineage), "model_sha256": f"sha{number}"}
     registry = ModelRegistry(settings)
@@ -372,7 +374,7 @@ def registry(settings):  # noqa: F811
     learn(settings, "1", ["b"], ["some row", "another row of it"])
     learn(settings, "2", ["b", "c"], ["a third row that is its own"])
     _move(registry, Move("register", "1"))
-    registry.promote_challenger(expected_challenger="1", expected_champion=None, reason="first")
+    registry.promote_challenger(DecisionChain(registry).by_hand("1", "first"))
     _move(registry, Move("register", "2"))
     return registry
 
@@ -383,7 +385,7 @@ ENGINES = {"champion": Fake("1", 0.80), "challenger": Fake("2", 0.88)}
 def test_a_comparison_finds_the_ancestors_data_in_other_runs(registry, settings):
     result = ChampionChallengerEvaluator(registry, settings).compare(TEST, engines=ENGINES)
     assert result["verdict"] == "promote" and result["champion"]["version"] == "1"
-    assert result["certificate"]["datasets"] == {"b": 2, "c": 1}
+    assert result["certificate"]["datasets"] == {"b": 3, "c": 2}
     assert result["certificate"]["lineages"] == {"1": ["b"], "2": ["b", "c"]}
     assert not any(e.closed for e in ENGINES.values())
 

@@ -29,6 +29,7 @@ from .statistics import (LABEL, METRICS, count_patterns, detectable_effect,
                                             detection_power, differences, mcnemar, metrics_of,
                                             paired_bootstrap, required_samples, significance,
                                             swap_test, wilson_interval)
+from ..text import as_read
 from ..training.grouping import fingerprints
 
 # %% ../../nbs/03_mlops/04_evaluator.ipynb #2c7aa21e
@@ -53,7 +54,7 @@ def _checked(frame: pd.DataFrame) -> pd.DataFrame:
         if bad.any():
             raise EvaluationError(f"test row {int(bad.idxmax())}: {column} is not"
                                   f" {'a text' if column == 'text' else '0 or 1'}")
-    frame = frame.astype({"label": "int8"})
+    frame = frame.assign(text=as_read(frame.text)).astype({"label": "int8"})
     for label, name in ((1, "toxic"), (0, "clean")):
         if not (frame.label == label).any():
             raise EvaluationError(f"the test set has no {name} row: F1 can't be computed; add some")
