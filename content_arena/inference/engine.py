@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from ..config import load_settings
 from .dense_cache import load_merged, tokenizer_lock
 from .ensemble import Combination, load_members, recipe_of, share_equal
+from ..text import TEXT_FORM, text_form, tokenizer_input
 from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
 from ..training.building import BadModel, ModelError, best_device, fast_dtype
 from ..training.classifier import (
@@ -28,15 +29,15 @@ from ..training.classifier import (
 
 # %% ../../nbs/02_inference/00_engine.ipynb #15752914
 def tokenize_windows(tokenizer: Any, texts: Sequence[str],
-                     max_length: int) -> tuple[list[list[int]], np.ndarray]:
-    """Token ids of all windows, and for each window the index of its text (m,).
+                     max_length: int, form: str = TEXT_FORM
+                     ) -> tuple[list[list[int]], np.ndarray]:
+    """Token ids of all windows of `texts` in `form`, and for each the index of its text (m,).
 
     Windows have at most `max_length` tokens, special tokens included, and overlap by a quarter of
     it.
     """
-    safe = [t.encode("utf-8", "replace").decode("utf-8") for t in texts]      # lone surrogates
-    out = tokenizer(safe, truncation=True, max_length=max_length, stride=max_length // 4,
-                    return_overflowing_tokens=True)
+    out = tokenizer(tokenizer_input(texts, form), truncation=True, max_length=max_length,
+                    stride=max_length // 4, return_overflowing_tokens=True)
     return out["input_ids"], np.asarray(out["overflow_to_sample_mapping"], dtype=np.int64)
 
 # %% ../../nbs/02_inference/00_engine.ipynb #93e1b9e3
@@ -51,6 +52,7 @@ class Engine:
         self.classifier, self.tokenizer, self.spec = classifier, tokenizer, spec
         self.version, self.alias, self.sha256 = version, alias, sha256
         self.threshold, self.max_length = float(spec["threshold"]), int(spec["max_length"])
+        self._text_form = text_form(spec)
         self.size_mb = sum(p.numel() * p.element_size() for p in classifier.parameters()) / 1e6
         self._tokenizer_lock = tokenizer_lock(tokenizer)      # other engines may use it too
 
@@ -111,7 +113,7 @@ def scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096) -> np.n
     if isinstance(self.classifier, Combination):
         return self.classifier.scores(texts, batch_tokens=batch_tokens)
     with self._tokenizer_lock:
-        ids, owner = tokenize_windows(self.tokenizer, texts, self.max_length)
+        ids, owner = tokenize_windows(self.tokenizer, texts, self.max_length, self._text_form)
     logits = predict_logits(self.classifier, ids, self.tokenizer.pad_token_id, batch_tokens)
     best = np.zeros(len(texts), dtype=np.float32)
     np.maximum.at(

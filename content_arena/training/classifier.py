@@ -26,6 +26,7 @@ from torch import nn
 from transformers import (AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer,
                           BitsAndBytesConfig)
 
+from ..text import TEXT_FORM, text_form, tokenizer_input
 from .base_models import BaseModel
 from .building import (
     HEAD_NAMES, BadModel, ModelError, best_device, building, check_formats, convert, fast_dtype)
@@ -153,7 +154,7 @@ def build_classifier(base: BaseModel, *, head: str = "auto", quantization: str =
     classifier.train()         # eval mode would repack the four-bit weights, see below
     spec = {"format": 1, "base_model": base.model_id, "base_model_sha256": base.sha256,
             "head": head, "quantization": quantization, "quantised_layers": quantised,
-            "trained_dtype": str(dtype)[6:]}
+            "trained_dtype": str(dtype)[6:], "text_form": TEXT_FORM}
     return classifier, spec
 
 # %% ../../nbs/01_training/05_classifier.ipynb #df857f86
@@ -175,14 +176,15 @@ def _assert_head(classifier: ContentClassifier) -> None:
         raise ModelError("the network has no trainable classification head; set head = mean")
 
 # %% ../../nbs/01_training/05_classifier.ipynb #c78beb3b
-def encode(tokenizer, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    "Token ids of each text, special tokens included, cut at `max_length` tokens."
+def encode(tokenizer, texts: Sequence[str], max_length: int,
+           form: str = TEXT_FORM) -> list[list[int]]:
+    "Token ids of each text in `form`, special tokens included, cut at `max_length` tokens."
     if not len(texts):
         return []
-    safe = [t.encode("utf-8", "replace").decode("utf-8") for t in texts]   # lone surrogates
-    return tokenizer(safe, truncation=True, max_length=max_length)["input_ids"]
+    return tokenizer(tokenizer_input(texts, form), truncation=True,
+                     max_length=max_length)["input_ids"]
 
-
+# %% ../../nbs/01_training/05_classifier.ipynb #0c97e4ab
 def length_batches(
     lengths: Sequence[int],
     batch_tokens: int,
@@ -373,13 +375,17 @@ def read_manifest(folder: Path) -> dict:
     return _read_json(folder, MANIFEST_FILE)
 
 def read_spec(folder: Path) -> dict:
-    "The description of a model folder. Raises ModelError if it is missing or of another format."
+    "The description of a model folder. Raises ModelError: missing, of an unknown format or form."
     spec = _read_json(folder, SPEC_FILE)
     if spec.get("format") != 1:
         raise BadModel(
             f"model folder {Path(folder).name}: format {spec.get('format')!r} is not 1;"
             " it was written by another version of content_arena"
         )
+    try:
+        text_form(spec)
+    except ValueError as e:
+        raise BadModel(f"model folder {Path(folder).name}: {e}") from e
     return spec
 
 # %% ../../nbs/01_training/05_classifier.ipynb #666f806e
