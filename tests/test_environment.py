@@ -109,7 +109,7 @@ def answers(three_versions_store, events, tmp_path_factory) -> dict[str, list[tu
             more = change(folder)
             cases.append(more | {"fault": fault, "arguments": [*path, *EXTRA.get(path, []), *given],
                                  "environment": base | more.get("environment", {}),
-                                 "time_s": 3 if path in ENDLESS else 40})
+                                 "time_s": 5 if path in ENDLESS else 150})
     pairs = list(zip(cases, run(cases), strict=True))
     return {fault: [(c, d) for c, d in pairs if c["fault"] == fault] for fault in FAULTS}
 
