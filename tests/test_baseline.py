@@ -114,7 +114,6 @@ def test_a_changed_threshold_is_noticed_by_its_hash(tmp_path: Path):
         TfidfBaseline.load(tmp_path, expected_sha256=sha256)
 
 
-@pytest.mark.real_data
 def test_korean_comments_of_other_authors(data_dir: Path):
     config = load_settings(env={}, data_dir=str(data_dir))
     train = [load_source(name, config).frame[["text", "label"]] for name in ("beep", "curse")]

@@ -541,7 +541,6 @@ def test_hub_columns_and_splits_are_settings(home, monkeypatch):
 
 # --- the real comments ----------------------------------------------------------------------------
 
-@pytest.mark.real_data
 def test_korean_task(home, data_dir):
     dataset = prepare(home, data_dir=str(data_dir.resolve()), sources="beep,curse", test_sources="apeach",
                       max_train_rows=0)
@@ -555,7 +554,6 @@ def test_korean_task(home, data_dir):
     assert (shares["train"] - shares["valid"]).abs().max() < 0.05
 
 
-@pytest.mark.real_data
 def test_english_task(home, data_dir):
     dataset = prepare(home, data_dir=str(data_dir.resolve()), sources="davidson", max_train_rows=0)
     rows, counts = dataset.manifest["rows"], dataset.manifest["counts"]

@@ -335,7 +335,6 @@ def test_a_fault_in_a_notebook_is_found(check: Callable, faulty: nbformat.Notebo
     assert check(notebook("#| export\nfrom math import pi\nurl = 'https://a.org/home/x'")) == []
 
 
-@pytest.mark.real_data
 def test_no_real_comment_is_published(data_dir: Path):
     "Thirty characters in a row of a real comment, in a notebook, a module or a test, are too many."
     files = [p for p in data_dir.rglob("*") if p.suffix in {".csv", ".tsv", ".txt"}]

@@ -13,17 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
-import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
-PROGRAMS = ("prometheus", "promtool", "prometheus-alertmanager", "amtool")
 UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-
-needs_prometheus = pytest.mark.skipif(
-    not all(map(shutil.which, PROGRAMS)),
-    reason="apt-get install prometheus prometheus-alertmanager: these tests start both")
 
 
 def tool(*command: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess:
