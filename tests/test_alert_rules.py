@@ -14,7 +14,7 @@ from content_arena.mlops.metrics import Metrics, exposition
 from content_arena.mlops.run_metrics import GROUPS, RunFiles
 from content_arena.serving.observer import WriterMetrics
 from content_arena.store_writer import WriterStats
-from watch import DEPLOY, ROOT, shortened, tool
+from watch import DEPLOY, ROOT, UNITS, shortened, tool
 
 PROMETHEUS = DEPLOY / "prometheus"
 TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
@@ -87,6 +87,7 @@ def test_the_named_alerts_have_the_promised_limits():
 def test_every_alert_says_what_it_means_and_names_its_page():
     for name, rule in ALERTS.items():
         assert {"summary", "description", "runbook"} == set(rule["annotations"]), name
+        # either of those that a route knows
         assert rule["labels"]["severity"] in {"critical", "warning", "info"}, name
         assert rule["annotations"]["runbook"] == f"deploy/runbooks/{name}.md"
         page = (ROOT / rule["annotations"]["runbook"]).read_text()
@@ -156,10 +157,38 @@ def test_a_rule_with_another_limit_is_found_out(tmp_path: Path):
         (tmp_path / file.relative_to(PROMETHEUS)).write_text(file.read_text())
     text = (PROMETHEUS / "alerts.yml").read_text()
     for old, new, file in (("battle_detection_rate < 0.5", "battle_detection_rate < 0.4", "model"),
-                           ("> 86400", "> 172800", "days"), (":p99", ":p50", "service")):
+                           ("> 86400", "> 172800", "days"), (":p99", ":p50", "service"),
+                           ("errors:ratio_rate5m > 0.05", "errors:ratio_rate5m > 0.045", "limits"),
+                           ("errors:ratio_rate5m > 0.05", "errors:ratio_rate5m >= 0.05", "limits"),
+                           ("> 0.067", "> 0.06", "limits"), (">= 500", ">= 550", "limits"),
+                           ("for: 10m", "for: 9m", "waits")):
         assert old in text
         (tmp_path / "alerts.yml").write_text(text.replace(old, new))
         assert tool("promtool", "test", "rules", tmp_path / f"tests/{file}.yml").returncode, new
+
+
+def seconds(duration: str) -> int:
+    return int(duration[:-1]) * UNITS[duration[-1]] // 1000
+
+
+def told(alert: str) -> Iterator[list[tuple[int, bool]]]:
+    "Of each rule test that asks more than once: when, in order, and whether `alert` is expected to be firing then."
+    for file in TESTS:
+        for test in yaml.safe_load(file.read_text())["tests"]:
+            asked = [(seconds(check["eval_time"]),
+                      any(f'alertname="{alert}"' in x["labels"] for x in check["exp_samples"] or ()))
+                     for check in test["promql_expr_test"]
+                     if "firing" in check["expr"] and f'alertname="{alert}"' in check["expr"]
+                     or 'ALERTS{alertstate="firing"}' in check["expr"]]
+            yield sorted(asked)
+
+
+def test_a_wait_a_fifth_shorter_or_longer_would_be_noticed():
+    """Each alert is shown silent, and firing little later: a rule test that passes then pins its `for` down."""
+    for name, rule in ALERTS.items():
+        apart = [after - before for asked in told(name)
+                 for (before, silent), (after, fires) in zip(asked, asked[1:]) if fires and not silent]
+        assert apart and min(apart) < seconds(rule["for"]) / 5 + 1, (name, apart)
 
 
 def test_shortened_rules_keep_their_thresholds():
@@ -277,6 +306,7 @@ def test_compose_names_settings_files_and_targets_that_exist():
         for key in service.get("environment", {}):
             if key.startswith("CONTENT_ARENA_"):
                 key = key.removeprefix("CONTENT_ARENA_")
+                # either a secret, maybe as a file, or a setting
                 assert key.removesuffix("_FILE") in SECRETS or key.lower() in Settings.model_fields
         for mount in service.get("volumes", []):
             source = mount.split(":")[0]

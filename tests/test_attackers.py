@@ -31,7 +31,7 @@ TEXTS, LABELS = INSULTS + CLEAN, [1] * 4 + [0] * 4
 
 class Filter:
     "Flags four words spelt plainly; counts texts and calls."
-    threshold = 0.5
+    threshold = 0.3
 
     def __init__(self):
         self.calls = self.texts = 0
@@ -39,7 +39,7 @@ class Filter:
     def scores(self, texts):
         self.calls, self.texts = self.calls + 1, self.texts + len(texts)
         words = ("idiot", "바보", "stupid", "멍청")
-        return np.array([0.9 if any(w in t for w in words) else 0.1 for t in texts])
+        return np.array([0.45 if any(w in t for w in words) else 0.1 for t in texts])
 
 
 @pytest.fixture

@@ -552,6 +552,7 @@ def test_from_the_hub_then_from_the_cache_without_it(hub, folder: Path, tmp_path
     names = {f.name for f in Path(path).iterdir()}
     assert names == {f.name for f in folder.iterdir()} | {"record.json"}
     assert not [a for a in Hub.asked if "pytorch_model" in a or "onnx" in a or "README" in a]
+    # either by the name that was asked for or by the commit it stands for, and never by `main`
     assert all("v1" in a or "c" * 40 in a for a in Hub.asked)
     asked = len(Hub.asked)
     assert finish(process(call, tmp_path, HF_ENDPOINT=address(hub)))[0] == out

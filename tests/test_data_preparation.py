@@ -477,6 +477,7 @@ def test_download_that_fails_leaves_nothing(home, mirror, path, message):
     pages |= {"/wrong": b"other bytes", "/short": b"text,label\n"}
     with pytest.raises(DataError, match=message) as error:
         fetch(PublicFile("a.csv", path, sha(b"the bytes")), home / "sources/a.csv", url)
+    # either of its two remedies, by which file is missing
     assert "data_dir" in str(error.value) or "own name" in str(error.value)
     assert os.listdir(home / "sources") == []
 

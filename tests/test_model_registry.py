@@ -92,6 +92,7 @@ def test_death_at_any_write_is_finished_or_undone(registry, monkeypatch, tmp_pat
         assert registry.get_champion() is not None
         registry.settle()
         now = aliases(registry), statuses(registry)
+        # either as before or as after: nothing in between
         assert now in (before, done), f"died before write {n}, {writes[n]}"
         assert in_file(registry) == now[0], "the registry file was forgotten"
         assert len(registry.history()) == past + (now == done)

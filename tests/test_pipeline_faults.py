@@ -26,13 +26,16 @@ class Asking(threading.Thread):
     def __init__(self, url: str):
         super().__init__(daemon=True)
         self.url, self.versions, self.failures, self.stop = url, [], [], threading.Event()
+        self.seconds: list[float] = []                 # that each answer took
 
     def run(self):
         with httpx.Client(timeout=30) as client:
             while not self.stop.is_set():
                 try:
+                    begun = time.perf_counter()
                     answer = client.post(f"{self.url}/classify", json={"text": "you are kind today"})
                     answer.raise_for_status()
+                    self.seconds.append(time.perf_counter() - begun)
                     self.versions.append(str(answer.json()["model_version"]))
                 except httpx.HTTPError as e:
                     self.failures.append(repr(e))
@@ -84,6 +87,9 @@ def test_better_challenger_is_reloaded_while_requests_go_on(home, first):
     assert not asking.failures, asking.failures[:3]
     assert asking.versions[0] == "1" and asking.versions[-1] == "2"
     assert asking.versions == sorted(asking.versions), "an old version answered after the new one"
+    switch = asking.versions.index("2")                # while the model is loaded, as while it is trained
+    around, before = asking.seconds[switch - 40:switch + 20], asking.seconds[:switch - 40]
+    assert len(before) > 100 and max(around) < 3 * max(before), "the reload held up the answers"
 
 
 def kill_when(process: subprocess.Popen, happened) -> None:
@@ -125,7 +131,8 @@ def test_run_killed_three_times_goes_on_with_the_same_command(home, first):
     assert Path(result["run_dir"]) == unfinished and "going on with" in err
     for name in before:
         assert f"{name}: done before" in err
-    assert result["status"] in ("promoted", "rejected", "inconclusive")
+    assert result["status"] == {"promote": "promoted", "reject": "rejected",
+                                "inconclusive": "inconclusive"}[result["comparison"]["verdict"]]
     assert len(set((folder / "runs").iterdir()) - known) == 1, "a second run was begun"
     assert sum(v.run_id == result["mlflow_run_id"] for v in registry.versions()) == 1, "registered twice"
     assert registry.get_champion() is not None

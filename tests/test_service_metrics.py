@@ -64,6 +64,7 @@ def test_feedback_is_counted_and_malformed_feedback_makes_no_series(started):
                  {"text": "x" * 99_999, "label": 1, "source": "moderator", "reviewer": "a"}):
         assert send(**body) == 422
     for content in (b"{", b"\xff\xfe", b"[]", b"null"):
+        # either it can not be decoded or it is no label
         assert httpx.post(f"{url}/feedback", content=content).status_code in (400, 422)
     assert set(series(url)) == before
     assert value(url, "feedback_total", source="moderator", result="toxic") == 1

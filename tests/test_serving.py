@@ -226,6 +226,7 @@ def post(url, content, path="/classify"):
 def test_odd_bodies_are_refused_with_a_problem(url, content):
     for path in ("/classify", "/classify/batch"):
         r = post(url, content, path)
+        # either no JSON, too long, or no request: hypothesis draws them all
         assert r.status_code in (400, 413, 422) and is_problem(r)
 
 
@@ -241,6 +242,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
        | st.builds(lambda t: {"texts": t}, st.lists(st.text(), max_size=5)), path=st.booleans())
 def test_no_body_is_a_server_error(url, body, path):
     r = post(url, json.dumps(body).encode(), "/classify/batch" if path else "/classify")
+    # either a verdict or a refusal that says why
     assert r.status_code == 200 or (r.status_code in (400, 413, 422) and is_problem(r))
     if r.status_code == 200:
         for v in r.json().get("results", [r.json()]):
@@ -252,6 +254,7 @@ def test_no_body_is_a_server_error(url, body, path):
 @given(content=st.binary(max_size=200))
 def test_no_bytes_are_a_server_error(url, content):
     r = post(url, content)
+    # either it is no JSON or no request
     assert r.status_code in (400, 422) and is_problem(r)
 
 
@@ -280,6 +283,7 @@ def test_a_body_without_a_length_is_counted(url, total):
         except OSError:                                # it hung up on us: just what it should do
             assert sent > 4096
         answer = received(s)
+    # either it answers or it hangs up on one who never ends
     assert answer.startswith(b"HTTP/1.1 413") or (not answer and total > 100_000)
 
 
@@ -454,6 +458,7 @@ def test_a_reload_tells_what_became_of_the_challenger(folder, monkeypatch):
 
     class Held(stage.FileLoader):
         def load(self, found, alias):
+            # either it is none that waits, or it waits
             assert alias == "champion" or found.version != "4" or hold.wait(30)
             return super().load(found, alias)
 

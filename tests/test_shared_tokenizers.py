@@ -29,7 +29,7 @@ def model(folder: Path, base_folder: Path, name: str, max_length: int = 16) -> P
         if "lora_B" in parameter or "head" in parameter:
             p.data.normal_(std=0.5)
     save_model(classifier, folder / name, spec | {
-        "max_length": max_length, "temperature": 1.0, "threshold": 0.5,
+        "max_length": max_length, "temperature": 1.0, "threshold": 0.35,
         "probe": probe_scores(classifier, load_tokenizer(base.path), 1.0)})
     return folder / name
 

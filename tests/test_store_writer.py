@@ -191,7 +191,7 @@ def test_events_that_were_sent_twice_are_there_once(store_url, tmp_path):
     assert before, "killed before anything was written"
     writer = start(store_url, tmp_path)
     until(lambda: writer.stats().replayed >= len(before))
-    assert writer.close() and ids(store_url, "feedback") >= before
+    assert writer.close() and set(before) <= set(ids(store_url, "feedback"))
     assert len(ids(store_url, "feedback")) == len(set(ids(store_url, "feedback")))
 
 
@@ -296,6 +296,7 @@ def test_a_full_disk_drops_and_counts_and_recovers(tmp_path):
         assert pipe.poll(60)
         accepted, dropped, error, refused, flushed, after = pipe.recv()
     assert 3000 <= len(accepted) < 11_999 and dropped == {"queue_full": 11_999 - len(accepted)}
+    # either the limit of the process or that of the disk
     assert "File too large" in error or "disk" in error
     assert refused == 3, "a label that could not be saved was acknowledged"
     assert flushed and after.queued == 0

@@ -116,6 +116,7 @@ def test_korean_stays_korean_however_it_is_spelt(s, invisible):
 
 @given(anything)
 def test_language_is_one_of_three(s):
+    # either of its three answers, whatever the text
     assert text.language(s) in {"ko", "en", "other"}
     assert text.language(s) == text.language(text.strip_invisible(s))
 

@@ -71,6 +71,7 @@ def assert_survived(store, names: dict[str, str], may_say: set[str]) -> None:
     told = "\n".join(retention.check(store))
     assert all(name in told for name in apart), told
     assert {names["v0"], names["v1"]} <= set(found.snapshots)           # champion, tagged
+    # either it is still there, or the operation was one that removes it
     assert names["v2"] in {*found.snapshots, *found.archives} or may_say == {"v3"}
     after = store.save("afterwards")
     assert half_made(store) == [] and after.name in store.shelf().snapshots
@@ -89,6 +90,7 @@ def test_kill_at_every_step_leaves_the_old_or_the_new(template, tmp_path, operat
     while code == -signal.SIGKILL:
         copy_shelf(before, root)
         code, said = answer(*start(killed_at, root, operation, template[1], deaths))
+        # either it was killed or it came to its end
         assert code in (0, -signal.SIGKILL), said
         assert_survived(make_store(root), template[1], may_say)
         deaths += 1
@@ -144,7 +146,7 @@ def test_scores_after_restore_are_those_of_the_version(shelf, tmp_path):
     made = {}
     for seed in (1, 2):
         classifier, spec = build_classifier(base, seed=seed, quantization="none")
-        spec |= {"max_length": 16, "temperature": 1.0, "threshold": 0.5}
+        spec |= {"max_length": 16, "temperature": 1.0, "threshold": 0.35}
         save_model(classifier, tmp_path / f"m{seed}", spec)
         made[seed] = store.publish(tmp_path / f"m{seed}").name
     expected = {seed: scores(tmp_path / f"m{seed}") for seed in made}

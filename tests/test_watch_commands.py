@@ -74,7 +74,7 @@ def test_a_trigger_starts_one_run_and_a_failure_is_seen_everywhere(environment: 
     for watcher in watchers:
         out, err = watcher.communicate(timeout=300)
         ended.append((watcher.returncode, json.loads(out.splitlines()[-1])))
-    # the other came while it ran, or after it had failed: either way it did not run too
+    # either the other came while it ran, or after it had failed; it did not run too
     assert sorted(e["status"] for _, e in ended) in (["busy", "failed"], ["failed", "waiting"])
     failed = next(e for _, e in ended if e["status"] == "failed")
     assert failed["start"] == "evasion" and "nowhere.csv" in failed["error"]
