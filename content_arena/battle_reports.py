@@ -131,15 +131,18 @@ def weakest_rules(r: Mapping[str, Any], n: int = 10) -> pd.DataFrame:
 # %% ../nbs/06_entry/04a_battle_reports.ipynb #05fd077d
 def show_fixed_battle(comparison: Mapping[str, Any]) -> Any:
     "The table of a comparison's fixed battle, or the sentence that there was none."
-    fought = comparison.get("battle")
-    if not fought:
-        return Markdown("*No battle was fought ([gate] gate_battle_rounds).*")
-    rows = {role: {"evasion, all": percent(r, "evasion_rate"),
-                   "seen families": percent(r["seen"], "evasion_rate"),
-                   "held-out families": percent(r["held_out"], "evasion_rate"),
+    fought = comparison["evidence"]["battle"]
+    if not fought["present"]:
+        return Markdown(f"*Battle: {fought['sentence']} ([gate] gate_battle_rounds).*")
+    equal = f"detected where {fought['cost']:.1%} of the clean are flagged"
+    rows = {role: {"AUC, toxic against clean": f"{r['auc']:.3f}",
+                   equal: f"{100 * r['detection_at_cost']:.1f} %",
+                   "detected, own threshold": percent(r, "detection_rate"),
+                   "seen families": percent(r["seen"], "detection_rate"),
+                   "held-out families": percent(r["held_out"], "detection_rate"),
                    "toxic attacked": r["attacked"],
                    "false positives, attacked": percent(r, "false_positive_rate"),
                    "the same, unattacked": percent(r, "false_positive_rate_unattacked"),
                    "clean attacked": r["clean_attacked"]}
-            for role, r in fought.items() if r}
+            for role in ("champion", "challenger") if (r := fought[role])}
     return pd.DataFrame(rows)

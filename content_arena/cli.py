@@ -11,6 +11,7 @@ __all__ = ['app', 'pipeline_app', 'data_app', 'registry_app', 'decisions_app', '
 # %% ../nbs/06_entry/06_cli.ipynb #002d2287
 import asyncio
 import json
+import os
 import sys
 from typing import Annotated, Any, Optional
 
@@ -21,13 +22,14 @@ from . import __version__
 from .cli_battle import battle_app
 from .cli_coevolution import coevolve
 from .cli_events import feedback_app, shadow_app, store_app
-from content_arena.cli_options import (
-    AsJson, Parameter, Profile, framed_table as _table, settings_from as _settings,
-    show_result as _out)
+from .cli_options import (
+    AsJson, Parameter, Profile, framed_table as _table, json_line, printable_output,
+    settings_from as _settings, settings_used, show_result as _out)
 from .cli_ensembles import ensemble_app
 from .cli_versions import cleanup, registry_check, registry_export, versions_app
 from .cli_watch import monitor_app, retrain_app
-from .config import SECTIONS, load_secrets
+from .config import SECTIONS, load_secrets, spare_loopback
+from .failures import explain, interrupted
 
 # %% ../nbs/06_entry/06_cli.ipynb #405a8ac3
 app = typer.Typer(
@@ -38,26 +40,40 @@ app = typer.Typer(
 )
 
 # %% ../nbs/06_entry/06_cli.ipynb #32c1b19b
-def _is_ours(error: BaseException) -> bool:
-    "An error raised on purpose: its class is defined in this package."
-    return type(error).__module__.startswith("content_arena.")
+def _fail(message: str, name: str) -> None:
+    "Say what failed, and exit with 1."
+    if "--json" in sys.argv:
+        print(json_line({"status": "error", "error": name, "message": message}))
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+def _flush() -> None:
+    "Hand standard output over now; as the interpreter ends, a full disk is nobody's to report."
+    try:
+        sys.stdout.flush()
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(e, BrokenPipeError):         # the reader has had enough
+            print(f"error: standard output: {e.strerror}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 def main() -> None:
     "Entry point of `content-arena` and `python -m content_arena`."
+    printable_output()
+    spare_loopback()
     try:
         app()
+    except SystemExit as e:
+        if e.code == 130:
+            print(interrupted(sys.argv[1:]), file=sys.stderr)
+        _flush()
+        raise
     except Exception as e:
-        if not _is_ours(e):
+        _flush()                                       # unless it was standard output that failed
+        message = explain(e, settings_used())
+        if message is None:
             raise
-        if "--json" in sys.argv:
-            print(
-                json.dumps(
-                    {"status": "error", "error": type(e).__name__, "message": str(e)},
-                    ensure_ascii=False,
-                )
-            )
-        print(f"error: {e}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _fail(message, type(e).__name__)
 
 # %% ../nbs/06_entry/06_cli.ipynb #69da127d
 def _group(name: str, text: str) -> typer.Typer:

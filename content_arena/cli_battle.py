@@ -103,11 +103,7 @@ def battle_run(
     found, engine = _model(settings, alias, version)
     about = {"alias": "" if version else alias, "origin": "command line"}
     say = lambda text: print(text, file=sys.stderr, flush=True)
-    try:
-        battle = fight(order, engine, settings, found.tags, about=about, say=say)
-    except KeyboardInterrupt:
-        say("stopped; the same command goes on with it")
-        raise typer.Exit(130) from None
+    battle = fight(order, engine, settings, found.tags, about=about, say=say)
     _keep(settings, battle, say)
     show_result(as_json, battle.record, lambda c: _show(c, battle.record))
 

@@ -140,8 +140,10 @@ def headlines(week: Week) -> list[str]:
                 "F1 in the traffic is not known: too few labels of a sample came back"
                 " (`content-arena feedback sample`).")
     if len(week.battles):
-        said.append(f"{len(week.battles)} battle(s); in the last one"
-                    f" {week.battles.detection_rate.iloc[-1]:.0%} of the attacks were detected.")
+        last = week.battles.iloc[-1]
+        said.append(f"{len(week.battles)} battle(s); in the last one {last.detection_rate:.0%} of"
+                    f" the disguised toxic comments were detected and"
+                    f" {last.false_positive_rate:.0%} of the disguised clean ones flagged.")
     said.append(f"{len(week.moves)} move(s) of an alias in the registry.")
     return said
 

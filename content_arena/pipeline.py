@@ -29,6 +29,7 @@ from papermill.exceptions import PapermillExecutionError
 from .config import Settings, SettingsError, load_settings
 from .mlops.model_registry import ModelRegistry
 from .run_outcome import note_failure, note_success
+from .stage_kernel import StageKernel, interruptible
 from .training.tracking import connect
 
 # %% ../nbs/06_entry/00_pipeline.ipynb #d807fc25
@@ -196,28 +197,35 @@ def run_stage(notebook: Path, run_folder: Path, settings: Settings) -> Path:
     """Execute one pipeline notebook into the run's folder, with its HTML page; returns the
     executed notebook.
 
-    Both are written also if a cell fails. Raises PipelineError naming notebook and cell."""
+    Both are written also if a cell fails. Raises PipelineError naming notebook and cell, and
+    KeyboardInterrupt after Ctrl-C, when the kernel has ended."""
     names = declared_parameters(notebook)
     values = {n: getattr(settings, n) for n in names if n != "run_dir"}
     values = {n: ",".join(v) if isinstance(v, tuple) else v for n, v in values.items()}
     output = run_folder / notebook.name
-    problem = None
-    try:
-        papermill.execute_notebook(
-            str(notebook), str(output), {**values, "run_dir": str(run_folder)},
-            cwd=str(notebook.parent), kernel_name="python3", progress_bar=False, log_output=False,
-            execution_timeout=STAGE_TIMEOUT_S,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"])      # a local kernel needs no TLS
-        problem = _unfinished_cell(output)
-    except PapermillExecutionError as e:
-        problem = f"cell {e.cell_index} raised {e.ename}: {e.evalue}"
-    except Exception as e:                       # kernel died, time-out, disk full
-        problem = f"{type(e).__name__}: {e}"
-    if output.exists():
-        write_html(output)
+    kernel = StageKernel(output.with_suffix(".kernel.log"))
+    with interruptible(kernel):
+        problem = _execute(notebook, output, {**values, "run_dir": str(run_folder)}, kernel)
+        if output.exists() and not kernel.stopping.is_set():
+            write_html(output)
+    kernel.clear()
     if problem:
         raise PipelineError(f"run {run_folder.name}: {notebook.stem} failed: {problem}")
     return output
+
+def _execute(notebook: Path, output: Path, values: dict, kernel: StageKernel) -> str | None:
+    "Run a notebook with `values`; says what went wrong, if anything."
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(output), values, cwd=str(notebook.parent), kernel_name="python3",
+            progress_bar=False, log_output=False, execution_timeout=STAGE_TIMEOUT_S,
+            kernel_manager_class=kernel.manager(),
+            extra_arguments=["--IPKernelApp.log_level=ERROR"])      # a local kernel needs no TLS
+        return _unfinished_cell(output)
+    except PapermillExecutionError as e:
+        return f"cell {e.cell_index} raised {e.ename}: {e.evalue}"
+    except Exception as e:                       # kernel died, time-out, disk full
+        return f"{type(e).__name__}: {e}" + (f"; see {kernel.log.name}" if kernel.spoke() else "")
 
 def _unfinished_cell(executed: Path) -> str | None:
     for i, cell in enumerate(nbformat.read(executed, as_version=4).cells):

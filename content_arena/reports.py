@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLOURS', 'BANNER', 'TITLES', 'axes_of', 'dataset_summary', 'manifest_tables', 'length_figure', 'training_summary',
            'training_figure', 'verdict_banner', 'metrics_table', 'show_metrics', 'members_table', 'gain_figure',
-           'calibration_figure', 'slice_table', 'hardest_errors', 'lineage_table', 'how_to_roll_back',
+           'calibration_figure', 'slice_table', 'hardest_errors', 'lineage_table', 'evidence_lines', 'how_to_roll_back',
            'deployment_summary']
 
 # %% ../nbs/06_entry/04_reports.ipynb #d8d1d45f
@@ -83,13 +83,15 @@ def length_figure(splits: Mapping[str, pd.DataFrame]) -> Figure:
 def training_summary(run: Any) -> str:
     "A training in a few sentences (Markdown), from its MLflow run."
     m, p = run.data.metrics, run.data.params
-    better = m["valid_f1"] - m["baseline_valid_f1"]
+    f1 = m.get("best_valid_f1", m["valid_f1"])          # older runs had one name for both
+    better = f1 - m["baseline_valid_f1"]
+    kept = f", kept from step {m['best_step']:.0f}" if "best_step" in m else ""
     return (
-        f"**F1 {m['valid_f1']:.3f} on validation, {abs(better):.3f}"
+        f"**F1 {f1:.3f} on validation, {abs(better):.3f}"
         f" {'above' if better >= 0 else 'below'} the TF-IDF"
         f" baseline ({m['baseline_valid_f1']:.3f}).**\n\n"
         f"{p['base_model']}, {p['quantization']}, rank {p['lora_r']}, {p['epochs']} epochs over"
-        f" {p['rows']} rows."
+        f" {p['rows']} rows{kept}."
         f" Comments from a score of {m['threshold']:.3f} on are called toxic; threshold and"
         f" temperature"
         f" ({m['temperature']:.2f}) were chosen on validation rows.\n\nMLflow run"
@@ -97,8 +99,9 @@ def training_summary(run: Any) -> str:
     )
 
 def training_figure(run_id: str) -> Figure:
-    "Loss and validation F1 by optimiser step of an MLflow run."
+    "Loss and validation F1 by optimiser step of an MLflow run; a line where the model was kept."
     client = mlflow.MlflowClient()
+    kept = client.get_run(run_id).data.metrics.get("best_step")
     figure = Figure(figsize=(8, 3), layout="constrained", dpi=110)
     left, right = figure.subplots(1, 2)
     for axes, names in (
@@ -106,14 +109,16 @@ def training_figure(run_id: str) -> Figure:
         (right, ("valid_f1", "valid_average_precision")),
     ):
         for name, style in zip(names, ("-", "--")):
-            points = sorted(
-                {h.step: h.value for h in client.get_metric_history(run_id, name)}.items()
-            )
+            history = client.get_metric_history(run_id, name)
+            # older runs logged the kept model's value over that of the last step: the first counts
+            points = sorted({h.step: h.value for h in reversed(history)}.items())
             (
                 axes.plot(*zip(*points), style, marker="o", markersize=3, label=name)
                 if points
                 else None
             )
+        if kept is not None:
+            axes.axvline(kept, color="#999999", linewidth=1, label="kept")
         axes.set_xlabel("optimiser step")
         axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
@@ -241,23 +246,26 @@ def lineage_table(record: Mapping[str, Any], versions: Mapping[str, Any]) -> pd.
                           "MLflow run": v.run_id, "registered": f"{v.created:%Y-%m-%d %H:%M} UTC"}
     return pd.DataFrame(rows)
 
+def evidence_lines(record: Mapping[str, Any]) -> str:
+    "What the decision rests on (Markdown): the sentence of each kind of evidence."
+    return "\n".join(f"- {kind.capitalize()}: {e['sentence']}."
+                     for kind, e in record["evidence"].items())
+
 def how_to_roll_back(record: Mapping[str, Any]) -> str:
     "What somebody on call needs if the new version misbehaves (Markdown)."
-    old = record["champion"]
-    back = (
-        (
-            f"brings version {old['version']} back, in the registry and in a running service,"
-            f" and is"
-            " recorded in the history"
-        )
-        if old
-        else "needs a previous champion; this is the first"
-    )
+    old, new = record["champion"], record["challenger"]["version"]
+    if not record["should_promote"]:
+        stays = f"version {old['version']} stays champion" if old else "no version is champion"
+        return f"Version {new} is not promoted: {stays}, there is nothing to roll back."
+    back = (f"brings version {old['version']} back, in the registry and in a running service, and"
+            " is recorded in the history" if old else
+            f"needs a previous champion; version {new} is the first")
     return f"```\ncontent-arena registry rollback --reason \"what went wrong\"\n```\n{back}."
 
 def deployment_summary(result: Mapping[str, Any]) -> str:
     "The outcome of a deployment in a few sentences (Markdown)."
-    service = result.get("service")
+    service, version = result.get("service"), result.get("model_version")
     return (f"## {str(result['status']).replace('_', ' ').capitalize()}\n\n"
-            f"{result.get('reason') or ''}\n\nVersion {result.get('model_version')}"
+            f"{result.get('reason') or ''}\n\n"
+            + (f"Version {version} is champion" if version else "No version is champion")
             + (f"; service: {service}" if service else "") + ".")

@@ -152,8 +152,8 @@ class GateSettings(_Section):
         description="rows below which a slice does not decide")
     gate_battle_rounds: int = Field(1000, ge=0,
         description="rounds of the fixed battle on test rows; 0: none is fought")
-    battle_tolerance: float = Field(0.02, ge=0, lt=1,
-        description="evasion rate that a challenger may add in it")
+    battle_tolerance: float = Field(0.03, ge=0, lt=1,
+        description="AUC on disguised comments, toxic and clean, that a challenger may lose in it")
     shadow_guard: bool = Field(True,
         description="labelled shadow traffic may not show the challenger to be worse")
     latency_budget_ms: float = Field(0, ge=0,
@@ -307,7 +307,7 @@ class CoevolutionSettings(_Section):
         0.02, ge=0, le=1, description="F1 on clean text that a cycle may cost"
     )
     coevolution_gain: float = Field(
-        0.005, ge=0, le=1, description="fall of the evasion rate that counts as progress"
+        0.005, ge=0, le=1, description="rise of the AUC under attack that counts as progress"
     )
     coevolution_patience: int = Field(
         3, ge=1, description="cycles without progress after which it has converged"

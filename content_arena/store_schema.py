@@ -177,6 +177,8 @@ def make_row(table: str, values: Mapping[str, Any], keep_text: bool = False) -> 
     given |= {k: v for k, v in values.items() if v is not None}
     if not keep_text:
         given.pop("text", None)
+    elif isinstance(given.get("text"), str):
+        given["text"] = nfc(given["text"])                # as its hash is of
     row = {}
     for c in t.columns:
         if c.name not in given and not c.nullable:

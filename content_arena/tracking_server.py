@@ -14,6 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
+from .config import spare_loopback
+from .http_clients import http_client, is_loopback
+
 # %% ../nbs/00_core/03_tracking_server.ipynb #d20eaffb
 class TrackingServerError(RuntimeError):
     "No MLflow store answers; the message says where it was looked for, without passwords."
@@ -33,7 +36,10 @@ def check_reachable(uri: str, timeout_s: float = 5.0) -> None:
     shown = str(file) if file else f"{scheme}://{parts.hostname}:{port}"
     try:
         if scheme in ("http", "https"):
-            httpx.get(uri.rstrip("/") + "/health", timeout=timeout_s)
+            if is_loopback(uri):
+                spare_loopback()                       # MLflow's client asks the environment
+            with http_client(uri, timeout=timeout_s) as client:
+                client.get(uri.rstrip("/") + "/health")
         elif scheme in _DB_PORTS:
             socket.create_connection((parts.hostname, port), timeout_s).close()
         elif file:

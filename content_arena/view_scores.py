@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from hangul_keyboard import convert_roman_to_hangul
 
-from .text import canonical, compose_jamo, skeleton, strip_invisible
+from .text import canonical, compose_jamo, nfc, skeleton, strip_invisible
 
 # %% ../nbs/00_core/01a_view_scores.ipynb #a4c248b3
 _LATIN = re.compile("[A-Za-z]{2,}")
@@ -35,10 +35,11 @@ def mistyped(s: str) -> str:
 
 # %% ../nbs/00_core/01a_view_scores.ipynb #3f503c24
 def repaired(s: str) -> tuple[str, ...]:
-    """`s`, and what it becomes by each repair that changes what is read; the first is `s`.
+    """`s` in NFC, and what it becomes by each repair that changes what is read.
 
     Repairs: without invisible characters, jamo composed, canonical, look-alikes replaced, typed
     with the right layout."""
+    s = nfc(s)                                            # the form in which every model reads it
     visible = strip_invisible(s)
     found = [s, visible, compose_jamo(visible)]
     plain, folded = canonical(s), " ".join(found[-1].casefold().split())

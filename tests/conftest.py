@@ -7,12 +7,18 @@ import needs as outside
 import pytest
 from needs import needs
 
+# Everything that a test talks to is on this machine. What the environment does to a call is tested
+# where a test sets it (test_environment.py).
+for _name in [n for n in os.environ if n.lower() in ("http_proxy", "https_proxy", "all_proxy")]:
+    del os.environ[_name]
+
 
 def pytest_addoption(parser):
     parser.addoption("--require", default="", metavar="PART,...",
                      help=f"fail, instead of skip, tests without these: {','.join(outside.PARTS)}")
     parser.addoption("--fuzz", type=int, default=600, help="requests made up by schemathesis")
     parser.addoption("--soak", type=int, default=40, help="reloads of the service under load")
+    parser.addoption("--starts", type=int, default=10, help="starts of `serve` with a challenger")
 
 
 def pytest_configure(config):

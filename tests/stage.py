@@ -90,12 +90,16 @@ class FileRegistry:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+#: Different for each role, and none is 0.5: exchanged ones are seen.
+THRESHOLDS = {"champion": 0.35, "challenger": 0.65}
+
+
 @dataclass
 class Scorer:
     "Scores a text by its length; `delay_s` makes it slow, `gate` holds it until it is set."
     version: str
     sha256: str
-    threshold: float = 0.5
+    threshold: float
     delay_s: float = 0.0
     started: Path | None = None
     gate: threading.Event | None = None
@@ -120,7 +124,7 @@ class Scorer:
 class FileLoader:
     """The champion of a FileRegistry; version N fails to load if FOLDER/broken-N exists.
 
-    Its scorers wait as long as FOLDER/held exists."""
+    Its scorers wait as long as FOLDER/held exists, its loads as long as FOLDER/load-held does."""
 
     def __init__(self, folder: Path, delay_s: float = 0.0):
         self.folder, self.registry, self.delay_s = Path(folder), FileRegistry(folder), delay_s
@@ -133,7 +137,9 @@ class FileLoader:
             raise OSError("adapter_model.safetensors: file is too short")
         if (self.folder / f"deadly-{found.version}").exists():
             os.kill(os.getpid(), signal.SIGKILL)
-        return Scorer(found.version, found.sha256, delay_s=self.delay_s,
+        while (self.folder / "load-held").exists():
+            time.sleep(0.005)
+        return Scorer(found.version, found.sha256, THRESHOLDS[alias], delay_s=self.delay_s,
                       started=self.folder / "scoring", held=self.folder / "held")
 
 

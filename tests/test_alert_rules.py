@@ -10,8 +10,9 @@ import yaml
 from prometheus_client.core import CounterMetricFamily
 
 from content_arena.config import SECRETS, Settings
-from content_arena.mlops.metrics import Metrics, exposition
+from content_arena.mlops.metrics import CAUSES, Metrics, exposition
 from content_arena.mlops.run_metrics import GROUPS, RunFiles
+from content_arena.serving.models import REMEDIES
 from content_arena.serving.observer import WriterMetrics
 from content_arena.store_writer import WriterStats
 from watch import DEPLOY, ROOT, UNITS, shortened, tool
@@ -111,6 +112,27 @@ def test_commands_in_runbooks_exist():
                 command = command.commands[word]
             options = {o for p in command.params for o in p.opts}
             assert set(re.findall(r"--[\w-]+", words)) <= options, f"{page.name}: {words}"
+
+
+def hasty_rollbacks(page: str) -> list[str]:
+    "Lines that say to roll back without what tells a bad model from a load that failed."
+    tells = ("- `model`", "content-arena classify", "It rose with the change of champion")
+    return [line for line in page.splitlines()
+            if "registry rollback" in line and not any(t in line for t in tells)]
+
+
+def test_pages_on_the_service_tell_a_load_that_failed_from_a_bad_model():
+    for page in ("NoVerifiedModel", "ReloadFailing"):
+        text = (DEPLOY / "runbooks" / f"{page}.md").read_text()
+        causes = set(re.findall(r"^- `([a-z_]+)`", text, re.M))
+        assert causes >= set(REMEDIES) - {"no_champion"}, page
+        assert "content-arena classify hello" in text and "failed_loads" in text, page
+    [service, *_] = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"]
+    for rule in service["rules"]:
+        assert not hasty_rollbacks((ROOT / rule["annotations"]["runbook"]).read_text()), rule
+    assert hasty_rollbacks("- Champion can't be loaded: `content-arena registry rollback`")
+    assert set(REMEDIES) == set(CAUSES)                # what the metric's label can say
+    assert ["rollback" in remedy for remedy in REMEDIES.values()] == [c == "model" for c in CAUSES]
 
 
 @pytest.mark.needs("prometheus")

@@ -13,8 +13,9 @@ import stage
 from battles import Filter, comments, corpus, fight_to_the_death, settings, write_csv
 from forks import killed
 
+from content_arena.arena import fixed_battle
 from content_arena.arena.attackers import bandit_file, make_attacker
-from content_arena.arena.attacks import split_families
+from content_arena.arena.attacks import split_families, strategy_rules
 from content_arena.arena.bandit import StateError, load_state
 from content_arena.arena.battle import Battle, run_battle
 from content_arena.arena.battle_orders import Order, attacker_of, battles_dir, fight, list_battles
@@ -22,8 +23,10 @@ from content_arena.arena.corpus import BattleError, Corpus
 from content_arena.arena.fixed_battle import FixedBattle
 from content_arena.config import Secrets, load_settings
 from content_arena.json_files import write_json
+from content_arena.mlops.evaluator import evidence_record
 from content_arena.serving.app import create_app
 from content_arena.store import EventStore
+from content_arena.training.embedded_corpus import embedded_corpus
 
 
 @pytest.fixture
@@ -194,17 +197,52 @@ def test_an_endpoint_that_is_gone_is_a_stated_outcome(cfg, tmp_path):
 def test_the_fixed_battle_is_frozen():
     "If this fails, rules or texts changed: comparisons across that change are not like with like."
     fixed = FixedBattle(corpus(), 40)
+    assert fixed.sha256[:32] == "b68563fe1b24c5e692166b030b9ad4d6"
     shuffled = Corpus(*zip(*comments()[::-1]), "another name")
     assert FixedBattle(shuffled, 40).sha256 == fixed.sha256
     assert FixedBattle(corpus(), 30).sha256 != fixed.sha256
     assert sum(fixed.labels) == 20
+    rows = embedded_corpus()
+    broad = FixedBattle(Corpus.of_frame(rows, "embedded"), 800)
+    assert broad.sha256[:32] == "992b513d6fd095ab40e73dd0969cbf07"
+    assert len({name for v in broad.variants for name in v.rules}) > 25
+    assert len({v.original for v in broad.variants}) == len(broad) == 800
 
+
+@pytest.mark.parametrize("change", ["seed", "intensity", "rules", "comment", "label"])
+def test_whatever_the_battle_is_made_of_is_in_its_hash(change, monkeypatch):
+    texts, labels = zip(*comments())
+    if change == "seed":
+        monkeypatch.setattr(fixed_battle, "SEED", 7)
+    elif change == "intensity":
+        monkeypatch.setattr(fixed_battle, "INTENSITY", 0.61)
+    elif change == "rules":
+        monkeypatch.setattr(fixed_battle, "strategy_rules",
+                            lambda name: strategy_rules(name)[:-1])
+    elif change == "comment":
+        texts = (texts[0] + "!", *texts[1:])
+    else:
+        labels = (1 - labels[0], *labels[1:])
+    assert FixedBattle(Corpus(texts, labels, ""), 60).sha256 != FIXED_60
+
+
+FIXED_60 = FixedBattle(corpus(), 60).sha256
+
+
+def test_both_models_of_a_fixed_battle_are_scored_on_the_same_variants():
     class Blind(Filter):
+        version, threshold = "5", 0.15
+
         def scores(self, texts): return np.full(len(texts), 0.2)
-    good, bad = fixed.fight(Filter()), fixed.fight(Blind())
-    e = fixed.evidence(good, bad)
-    assert bad["evasion_rate"] == 1 and e["won"] == 0 and e["lost"] == sum(good["caught"]) > 0
-    assert e["champion_evasion"] == good["evasion_rate"] < 1
+    fixed = FixedBattle(corpus(), 40)
+    good, blind = fixed.fight(Filter()), fixed.fight(Blind())
+    e = fixed.evidence(good, blind)
+    assert (e["toxic"], e["clean"], e["sha256"]) == (20, 20, fixed.sha256)
+    assert (blind["auc"], blind["detection_rate"], blind["false_positive_rate"]) == (0.5, 1, 1)
+    assert e["auc_change"] == pytest.approx(0.5 - good["auc"]) and good["auc"] > 0.6
+    assert e["challenger"]["detection_at_cost"] == e["cost"] == good["false_positive_rate"]
+    assert e["champion"]["detection_rate"] == good["detection_rate"] < 1
+    assert evidence_record(0, None, e)["battle"]["challenger"] == e["challenger"]
 
 
 # --- in the service ------------------------------------------------------------------------------

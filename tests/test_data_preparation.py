@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 import types
-from functools import partial
+import unicodedata
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 
@@ -23,9 +26,11 @@ from content_arena.config import load_settings
 from content_arena.text import canonical
 from content_arena.training import sources
 from content_arena.training.data_preparation import SPLITS, open_dataset, prepare_dataset
-from content_arena.training.grouping import find_overlap, fingerprints, group_rows, shingles
+from content_arena.training.grouping import (cluster, find_overlap, fingerprints, group_rows,
+                                             shingles)
 from content_arena.training.sources import (DataError, PublicFile, fetch, find_public_file,
                                             load_source, read_delimited, read_jsonl)
+from exact import leaks, triples
 
 
 @pytest.fixture
@@ -102,6 +107,105 @@ def test_header_that_is_a_comment_is_not_repeated_in_the_error(home):
     with pytest.raises(DataError) as error:
         load_source("csv:a.csv", at(home))
     assert "utter" not in str(error.value)
+
+
+# --- input that could mean two things -------------------------------------------------------------
+
+@pytest.mark.parametrize("header, message", [
+    ("text,label,label", "a.csv: column label is there twice"), ("text,text,label", "a.csv: column text is there twice"),
+    ("text, label ,label", "a.csv: column label is there twice"), ("text,label,lang,lang", "column lang is there twice"),
+    ("label,text,label,text", "column text is there twice and column label is there twice"),
+    ("text,label,label,label", "column label is there 3 times: which one is meant can't be known; remove or rename")])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_a_column_that_is_there_twice_is_refused(home, header, message, kind):
+    names = header.split(",")
+    values = [{"text": f"row {i}", "label": str(i % 2)} for i in range(8)]
+    rows = [[v.get(n.strip(), "en") for n in names] for v in values]
+    file = home / f"a.{kind}"
+    if kind == "parquet":
+        columns = [pa.array([row[i] for row in rows]) for i in range(len(names))]
+        pq.write_table(pa.Table.from_arrays(columns, names=names), file)
+    else:
+        sep = "," if kind == "csv" else "\t"
+        file.write_text("\n".join(sep.join(row) for row in [names, *rows]) + "\n")
+    with pytest.raises(DataError, match=re.escape(message.replace("a.csv", file.name))):
+        load_source(f"{'parquet' if kind == 'parquet' else 'csv'}:{file.name}", at(home))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_columns_that_nobody_reads_may_be_there_twice(home, kind):
+    names = ["text", "x", "label", "x", "Label"]
+    rows = [[f"row {i}", "a", str(i % 2), "b", "c"] for i in range(8)]
+    if kind == "parquet":
+        columns = [pa.array([row[i] for row in rows]) for i in range(len(names))]
+        pq.write_table(pa.Table.from_arrays(columns, names=names), home / "a.parquet")
+    else:
+        (home / "a.csv").write_text("\n".join(",".join(row) for row in [names, *rows]) + "\n")
+    assert load_source(f"{kind}:a.{kind}", at(home)).frame.label.tolist() == [0, 1] * 4
+
+
+def test_a_json_key_that_is_there_twice_is_the_rows_fault(home):
+    (home / "a.jsonl").write_text("\n".join([
+        '{"text": "fine", "label": 0}', '{"text": "a", "label": 0, "label": 1}', '{"text": "b", "text": "c", "label": 1}',
+        '{"text": "d", " label": 0, "label": 1}', '{"text": "e", "label": 1, "id": 1, "id": 2}']))
+    table = load_source("jsonl:a.jsonl", at(home))
+    assert table.frame.text.tolist() == ["fine", "e"] and table.bad.line.tolist() == [2, 3, 4]
+    assert table.bad.reason.str.contains("this row: key (?:label|text) is there twice").tolist() == [True] * 3
+    (home / "b.jsonl").write_text('{"text": "a", "label": 0, "label": 1}\n' * 3)
+    with pytest.raises(DataError, match="no usable row, 3 bad ones; the first: b.jsonl, line 1: this row: key label"):
+        load_source("jsonl:b.jsonl", at(home))
+
+
+def test_one_hub_column_can_not_be_text_and_label(home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=None))
+    with pytest.raises(DataError, match="hub_text_column and hub_label_column are both text"):
+        load_source("hub:owner/name", at(home, hub_label_column=" text"))
+
+
+# --- one comment, two spellings -------------------------------------------------------------------
+
+def korean_lines(n=200):
+    clean = [f"{a} {b} 고마워요,0" for a in ("어제", "오늘", "방금", "주말에") for b in "영화 노래 게임 가수 배우 동네 음식 사진".split()]
+    toxic = [f"{a} {b} 꺼져라,1" for a in ("이런", "저런", "그런", "무슨") for b in "바보 멍청이 놈들 쓰레기 인간 자식 거지 망나니".split()]
+    return clean + toxic
+
+
+def test_decomposed_rows_are_the_same_data_set(home):
+    write_csv(home / "a.csv", korean_lines(), "text,label,template")
+    write_csv(home / "a.csv", [f"{line},주제 {i % 9}" for i, line in enumerate(korean_lines())], "text,label,template")
+    ask = dict(sources="csv:a.csv", valid_fraction=0.2, test_fraction=0.3, near_duplicate_threshold=1.0, max_train_rows=0)
+    composed = prepare(home, **ask)
+    written = (home / "a.csv").read_text()
+    (home / "a.csv").write_text(unicodedata.normalize("NFD", written))
+    decomposed = prepare(home, **ask)
+    assert (home / "a.csv").read_text() != written and decomposed.manifest["content"] == composed.manifest["content"]
+    assert decomposed.manifest["rows"] == composed.manifest["rows"]
+    for split in SPLITS:
+        assert all(unicodedata.is_normalized("NFC", t) for t in decomposed.frame(split).text)
+
+
+def test_limits_count_what_a_reader_sees(home):
+    text = "각" * 5000
+    write_csv(home / "a.csv", [f"{unicodedata.normalize('NFD', text)},0", f"{unicodedata.normalize('NFD', text)}각,0", "b,1"])
+    table = load_source("csv:a.csv", at(home))
+    assert table.frame.text.tolist() == [text, "b"] and table.bad.reason.tolist() == ["5,001 characters; max_text_chars is 5,000"]
+
+
+def test_a_file_is_found_by_its_name_in_either_form(home):
+    for on_disk in ("NFC", "NFD"):
+        folder = home / on_disk
+        place = folder / unicodedata.normalize(on_disk, "모음 폴더")
+        place.mkdir(parents=True)
+        write_csv(place / unicodedata.normalize(on_disk, "댓글 모음.csv"), korean_lines())
+        (folder / "settings.ini").write_text("[paths]\nvar_dir = var\n")
+        asked = [unicodedata.normalize(form, "csv:모음 폴더/댓글 모음.csv") for form in ("NFC", "NFD")]
+        made = [prepare(folder, sources=name, valid_fraction=0.2, test_fraction=0.3, near_duplicate_threshold=1.0) for name in asked]
+        assert made[0].id == made[1].id and set(made[0].frame("train").source) == {asked[0]}
+        with pytest.raises(DataError, match="stands both in sources and in test_sources"):
+            prepare(folder, sources=asked[0], test_sources=asked[1])
+    write_csv(place / "댓글 모음.csv", korean_lines())
+    with pytest.raises(DataError, match="2 files in .* have the name 댓글 모음.csv.*rename one"):
+        load_source("csv:모음 폴더/댓글 모음.csv", at(folder))
 
 
 # --- rows that can't be used ----------------------------------------------------------------------
@@ -321,6 +425,55 @@ def test_embedded_corpus_is_a_full_data_set(home):
     schema = {c: str(t) for c, t in frames["train"].dtypes.items()}
     assert schema == {"text": "str", "label": "int8", "source": "str", "lang": "str", "split": "str",
                       "group": "int64", "attack": "str", "functionality": "str"}
+
+
+# --- leakage, by every pair and without an estimate -----------------------------------------------
+
+def frames_of(dataset):
+    return {s: dataset.frame(s) for s in SPLITS}
+
+
+@cache
+def near_pairs():
+    "Pairs of sentences that are 0.8 alike or more, and less by the estimate: it alone would let them apart."
+    words = "the quick brown fox jumps over a lazy dog while many cats watch from old walls and sing about rain".split()
+    pick, pairs = np.random.default_rng(2), []
+    for _ in range(1200):
+        one = list(pick.choice(words, 14))
+        other = list(one)
+        other[pick.integers(14)] = str(pick.choice(words))
+        a, b = triples(" ".join(one)), triples(" ".join(other))
+        if one != other and len(a & b) >= 0.8 * len(a | b):
+            pairs.append((" ".join(one), " ".join(other)))
+    prints = [np.stack(fingerprints(side).signature) for side in zip(*pairs)]
+    return [pair for pair, estimate in zip(pairs, (prints[0] == prints[1]).mean(1)) if estimate < 0.8]
+
+
+def test_no_split_holds_a_near_copy_of_another_ones_row(home):
+    assert leaks(frames_of(prepare(home, max_train_rows=0)), 0.8, sample=2000) == []
+
+
+def test_pairs_that_the_estimate_lets_apart_share_a_split(home):
+    pairs = near_pairs()
+    write_csv(home / "a.csv", [*good_lines(), *(f"{t},{i % 2}" for i, pair in enumerate(pairs) for t in pair)])
+    dataset = prepare(home, sources="csv:a.csv", valid_fraction=0.2, test_fraction=0.4, max_train_rows=0)
+    where = {t: s for s, f in frames_of(dataset).items() for t in f.text}
+    assert len({where[a] for a, _ in pairs}) == 3 and all(where[a] == where[b] for a, b in pairs)
+    assert leaks(frames_of(dataset), 0.8, sample=2000) == []
+
+
+@pytest.mark.parametrize("way", ["no groups", "by the estimate alone"])
+def test_the_search_for_leaks_finds_what_is_planted(home, monkeypatch, way):
+    "Grouping is switched off, or as blind as its estimate: the comparison of every pair has to see it."
+    from content_arena.training import data_preparation
+    blind = (lambda fp, *_: np.arange(len(fp))) if way == "no groups" else (lambda fp, threshold, texts: cluster(fp, threshold))
+    monkeypatch.setattr(data_preparation, "cluster", blind)
+    write_csv(home / "a.csv", [*good_lines(), *(f"{t},{i % 2}" for i, pair in enumerate(near_pairs()) for t in pair)])
+    dataset = prepare(home, sources="csv:a.csv", valid_fraction=0.2, test_fraction=0.4, max_train_rows=0)
+    found = leaks(frames_of(dataset), 0.8, sample=2000)
+    assert len(found) > 10 and min(similarity for *_, similarity in found) < 0.85
+    if way != "no groups":             # and the search that made the groups says that all is well
+        assert find_overlap(dataset.fingerprints("test"), dataset.fingerprints("train"), 0.8).empty
 
 
 # --- the same again -------------------------------------------------------------------------------
@@ -549,8 +702,7 @@ def test_korean_task(home, data_dir):
     assert (rows["read"], rows["quarantined"]) == (7896 + 471 + 5825 + 3770, 0)
     assert rows["test"] >= 3700 and rows["train"] + rows["valid"] >= 14_000
     assert dataset.manifest["licences"] == {"beep": "CC BY-SA 4.0", "curse": "MIT", "apeach": "CC BY-SA 4.0"}
-    train = pd.concat([dataset.fingerprints("train"), dataset.fingerprints("valid")])
-    assert find_overlap(dataset.fingerprints("test"), train, 0.8).empty
+    assert leaks(frames_of(dataset), 0.8) == []
     shares = {s: dataset.frame(s).groupby("source").label.mean() for s in ("train", "valid")}
     assert (shares["train"] - shares["valid"]).abs().max() < 0.05
 
@@ -561,5 +713,4 @@ def test_english_task(home, data_dir):
     assert rows["read"] == 24_783 and sum(rows[s] for s in SPLITS) > 24_700
     assert 0.18 < rows["test"] / rows["read"] < 0.22
     assert max(abs(counts[s]["toxic_share"] - 0.832) for s in SPLITS) < 0.02
-    train = pd.concat([dataset.fingerprints("train"), dataset.fingerprints("valid")])
-    assert find_overlap(dataset.fingerprints("test"), train, 0.8).empty
+    assert leaks(frames_of(dataset), 0.8) == []

@@ -2,21 +2,30 @@
 import hashlib
 import json
 import tracemalloc
+from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from itertools import product
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
-from scipy.stats import binom
-from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
+from scipy.special import expit
+from scipy.stats import binom, norm, rankdata
+from sklearn.metrics import (
+    accuracy_score, f1_score, precision_score, recall_score, roc_auc_score)
 
+from content_arena.arena.corpus import Corpus
+from content_arena.arena.defence import fit_baseline
+from content_arena.arena.fixed_battle import FixedBattle
 from content_arena.config import load_settings
 from content_arena.mlops import evaluator as ev
 from content_arena.mlops import gate, statistics
+from content_arena.mlops.decisions import decide_again, differences_found
 from content_arena.mlops.evaluator import ChampionChallengerEvaluator, EvaluationError
 from content_arena.mlops.gate import Evidence, Slice, decide
 from content_arena.mlops.lineage import LineageError
@@ -24,6 +33,7 @@ from content_arena.mlops.model_registry import ModelRegistry, Move, _move
 from content_arena.mlops.shadow import shadow_evidence
 from content_arena.store import EventStore, text_sha256
 from content_arena.training.grouping import fingerprints
+from content_arena.training.sources import load_source
 from test_model_registry import settings  # noqa: F401  (fixture)
 
 hypothesis_settings.register_profile("evaluator", deadline=None, derandomize=True)
@@ -142,6 +152,168 @@ def test_further_checks_only_ever_hold_back(counts, k):
         assert full.verdict == bare.verdict
 
 
+# --- battles at equal cost ------------------------------------------------------------------------
+
+def two_models(area: float, change: float = 0.0, rows: tuple[int, int] = (500, 500),
+               correlation: float = 0.8, seed: int = 0) -> tuple[np.ndarray, ...]:
+    "Labels, and scores in [0, 1] of a champion of this AUC and of a challenger of `area + change`."
+    rng = np.random.default_rng(seed)
+    y = np.repeat([1, 0], rows)
+    shared = correlation ** 0.5 * rng.normal(size=len(y))
+    own = (1 - correlation) ** 0.5
+    return y, *(expit(y * 2 ** 0.5 * norm.ppf(a) + shared + own * rng.normal(size=len(y)) - 0.7)
+                for a in (area, area + change))
+
+
+def battle_of(y, champion, challenger, thresholds=(0.35, 0.6)) -> dict:
+    "What a fixed battle on these labels hands to the gate."
+    results = []
+    for scores, threshold in zip((champion, challenger), thresholds):
+        area = statistics.auc(y, scores)
+        results.append({"scores": list(scores), "auc": area.value, "auc_error": area.error,
+                        "detection_rate": float((scores[y == 1] >= threshold).mean()),
+                        "false_positive_rate": float((scores[y == 0] >= threshold).mean())})
+    return FixedBattle.evidence(SimpleNamespace(labels=y, sha256="f" * 64), *results)
+
+
+DEFAULTS = load_settings(env={})
+ASK = Evidence((500, 0, 0, 0, 0, 0, 0, 500))
+
+
+def by_auc(battle) -> str:
+    return gate.check_battle(replace(ASK, battle=battle), DEFAULTS).result
+
+
+def by_evasion(battle) -> str:
+    "The rule as it was: evasion rates, each at its model's own threshold."
+    old, new = (1 - battle[role]["detection_rate"] for role in ("champion", "challenger"))
+    return "pass" if new - old <= 0.02 else "fail"
+
+
+def without_bounds(battle) -> str:
+    "Intervals that hold everything."
+    endless = {role: battle[role] | {"auc_error": np.inf} for role in ("champion", "challenger")}
+    return by_auc(battle | endless | {"auc_change_error": np.inf})
+
+
+GRID = [(area, correlation) for area in (0.75, 0.85, 0.93) for correlation in (0.85, 0.95)]
+
+
+def promises_broken(rule, trials: int = 30) -> set[str]:
+    """Of what a battle check must hold, over `GRID` on 500 disguised comments of each class, what
+    `rule` does not: {name}."""
+    broken = set()
+    def promise(name: str, kept: bool) -> None:
+        if not kept:
+            broken.add(name)
+    for area, correlation in GRID:
+        def answers(change: float, rows=(500, 500)) -> Counter:
+            return Counter(rule(battle_of(*two_models(area, change, rows, correlation, seed)))
+                           for seed in range(trials))
+        equal, better = answers(0.0), answers(0.03)
+        promise("equals pass", equal["pass"] >= 0.9 * trials)
+        promise("equals are not failed", equal["fail"] <= 0.02 * trials)
+        promise("better ones pass", better["pass"] >= 0.95 * trials)
+        promise("weaker ones fail", answers(-0.06)["fail"] >= 0.9 * trials)
+        promise("at the tolerance few pass", answers(-0.03)["pass"] <= 0.1 * trials)
+        promise("small battles fail no equals", answers(0, (100, 100))["fail"] <= 0.05 * trials)
+        y, old, new = two_models(area, 0.0, correlation=correlation)
+        for limit in (0.0, 0.01, 0.99, 1.1):
+            promise("thresholds have no say",
+                    rule(battle_of(y, old, new, (0.35, limit))) == rule(battle_of(y, old, new)))
+        for flat in (0.0, 0.5, 1.0):
+            promise("a constant never passes",
+                    rule(battle_of(y, old, np.full(len(y), flat), (0.35, 0.0))) != "pass")
+    return broken
+
+
+def test_the_battle_check_keeps_its_promises():
+    assert promises_broken(by_auc) == set()
+
+
+@pytest.mark.parametrize("cheat, caught_by", [
+    (by_evasion, {"thresholds have no say", "a constant never passes"}),
+    (without_bounds, {"equals pass", "weaker ones fail"}),
+    (lambda battle: "pass", {"weaker ones fail", "a constant never passes"}),
+    (lambda battle: "fail", {"equals pass", "better ones pass"}),
+    (lambda battle: "undecided", {"equals pass", "weaker ones fail"})])
+def test_a_battle_check_that_cheats_is_caught(cheat, caught_by):
+    assert promises_broken(cheat, trials=6) >= caught_by
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 50),
+       st.sampled_from([-0.06, -0.03, 0.0, 0.02]))
+@hypothesis_settings(max_examples=30)
+def test_no_threshold_and_no_rising_transform_changes_the_answer(one, two, seed, change):
+    y, old, new = two_models(0.85, change, (120, 150), seed=seed)
+    expected = by_auc(battle_of(y, old, new))
+    assert by_auc(battle_of(y, old, new, (one, two))) == expected
+    ranks = rankdata(new) / len(new)                    # the same order, other numbers
+    assert by_auc(battle_of(y, old, ranks, (one, two))) == expected
+    assert by_auc(battle_of(y, rankdata(old), new, (one, two))) == expected
+
+
+def test_ties_count_half_and_coarse_scores_are_still_compared():
+    y, old, new = two_models(0.85)
+    for scores in (new.round(1), new.round(0), np.zeros(len(y))):
+        assert statistics.auc(y, scores).value == pytest.approx(roc_auc_score(y, scores))
+    assert by_auc(battle_of(y, old.round(1), old)) == "pass"
+    assert by_auc(battle_of(y, old, old)) == "pass"           # the same scores: no error at all
+    assert by_auc(battle_of(y, old, old.round(0))) == "fail"  # says yes or no, and loses by it
+
+
+def test_neither_a_champion_nor_a_challenger_that_sees_nothing_helps():
+    y, old, _ = two_models(0.85)
+    coins = np.random.default_rng(1).random(len(y))
+    assert by_auc(battle_of(y, coins, np.full(len(y), 0.9))) == "fail"
+    assert by_auc(battle_of(y, coins, coins)) in ("fail", "undecided")
+    assert by_auc(battle_of(y, old, 1 - old)) == "fail"
+
+
+@pytest.mark.parametrize("rows", [(19, 500), (500, 19), (1, 1)])
+def test_a_battle_of_few_comments_is_undecided_whatever_they_say(rows):
+    y = np.repeat([1, 0], rows)
+    assert by_auc(battle_of(y, y * 0.9, y * 0.9)) == "undecided"
+
+
+def test_the_figures_of_both_sides_stand_in_the_sentence():
+    battle = battle_of(*two_models(0.85, 0.02))
+    check = gate.check_battle(replace(ASK, battle=battle), DEFAULTS)
+    old, new = battle["champion"], battle["challenger"]
+    assert f"AUC {new['auc']:.3f} against the champion's {old['auc']:.3f}" in check.sentence
+    for key in ("detection_at_cost", "detection_rate", "false_positive_rate"):
+        assert f"{new[key]:.1%} against {old[key]:.1%}" in check.sentence
+    for number in (battle["auc_change"], check.numbers["lower"], check.numbers["upper"]):
+        assert f"{number:+.3f}" in check.sentence
+    assert "500 disguised toxic and 500 disguised clean" in check.sentence
+    assert check.numbers["champion"] == {k: old[k] for k in gate.SIDE}
+
+
+def test_more_data_is_not_rejected_for_sparing_clean_comments(data_dir):
+    """Champion: BEEP! and Curse; challenger: KODOLI too. Each with its own threshold, on disguised
+    comments of other authors: the rule that compared evasion rates rejects the better one."""
+    s = load_settings(env={}, data_dir=str(data_dir))
+    rows = pd.concat([load_source(name, s).frame[["text", "label"]] for name in ("beep", "curse")])
+    kodoli = pd.read_csv(data_dir / "kodoli.csv").dropna(subset="sentences")
+    kodoli = pd.DataFrame({"text": kodoli.sentences, "label":
+                           kodoli.offensiveness.isin(["LIKELY", "OFFEN"]).astype(int)})
+    kodoli = kodoli.sample(20_000, random_state=0)
+    test = load_source("apeach", s).frame.drop_duplicates("text")
+    fixed, results, clean = FixedBattle(Corpus.of_frame(test, "apeach")), [], []
+    for frame in (rows, pd.concat([rows, kodoli])):
+        frame = frame.drop_duplicates("text").sample(frac=1, random_state=0)
+        model = fit_baseline(frame[len(frame) // 10:], frame[:len(frame) // 10])
+        results.append(fixed.fight(model))
+        clean.append(precision_score(test.label, model.scores(test.text) >= model.threshold))
+    battle = fixed.evidence(*results)
+    old, new = battle["champion"], battle["challenger"]
+    assert clean[1] > clean[0] + 0.03                          # more precise on what is undisguised
+    assert new["false_positive_rate"] < old["false_positive_rate"] - 0.05
+    assert new["detection_rate"] < old["detection_rate"] - 0.02
+    assert (by_evasion(battle), by_auc(battle)) == ("fail", "pass")
+    assert battle["auc_change"] > 0.01
+
+
 # --- the comparison, on a real registry ----------------------------------------------------------
 
 N = 1200
@@ -156,11 +328,12 @@ class Fake:
 
     def __init__(self, version: str, right: float):
         self.version, self.sha256 = version, f"sha{version}"
-        self.threshold, self.closed = 0.5, False
+        self.threshold, self.closed = {"1": 0.3, "2": 0.7}.get(version, 0.6), False
         wrong = np.random.default_rng(int(version)).permutation(N)[int(right * N):]
         flip = np.zeros(N, int)
         flip[wrong] = 1
-        self.answers = dict(zip(TEXTS, 0.1 + 0.8 * (TEST.label.to_numpy() ^ flip)))
+        near = self.threshold - 0.1 + 0.2 * (TEST.label.to_numpy() ^ flip)     # not near another's
+        self.answers = dict(zip(TEXTS, near))
 
     def scores(self, texts):
         return np.array([self.answers[t] for t in texts])
@@ -173,7 +346,7 @@ class Fake:
 
 
 def learn(settings, number: str, lineage: list[str], rows: list[str] | None) -> None:
-    "Version `number`, made challenger; its run logged fingerprints of `rows` for its own dataset."
+    "Version `number`, made challenger; its run logged fingerprints of `rows`, and of one more."
     client = mlflow.MlflowClient(settings.mlflow_uri())
     experiment = client.get_experiment_by_name("e") or client.get_experiment(
         client.create_experiment("e", artifact_location=settings.path("artifact_dir").as_uri()))
@@ -181,7 +354,8 @@ def learn(settings, number: str, lineage: list[str], rows: list[str] | None) -> 
     if rows is not None:
         file = settings.path("var_dir") / f"{lineage[-1]}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
-        fingerprints(rows).assign(split="train").to_parquet(file)
+        prints = fingerprints([*rows, f"what {lineage[-1]} was validated on"])
+        prints.assign(split=[*["train"] * len(rows), "valid"]).to_parquet(file)
         client.log_artifact(run.info.run_id, str(file), "lineage")
     tags = {"lineage": json.dumps(lineage), "model_sha256": f"sha{number}"}
     registry = ModelRegistry(settings)
@@ -210,7 +384,7 @@ ENGINES = {"champion": Fake("1", 0.80), "challenger": Fake("2", 0.88)}
 def test_a_comparison_finds_the_ancestors_data_in_other_runs(registry, settings):
     result = ChampionChallengerEvaluator(registry, settings).compare(TEST, engines=ENGINES)
     assert result["verdict"] == "promote" and result["champion"]["version"] == "1"
-    assert result["certificate"]["datasets"] == {"b": 2, "c": 1}
+    assert result["certificate"]["datasets"] == {"b": 3, "c": 2}
     assert result["certificate"]["lineages"] == {"1": ["b"], "2": ["b", "c"]}
     assert not any(e.closed for e in ENGINES.values())
 
@@ -279,16 +453,37 @@ def test_budgets_are_measured_on_the_challenger(registry, settings):
 def test_shadow_and_battle_evidence_enter_the_record(registry, settings):
     shadow = dict(rows=500, agreement=0.97, labelled=40, champion_accuracy=0.8,
                   challenger_accuracy=0.9)
-    battle = dict(rounds=50, champion_evasion=0.2, challenger_evasion=0.4)
+    y, old, new = two_models(0.9, change=-0.1)
+    battle = battle_of(y, old, new, (0.4, 0.2))
     compare = ChampionChallengerEvaluator(registry, settings).compare
     result = compare(TEST, engines=ENGINES, shadow=shadow, battle=battle)
-    assert result["evidence"]["shadow"] == {"present": True} | shadow
-    assert result["verdict"] == "reject" and "evasion rate rose" in result["headline"]
+    stored = result["evidence"]["shadow"]
+    assert {k: stored[k] for k in shadow} == shadow and "500 comments" in stored["sentence"]
+    assert {k: result["evidence"]["battle"][k] for k in battle} == battle
+    assert result["verdict"] == "reject" and "worse under attack" in result["headline"]
+    again = decide_again(result.to_dict(), result.rows)
+    assert (again.verdict, list(again.reasons)) == ("reject", result["reasons"])
+    tampered = result.to_dict()
+    tampered["evidence"]["battle"]["auc_change"] = 0.0
+    assert any("battle is recorded as fail" in x for x in differences_found(tampered, result.rows))
+    assert differences_found(result.to_dict(), result.rows) == []
+
+
+def test_a_record_of_the_gone_battle_rule_is_still_read(registry, settings):
+    "Its other checks are derived again; what rested on evasion rates is not."
+    result = ChampionChallengerEvaluator(registry, settings).compare(TEST, engines=ENGINES)
+    old = result.to_dict()
+    old["evidence"]["battle"] = {"present": True, "rounds": 500, "champion_evasion": 0.104,
+                                 "challenger_evasion": 0.126}
+    old["verdict"] = "reject"
+    old["checks"] = [c | {"result": "fail"} if c["name"] == "battle" else c for c in old["checks"]]
+    assert differences_found(old, result.rows) == []
+    old["checks"] = [c | {"result": "fail"} if c["name"] == "f1" else c for c in old["checks"]]
+    assert any("f1 is recorded" in x for x in differences_found(old, result.rows))
 
 
 def test_traffic_that_shows_the_challenger_to_be_worse_rejects_it(registry, settings, tmp_path):
     "Rows of this pair, since the challenger was registered, in the store of the settings."
-    from content_arena.mlops.decisions import decide_again
     settings = settings.model_copy(update={"store_url": f"sqlite:///{tmp_path}/events.db"})
     compare = lambda: ChampionChallengerEvaluator(registry, settings).compare(
         TEST, engines=ENGINES, shadow=partial(shadow_evidence, settings))

@@ -286,7 +286,7 @@ def test_a_broken_download_leaves_nothing(settings, monkeypatch, tmp_path):
     registry = ModelRegistry(settings)
     version = registry.register_challenger(train(settings))
 
-    def half(uri, dst_path):
+    def half(uri, dst_path, **where):
         (Path(dst_path) / "data").mkdir()
         (Path(dst_path) / "data" / "manifest.json").write_text("{")
         raise OSError("connection lost")

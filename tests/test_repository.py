@@ -131,12 +131,13 @@ def dotted(node: ast.AST) -> str:
 
 
 def names_used(name: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    "Everything a module imports, each attribute it reads (dotted) and `f(keyword=)` of its calls."
+    "What a module imports, each attribute it reads (dotted), and `f()` and `f(keyword=)` of calls."
     yield from imported(name, tree, False)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             yield node.lineno, dotted(node)
         elif isinstance(node, ast.Call):
+            yield node.lineno, f"{dotted(node.func)}()"
             yield from ((node.lineno, f"{dotted(node.func)}({k.arg}=)") for k in node.keywords)
 
 
@@ -149,6 +150,9 @@ def only_in(allowed: str | None, pattern: str, root: Path = ROOT) -> list[str]:
 ENVIRONMENT = r"^os\.(environb?|getenvb?|putenv|unsetenv)$"
 ALIASES = r"\.(set|delete)_registered_model_alias$"
 PAPERMILL = r"^papermill\b"
+HTTP = (r"^httpx\.(get|post|put|patch|delete|head|options|request|stream|(Async)?Client)\(\)$"
+        r"|^(Async)?Client\(\)$|^httpx\.(get|post|put|patch|delete|request|stream)$"
+        r"|^(requests|aiohttp|urllib3|http\.client|urllib\.request)\b")
 SQL = r"^(sqlalchemy|alembic|psycopg)\b"
 PICKLE = (r"^(pickle|cloudpickle|dill|joblib|shelve|marshal)\b|(^|\.)torch\.(load|save)$|_pickle$"
           r"|\((allow_pickle|python_model)=\)$|^mlflow\.(sklearn|pytorch|xgboost)\b")
@@ -227,6 +231,10 @@ def test_nothing_in_the_package_is_written_by_hand():
                              "from os import environ"]),
     ("mlops.model_registry", ALIASES, ["client.set_registered_model_alias('a', 'b', 1)",
                                        "def f(c): c.delete_registered_model_alias('a', 'b')"]),
+    ("http_clients", HTTP, [
+        "import httpx\nhttpx.get('http://127.0.0.1')", "import httpx\nc = httpx.Client()",
+        "from httpx import AsyncClient\nc = AsyncClient(timeout=1)", "import requests",
+        "from urllib.request import urlopen", "from httpx import post"]),
     (r"store(_\w+)?|migrations\.\w+", SQL, ["import sqlalchemy as sa", "from alembic import op",
                                              "def f():\n    import psycopg"]),
     ("pipeline", PAPERMILL, ["import papermill as pm", "from papermill.execute import ExecuteX"]),

@@ -4,6 +4,7 @@ import json
 from datetime import datetime, timezone
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from content_arena.config import load_settings
@@ -122,7 +123,8 @@ class Runs:
 
     def artifact(self, run_id: str, path: str, folder: Path) -> Path:
         file = folder / Path(path).name
-        self.datasets[file.stem].fingerprints("train").to_parquet(file)
+        dataset = self.datasets[file.stem]
+        pd.concat([dataset.fingerprints(s).assign(split=s) for s in ("train", "valid")]).to_parquet(file)
         return file
 
 

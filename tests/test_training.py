@@ -17,10 +17,11 @@ import pytest
 from content_arena.config import load_settings
 from content_arena.inference.engine import Engine
 from content_arena.mlops.model_registry import ModelRegistry
+from content_arena.reports import training_figure, training_summary
 from content_arena.training.base_models import resolve_base_model
 from content_arena.training.classifier import read_spec, verify_model
 from content_arena.training.loop import TrainingError
-from content_arena.training.qlora_trainer import QLoRATrainer
+from content_arena.training.qlora_trainer import QLoRATrainer, classification_metrics
 from content_arena.training.tiny_base import make_tiny_base
 
 
@@ -69,7 +70,88 @@ def test_trained_model_is_served_from_the_registry_alone(tmp_path, kind, head):
     finally:
         del os.environ["CONTENT_ARENA_VAR_DIR"]
     answers = loaded.predict(pd.DataFrame({"text": ["you are kind today", "you are awful today"]}))
-    np.testing.assert_allclose(answers, scores, atol=0.02)
+    assert answers.tolist() == scores.astype(float).tolist()
+
+
+@pytest.fixture(scope="module")
+def curved(tmp_path_factory):
+    "A training that kept an earlier step than its last: its run, summary, folder, and what each validation gave."
+    from content_arena.training import qlora_trainer
+    folder, seen = tmp_path_factory.mktemp("curve"), {}
+    real = qlora_trainer._validator
+
+    def watched(*args):
+        validate = real(*args)
+        return lambda step: seen.setdefault(step, validate(step))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qlora_trainer, "_validator", watched)
+        run_id = train(tiny_settings(folder), folder / "work")
+    summary = json.loads(mlflow_text(folder, "training_summary.json"))
+    assert summary["best_step"] < max(seen) == summary["steps"]
+    return run_id, summary, folder, seen
+
+
+def test_every_point_of_a_curve_is_its_own_steps(curved):
+    run_id, summary, _, seen = curved
+    client = mlflow.MlflowClient()
+    for name in next(iter(seen.values())):
+        history = [(p.step, p.value) for p in client.get_metric_history(run_id, name)]
+        assert history == [(step, values[name]) for step, values in sorted(seen.items())], name
+
+
+def test_the_kept_model_has_names_of_its_own(curved):
+    run_id, summary, folder, seen = curved
+    m, last, kept = mlflow.get_run(run_id).data.metrics, seen[summary["steps"]], seen[summary["best_step"]]
+    assert m["best_step"] == summary["best_step"]
+    assert m["best_valid_f1"] == kept["valid_f1"] == summary["best_valid_f1"]
+    assert m["valid_log_loss"] == last["valid_log_loss"] != m["best_valid_log_loss"]
+    engine = Engine.load(folder / "work" / "model", cache_dir=folder / "var" / "cache")
+    frame = comments()[90:]
+    found = classification_metrics(frame.label.to_numpy(), engine.scores(frame.text.tolist()), engine.threshold)
+    assert {k: m[f"best_valid_{k}"] for k in ("f1", "precision", "recall", "accuracy", "macro_f1")} == {
+        k: found[k] for k in ("f1", "precision", "recall", "accuracy", "macro_f1")}
+    points = {p.step for k in m if k.startswith("best_") for p in mlflow.MlflowClient().get_metric_history(run_id, k)}
+    assert points == {summary["best_step"]}
+
+
+def drawn(run_id) -> dict[str, list[tuple[float, float]]]:
+    lines = [line for axes in training_figure(run_id).axes for line in axes.lines]
+    return {line.get_label(): list(zip(line.get_xdata(), line.get_ydata())) for line in lines}
+
+
+def test_the_report_draws_the_curve_and_marks_what_was_kept(curved):
+    run_id, summary, _, seen = curved
+    lines = drawn(run_id)
+    for name in ("valid_log_loss", "valid_f1", "valid_average_precision"):
+        assert lines[name] == [(step, values[name]) for step, values in sorted(seen.items())]
+    assert {x for x, _ in lines["kept"]} == {summary["best_step"]}
+    run = mlflow.get_run(run_id)
+    said = training_summary(run)
+    assert f"F1 {run.data.metrics['best_valid_f1']:.3f} on validation" in said
+    assert f"kept from step {summary['best_step']}." in said
+
+
+def test_older_runs_keep_their_last_point(curved):
+    "They logged the kept model's value once more, at the last step, under the curve's name."
+    run_id, summary, folder, seen = curved
+    client = mlflow.MlflowClient()
+    old = client.create_run(client.get_run(run_id).info.experiment_id).info.run_id
+    for step, values in sorted(seen.items()):
+        client.log_metric(old, "valid_log_loss", values["valid_log_loss"], step=step)
+        time.sleep(0.002)                                       # MLflow orders by its clock, in milliseconds
+    client.log_metric(old, "valid_log_loss", 9.0, step=summary["steps"])
+    assert drawn(old)["valid_log_loss"] == [(step, v["valid_log_loss"]) for step, v in sorted(seen.items())]
+
+
+def test_a_version_is_known_by_the_model_it_holds(curved):
+    from content_arena.mlops.versions import facts_of
+    run_id, summary, folder, _ = curved
+    registry = ModelRegistry(tiny_settings(folder))
+    m = registry.metrics(run_id)
+    mlflow.MlflowClient().log_metric(run_id, "valid_f1", 0.123, step=summary["steps"] + 1)   # a last step that went wrong
+    facts = facts_of(registry, registry.register_challenger(run_id))
+    assert facts.metrics["valid_f1"] == m["best_valid_f1"] != 0.123
 
 
 KILLED = """

@@ -50,7 +50,7 @@ def test_the_weekly_report_says_what_happened(environment: dict[str, str]):
     said = json.loads(out.splitlines()[-1])
     text = " ".join(said["headlines"])
     assert "700 comments were judged" in text and "**The traffic changed** in lang" in text
-    assert "evasion: fired" in text and "45% of the attacks were detected" in text
+    assert "evasion: fired" in text and "45% of the disguised toxic comments were detected and 3%" in text
     page = Path(said["report_html"]).read_text(encoding="utf-8")
     assert "Monitoring report" in page and "monitoring.collect(" not in page
     drift = read_group(settings.path("var_dir") / "metrics" / "drift.prom")

@@ -189,12 +189,12 @@ def _record(self: CoEvolution) -> tuple[dict, dict]:
     rows = [r for r in read_history(self.settings, state.id) if r["cycle"] < state.cycle]
     self.parts.log(row, cycle_figure([*rows, row]))
     add_row(self.settings, row)
-    evasion = state.measured["seen"]["evasion"]["rate"]
-    gained = state.cycle == 0 or evasion < state.best - self.settings.coevolution_gain
+    area = state.measured["seen"]["auc"]          # no evasion rates of versions at two thresholds
+    gained = state.cycle == 0 or area > state.best + self.settings.coevolution_gain
     self.say(f"cycle {state.cycle}: evasion {row['evasion_seen']:.1%} seen,"
              f" {row['evasion_held_out']:.1%} held out; F1 {row['f1']:.3f}; false positives"
              f" {row['false_positives']:.1%}, {row['false_positives_seen']:.1%} under attack")
-    return {}, {"best": min(evasion, state.best), "stale": 0 if gained else state.stale + 1}
+    return {}, {"best": max(area, state.best), "stale": 0 if gained else state.stale + 1}
 
 # %% ../../nbs/04_arena/03e_coevolution.ipynb #feda9865
 @dataclass(frozen=True)
@@ -208,9 +208,11 @@ def reason_to_end(state: LoopState, limits: Limits, s: Settings) -> str:
     "Why the run is complete at the beginning of a cycle; empty if it is not."
     if state.cycle == 0 or state.step != STEPS[0]:
         return ""
-    evasion, target = state.measured["seen"]["evasion"]["rate"], limits.target_evasion
+    seen, target = state.measured["seen"], limits.target_evasion
+    evasion, flagged = (seen[k]["rate"] for k in ("evasion", "false_positives"))
     if target is not None and evasion <= target:
-        return f"target reached: evasion {evasion:.1%}"
+        return (f"target reached: evasion {evasion:.1%}, with {flagged:.1%} of the disguised clean"
+                " comments flagged")
     if limits.max_cycles and state.cycle > limits.max_cycles:
         return f"{limits.max_cycles} cycles done"
     if state.stale >= s.coevolution_patience:

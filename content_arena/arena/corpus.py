@@ -17,6 +17,7 @@ from typing import Self
 import pandas as pd
 
 from ..config import Settings
+from ..text import as_read
 from ..training.data_preparation import open_dataset, prepare_dataset
 from ..training.sources import FILE_KINDS, DataError, load_source
 
@@ -26,7 +27,7 @@ class BattleError(ValueError):
 
 @dataclass(frozen=True, repr=False)
 class Corpus:
-    """n `texts` to attack, with `labels` (1 toxic, 0 clean); `name` says where they are from.
+    """n `texts` (in NFC) to attack, with `labels` (1 toxic, 0 clean); `name`: where they are from.
 
     Raises BattleError without a comment or a toxic one, or for a label that is neither 0 nor 1."""
     texts: tuple[str, ...]
@@ -34,8 +35,8 @@ class Corpus:
     name: str = "given"
 
     def __post_init__(self) -> None:
-        for name in ("texts", "labels"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "texts", tuple(as_read(self.texts)))
+        object.__setattr__(self, "labels", tuple(self.labels))
         if len(self.texts) != len(self.labels):
             sizes = f"{len(self.texts)} texts, but {len(self.labels)} labels"
             raise BattleError(f"{self.name}: {sizes}")

@@ -10,9 +10,12 @@ import json
 import re
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import httpx
 from pydantic import SecretStr
+
+from ..http_clients import http_client
 
 # %% ../../nbs/04_arena/01c_endpoint.ipynb #dfdd8da1
 OUTCOMES = {"answered": "a text came back", "refused": "the model declined",
@@ -52,9 +55,14 @@ class ChatEndpoint:
     `timeout_s`: seconds from the question to the full answer. `transport` replaces the network."""
     def __init__(self, url: str, model: str, *, key: SecretStr | None = None,
                  timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None):
-        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
         self.url, self.model, self.timeout_s = url.rstrip("/"), model, timeout_s
-        self._client = httpx.Client(headers=headers, timeout=timeout_s, transport=transport)
+        self._headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        self._transport = transport
+
+    @cached_property
+    def _client(self) -> httpx.Client:
+        return http_client(self.url, headers=self._headers, timeout=self.timeout_s,
+                           transport=self._transport)
 
     def ask(self, system: str, user: str, *, temperature: float = 0.8, seed: int = 0) -> Reply:
         "One question and what became of it; never raises for what the server does."
@@ -65,7 +73,8 @@ class ChatEndpoint:
             return self._read(question, time.monotonic() + self.timeout_s)
         except httpx.TimeoutException:
             return Reply("timed_out", detail=f"after {self.timeout_s:g} s")
-        except (httpx.ConnectError, httpx.UnsupportedProtocol, httpx.InvalidURL) as e:
+        except (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol,
+                httpx.InvalidURL) as e:
             return Reply("unreachable", detail=type(e).__name__)
         except httpx.HTTPError as e:
             return Reply("http_error", detail=type(e).__name__)

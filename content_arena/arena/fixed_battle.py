@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
@@ -20,6 +21,7 @@ from .battle_record import measure
 from .corpus import BattleError, Corpus
 from .targets import Scorer
 from ..config import Settings
+from ..mlops.statistics import auc, auc_change, detection_at
 
 # %% ../../nbs/04_arena/02d_fixed_battle.ipynb #6473cd55
 SEED, INTENSITY, TARGET = 20260101, 0.6, "lexicon"
@@ -28,7 +30,8 @@ def _draw(corpus: Corpus, rounds: int) -> list[int]:
     "Numbers of up to `rounds` comments, half of them toxic where there are enough."
     coin = [hashlib.sha256(f"{SEED}\t{t}".encode("utf-8", "surrogatepass")).digest()
             for t in corpus.texts]
-    kinds = [sorted((i for i, y in enumerate(corpus.labels) if y == kind), key=coin.__getitem__)
+    first = {text: i for i, text in reversed(list(enumerate(corpus.texts)))}  # each comment once
+    kinds = [sorted((i for i in first.values() if corpus.labels[i] == kind), key=coin.__getitem__)
              for kind in (1, 0)]
     half = min(rounds // 2, len(kinds[1]))
     return [*kinds[0][:rounds - half], *kinds[1][:half]]
@@ -36,7 +39,7 @@ def _draw(corpus: Corpus, rounds: int) -> list[int]:
 class FixedBattle:
     """At most `rounds` variants of comments of `corpus`; `sha256`: the hash of all that is fixed.
 
-    Raises BattleError if not one toxic comment can be attacked."""
+    Raises BattleError unless a toxic and a clean comment can be attacked."""
     def __init__(self, corpus: Corpus, rounds: int = 1000):
         rules = strategy_rules("mixed")
         rows = _draw(corpus, rounds)
@@ -44,8 +47,10 @@ class FixedBattle:
                       target=TARGET)
         fit = [(v, corpus.labels[i]) for v, i in zip(made, rows) if v.outcome == "made"]
         self.variants, self.labels = [v for v, _ in fit], [y for _, y in fit]
-        if not any(self.labels):
-            raise BattleError(f"{corpus.name}: no attack rule fits any of its toxic comments")
+        for kind, name in ((1, "toxic"), (0, "clean")):
+            if kind not in self.labels:
+                raise BattleError(f"{corpus.name}: no attack rule fits any of its {name} comments;"
+                                  f" give a corpus with {name} comments of some words")
         frozen = {"seed": SEED, "intensity": INTENSITY, "target": TARGET,
                   "rules": [r.name for r in rules],
                   "rounds": [(v.original, v.text, v.steps, y) for v, y in fit]}
@@ -56,34 +61,41 @@ class FixedBattle:
 # %% ../../nbs/04_arena/02d_fixed_battle.ipynb #5da865bb
 @patch
 def fight(self: FixedBattle, scorer: Scorer) -> dict[str, Any]:
-    """The numbers of `measure`, the hash, `rounds`, and `caught`: for each toxic variant 0 or 1."""
+    """The numbers of `measure`, the hash, `rounds`, `auc`, `auc_error`, and `scores`: P(toxic) of
+    each variant.
+
+    Raises ValueError if a score is missing or no number."""
     attempts = judged(self.variants, self.labels, scorer)
-    caught = [int(a.after >= a.threshold) for a in attempts if a.label]
-    return {"sha256": self.sha256, "rounds": len(self), "caught": caught,
-            **measure(attempts, split_families())}
+    scores = [a.after for a in attempts]
+    area = auc(self.labels, scores)
+    return {"sha256": self.sha256, "rounds": len(self), "scores": scores, "auc": area.value,
+            "auc_error": area.error, **measure(attempts, split_families())}
 
 def fixed_battle(scorer: Scorer, corpus: Corpus, rounds: int = 1000) -> dict[str, Any]:
     "The fixed battle of `rounds` rounds on comments of `corpus`, fought by one model."
     return FixedBattle(corpus, rounds).fight(scorer)
 
 # %% ../../nbs/04_arena/02d_fixed_battle.ipynb #67a40691
-@patch
-def evidence(self: FixedBattle, champion: Mapping[str, Any] | None,
-             challenger: Mapping[str, Any]) -> dict[str, Any] | None:
-    "Evasion of both models, in how many rounds on toxic comments, and the pairs that differ."
-    if champion is None:
-        return None
-    pairs = list(zip(champion["caught"], challenger["caught"], strict=True))
-    return {"rounds": len(pairs), "champion_evasion": champion["evasion_rate"],
-            "challenger_evasion": challenger["evasion_rate"],
-            "lost": sum(old > new for old, new in pairs),
-            "won": sum(new > old for old, new in pairs), "sha256": self.sha256}
+def _side(result: Mapping[str, Any], labels: np.ndarray, cost: float) -> dict[str, Any]:
+    "What the record keeps of one model's `fight`: no row, and no numbers by single rule."
+    left_out = ("scores", "by_rule", "by_family", "outcomes", "sha256", "rounds")
+    return {k: v for k, v in result.items() if k not in left_out} | {
+        "detection_at_cost": detection_at(labels, result["scores"], cost)}
 
 @patch
-def told(self: FixedBattle, result: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    "What a record keeps of one model's `fight`: no row, and no numbers by single rule."
-    left_out = ("caught", "by_rule", "by_family", "outcomes")
-    return result and {k: v for k, v in result.items() if k not in left_out}
+def evidence(self: FixedBattle, champion: Mapping[str, Any] | None,
+             challenger: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `mlops.gate.BATTLE`, from what both models' `fight` returned.
+
+    `cost`: the share of clean variants that the champion flags (the challenger, if it is alone);
+    each side's `detection_at_cost` is its detection where it flags as many."""
+    labels = np.array(self.labels)
+    cost = (champion or challenger)["false_positive_rate"]
+    change = champion and auc_change(labels, champion["scores"], challenger["scores"])
+    return {"sha256": self.sha256, "toxic": int(labels.sum()), "clean": int((1 - labels).sum()),
+            "champion": champion and _side(champion, labels, cost),
+            "challenger": _side(challenger, labels, cost), "cost": cost,
+            "auc_change": change and change.value, "auc_change_error": change and change.error}
 
 def gate_battle(settings: Settings, test: pd.DataFrame) -> FixedBattle | None:
     "The battle that section [gate] asks for on test rows; None if it is off or no rule fits them."

@@ -38,7 +38,7 @@ class Target:
 @dataclass(frozen=True)
 class LoopState:
     """Where run `id` stands. `identity`: digest of its settings; `done`: step -> result, in this
-    cycle; `pending`: wrong answers not yet trained on; `best`: lowest evasion rate so far;
+    cycle; `pending`: wrong answers not yet trained on; `best`: highest AUC under attack so far;
     `stale`: cycles since; `started`: of this cycle (UTC)."""
     id: str
     identity: str
@@ -53,7 +53,7 @@ class LoopState:
     measured: dict[str, Any] = field(default_factory=dict)
     first_f1: float = 0.0
     pending: int = 0
-    best: float = 1.0
+    best: float = 0.0
     stale: int = 0
     published: str = ""
     started: str = ""

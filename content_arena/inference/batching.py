@@ -26,6 +26,7 @@ class QueueFull(RuntimeError):
 
 class ScoreError(RuntimeError):
     "A model gave something that is no score for each text."
+    fault_of_model = True
 
 class Scorer(Protocol):
     "What is batched, e.g. an `inference.engine.Engine`."

@@ -22,12 +22,13 @@ import torch
 import transformers
 from filelock import FileLock
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ..training.base_models import BaseModel
+from ..training.building import ModelError, building, check_formats
 from ..training.classifier import (
-    ContentClassifier, ModelError, load_dense, load_network, load_tokenizer,
-    read_manifest, read_spec, verify_model, write_manifest)
+    ContentClassifier, load_dense, load_head, load_network, load_tokenizer, read_manifest,
+    read_spec, verify_model, write_manifest)
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ def shared_tokenizer(place: Path, read: Callable[[], Any]) -> Any:
         return tokenizer
 
 # %% ../../nbs/02_inference/00_dense_cache.ipynb #c1905f0a
+@building()
 def _keep(classifier: ContentClassifier, tokenizer: Any, place: Path) -> None:
     "Write the merged network atomically; raises OSError or SafetensorError."
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=place.parent))
@@ -77,15 +79,10 @@ def _open(place: Path, spec: dict, dtype: torch.dtype,
     verify_model(place)
     merged = BaseModel(spec["base_model"], place, spec["base_model_sha256"], "merged")
     network = load_network(merged, spec["head"], "none", dtype, device)
-    head = None
-    if spec["head"] == "mean":
-        state = load_file(place / "head.safetensors")
-        head = torch.nn.Linear(state["weight"].shape[1], 2)
-        head.load_state_dict(state)
-        head = head.to(device).eval().requires_grad_(False)
-    network = network.eval().requires_grad_(False)
-    tokenizer = shared_tokenizer(place, lambda: load_tokenizer(place))
-    return ContentClassifier(network, head), tokenizer
+    head = load_head(place, device) if spec["head"] == "mean" else None
+    classifier = ContentClassifier(network.eval().requires_grad_(False), head)
+    check_formats(classifier, dtype, f"merged network {place.name:.12}")
+    return classifier, shared_tokenizer(place, lambda: load_tokenizer(place))
 
 # %% ../../nbs/02_inference/00_dense_cache.ipynb #a843c6c4
 def load_merged(folder: Path, sha256: str, base: Callable[[], BaseModel], cache_dir: Path, *,

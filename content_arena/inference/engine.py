@@ -17,27 +17,27 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 from fastcore.basics import patch
-from transformers.utils import logging as hf_logging
 
 from ..config import load_settings
 from .dense_cache import load_merged, tokenizer_lock
 from .ensemble import Combination, load_members, recipe_of, share_equal
+from ..text import TEXT_FORM, text_form, tokenizer_input
 from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
-from content_arena.training.classifier import (
-    ModelError, best_device, fast_dtype, predict_logits, read_spec, toxic_probability,
-    verify_model)
+from ..training.building import BadModel, ModelError, best_device, fast_dtype
+from ..training.classifier import (
+    predict_logits, read_spec, toxic_probability, verify_model)
 
 # %% ../../nbs/02_inference/00_engine.ipynb #15752914
 def tokenize_windows(tokenizer: Any, texts: Sequence[str],
-                     max_length: int) -> tuple[list[list[int]], np.ndarray]:
-    """Token ids of all windows, and for each window the index of its text (m,).
+                     max_length: int, form: str = TEXT_FORM
+                     ) -> tuple[list[list[int]], np.ndarray]:
+    """Token ids of all windows of `texts` in `form`, and for each the index of its text (m,).
 
     Windows have at most `max_length` tokens, special tokens included, and overlap by a quarter of
     it.
     """
-    safe = [t.encode("utf-8", "replace").decode("utf-8") for t in texts]      # lone surrogates
-    out = tokenizer(safe, truncation=True, max_length=max_length, stride=max_length // 4,
-                    return_overflowing_tokens=True)
+    out = tokenizer(tokenizer_input(texts, form), truncation=True, max_length=max_length,
+                    stride=max_length // 4, return_overflowing_tokens=True)
     return out["input_ids"], np.asarray(out["overflow_to_sample_mapping"], dtype=np.int64)
 
 # %% ../../nbs/02_inference/00_engine.ipynb #93e1b9e3
@@ -52,17 +52,9 @@ class Engine:
         self.classifier, self.tokenizer, self.spec = classifier, tokenizer, spec
         self.version, self.alias, self.sha256 = version, alias, sha256
         self.threshold, self.max_length = float(spec["threshold"]), int(spec["max_length"])
+        self._text_form = text_form(spec)
         self.size_mb = sum(p.numel() * p.element_size() for p in classifier.parameters()) / 1e6
         self._tokenizer_lock = tokenizer_lock(tokenizer)      # other engines may use it too
-
-# %% ../../nbs/02_inference/00_engine.ipynb #d0169255
-class _quiet:
-    "Silence the progress bars of transformers for a while."
-    def __enter__(self) -> None:
-        hf_logging.disable_progress_bar()
-
-    def __exit__(self, *exc: Any) -> None:
-        hf_logging.enable_progress_bar()
 
 # %% ../../nbs/02_inference/00_engine.ipynb #f2e1ed22
 @patch(cls_method=True)
@@ -87,9 +79,8 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
                                   expected_sha256=spec["base_model_sha256"])
     wanted = fast_dtype(device) if dtype == "auto" else getattr(torch, dtype)
     try:
-        with _quiet():
-            classifier, tokenizer = load_merged(folder, sha256, base, cache_dir, dtype=wanted,
-                                                device=device)
+        classifier, tokenizer = load_merged(folder, sha256, base, cache_dir, dtype=wanted,
+                                            device=device)
     except BaseModelError as e:
         raise ModelError(f"version {version or folder.name} needs its base model: {e}") from e
     engine = cls(classifier, tokenizer, spec, version=version, alias=alias, sha256=sha256)
@@ -122,7 +113,7 @@ def scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096) -> np.n
     if isinstance(self.classifier, Combination):
         return self.classifier.scores(texts, batch_tokens=batch_tokens)
     with self._tokenizer_lock:
-        ids, owner = tokenize_windows(self.tokenizer, texts, self.max_length)
+        ids, owner = tokenize_windows(self.tokenizer, texts, self.max_length, self._text_form)
     logits = predict_logits(self.classifier, ids, self.tokenizer.pad_token_id, batch_tokens)
     best = np.zeros(len(texts), dtype=np.float32)
     np.maximum.at(
@@ -138,7 +129,7 @@ def check_probe(self: Engine, tolerance: float) -> float:
     probe = self.spec["probe"]
     moved = float(np.abs(self.scores(probe["texts"]) - np.asarray(probe["scores"])).max())
     if not moved <= tolerance:
-        raise ModelError(
+        raise BadModel(
             f"version {self.version or '?'} ({self.sha256[:12]}) scores its probe sentences up to"
             f" {moved:.3f} away from the trained model (allowed {tolerance}): try dtype = float32,"
             " or train again with this environment"

@@ -23,6 +23,7 @@ from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_a
 from tenacity import wait_exponential_jitter
 
 from ..config import Secrets, Settings, load_secrets
+from ..http_clients import ProxySettingsError, http_client
 from .outbox import Outbox
 
 # %% ../../nbs/03_mlops/06_alerting.ipynb #5494c6e3
@@ -146,12 +147,14 @@ class _Sender:
         wait = wait_exponential_jitter(multiplier=self.backoff_s, max=10, jitter=self.backoff_s)
         again = Retrying(stop=stop_after_attempt(attempts), wait=wait,
                          retry=retry_if_exception_type(_TryAgain))
-        with httpx.Client(timeout=self.timeout_s, transport=self._transport) as client:
-            try:
-                sent = again(_within, 3 * self.timeout_s, _post, client, self._url, payload)
-            except RetryError as e:
-                why = f"gave up after {attempts} attempts: {e.last_attempt.exception()}"
-                return Delivery(False, why, attempts)
+        try:
+            with http_client(self._url, timeout=self.timeout_s, transport=self._transport) as c:
+                sent = again(_within, 3 * self.timeout_s, _post, c, self._url, payload)
+        except RetryError as e:
+            why = f"gave up after {attempts} attempts: {e.last_attempt.exception()}"
+            return Delivery(False, why, attempts)
+        except ProxySettingsError as e:
+            return Delivery(False, str(e), 1)
         return Delivery(sent.delivered, sent.reason, again.statistics["attempt_number"])
 
     def _outbox(self) -> Outbox | None:

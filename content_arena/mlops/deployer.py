@@ -17,6 +17,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 from tenacity import wait_exponential_jitter
 
 from ..config import Secrets, Settings, load_secrets
+from ..http_clients import http_client
 from .alerting import Notifier
 from .journal import Busy, Journal, Record, deploy_lock
 
@@ -78,8 +79,9 @@ class _Connection:
         "The service's JSON answer; raises ServiceNotRunning or ServiceError."
         what = f"{method} {self.shown}{path}"
         try:
-            async with asyncio.timeout(timeout_s), httpx.AsyncClient(transport=self._transport,
-                    timeout=None, trust_env=False, verify=self._tls) as client:
+            async with asyncio.timeout(timeout_s), http_client(self._base, httpx.AsyncClient,
+                    transport=self._transport, timeout=None, trust_env=False,
+                    verify=self._tls) as client:
                 answer = await client.request(method, self._base + path, headers=self._headers)
         except TimeoutError:
             raise ServiceError(f"{what}: no answer within {timeout_s:g} s") from None
@@ -287,8 +289,9 @@ async def _tag_scores(
     for version, role in ((old, "champion"), (new, "challenger")):
         if version:
             scores = {k: f"{comparison[role][k]:.4f}" for k in ("f1", "precision")}
-            fought = ((comparison.get("battle") or {}).get(role) or {}).get("detection_rate")
-            scores |= {"detection_rate": f"{fought:.4f}"} if fought is not None else {}
+            fought = ((comparison.get("evidence") or {}).get("battle") or {}).get(role) or {}
+            scores |= {k: f"{fought[k]:.4f}" for k in ("detection_rate", "false_positive_rate")
+                       if fought.get(k) is not None}
             await asyncio.to_thread(self.registry.tag, version, **scores)
 
 # %% ../../nbs/03_mlops/08_deployer.ipynb #999f05e2

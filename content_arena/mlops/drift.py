@@ -23,6 +23,7 @@ from scipy.stats import ks_2samp
 from ..config import Settings
 from .feedback import Estimate
 from ..store import EventStore
+from ..text import as_read, nfc
 
 # %% ../../nbs/03_mlops/05b_drift.ipynb #e9a973f1
 def psi(reference: Sequence[float], live: Sequence[float]) -> float:
@@ -78,7 +79,7 @@ def script_shares(texts: Sequence[str]) -> np.ndarray:
     "Share of each of `SCRIPTS` in each text, without white space: (n, 9), rows sum to 1 or 0."
     counts = np.zeros((len(texts), len(SCRIPTS)))
     for i, text in enumerate(texts):
-        for c in text:
+        for c in nfc(text):
             if not c.isspace():
                 counts[i, SCRIPTS.index(script_of(c))] += 1
     return counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -166,7 +167,7 @@ def _of_version(a: pd.DataFrame, b: pd.DataFrame, least: int) -> tuple[list[Drif
 
 def _of_texts(a: pd.DataFrame, b: pd.DataFrame, least: int, encode, unknown: int,
               embed) -> tuple[list[Drift], list[str]]:
-    texts = [x.text.dropna().tolist() for x in (a, b)]
+    texts = [as_read(x.text.dropna()) for x in (a, b)]
     if min(map(len, texts)) < least:
         return [], ["scripts and words are not compared: texts are not kept (store_text)"]
     found = [compare_scripts(*texts)]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'RESULTS', 'TRIGGERS', 'OUTCOMES', 'ATTACK_CLASSES', 'LABELLERS', 'LABELS', 'LATENCY_BUCKETS',
-           'BATCH_BUCKETS', 'RELOADS', 'DROPS', 'bounded', 'MetricFamilies', 'ServingFamilies', 'Metrics', 'exposition']
+           'BATCH_BUCKETS', 'RELOADS', 'CAUSES', 'DROPS', 'bounded', 'MetricFamilies', 'ServingFamilies', 'Metrics',
+           'exposition']
 
 # %% ../../nbs/03_mlops/05_metrics.ipynb #b43e7d97
 import math
@@ -65,6 +66,7 @@ class MetricFamilies:
 # %% ../../nbs/03_mlops/05_metrics.ipynb #da2a5c2e
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RELOADS = ("changed", "unchanged", "failed")
+CAUSES = ("registry", "no_champion", "load", "model")
 DROPS = ("full", "failed", "suspended", "no_challenger")
 
 class ServingFamilies(MetricFamilies):
@@ -84,6 +86,9 @@ class ServingFamilies(MetricFamilies):
         self.reload_duration = Histogram("content_arena_reload_duration_seconds",
             "Time to find, load and swap a version, in seconds.", ["alias"],
             buckets=(0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120), registry=r)
+        self.failed_loads = Gauge("content_arena_failed_loads",
+            "Loads of the alias in a row that failed, by cause of the last; 0: it did not fail.",
+            ["alias", "cause"], registry=r)
         self.shadow_compared = Counter("content_arena_shadow_compared_total",
             "Texts that the challenger scored too, by whether it agreed.", ["agreed"], registry=r)
         self.shadow_dropped = Counter("content_arena_shadow_dropped_total",
@@ -110,6 +115,8 @@ def _begin_at_zero(m: ServingFamilies) -> None:
     for alias in ("champion", "challenger"):
         for result in RELOADS:
             m.reloads.labels(alias, result)
+        for cause in CAUSES:
+            m.failed_loads.labels(alias, cause)
     for counter, values in ((m.shadow_compared, ("true", "false")), (m.shadow_dropped, DROPS),
                             (m.refused, ("full", "timeout"))):
         for value in values:
@@ -143,6 +150,12 @@ class Metrics(ServingFamilies):
         alias = bounded(alias, ALIASES)
         self.reloads.labels(alias, bounded(result, RELOADS)).inc()
         self.reload_duration.labels(alias).observe(seconds)
+
+    def load_failed(self, alias: str, cause: str, times: int) -> None:
+        "`times` loads of `alias` failed in a row, the last one for `cause` (`CAUSES`)."
+        for each in CAUSES:
+            failed = times if each == cause else 0
+            self.failed_loads.labels(bounded(alias, ALIASES), each).set(failed)
 
     def waits(self, registered: datetime | None) -> None:
         "A challenger waits since `registered` (aware); None: none does."

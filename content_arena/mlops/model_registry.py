@@ -177,11 +177,11 @@ def _numbered(c: _Connection, number: str | int) -> Version:
 # %% ../../nbs/03_mlops/00_model_registry.ipynb #ae984c52
 def _fetch(c: _Connection, v: Version, folder: Path) -> Path:
     "Download the logged model into `folder`; the part of it that holds manifest.json."
-    with c._talk(f"downloading {v}"), _quiet():
+    with c._talk(f"downloading {v}"):      # a service does it in two threads: no setting changes
         try:
-            mlflow.set_tracking_uri(c.uri)
             uri = f"models:/{v.name}/{v.version}"
-            mlflow.artifacts.download_artifacts(uri, dst_path=str(folder))
+            mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=c.uri,
+                                                registry_uri=c.uri)
         except OSError as e:
             raise RegistryError(f"{v}: its files can't be fetched: {e}") from e
     found = sorted(p.parent for p in (folder / "data").rglob("manifest.json"))
@@ -371,7 +371,7 @@ def _expect(c: _Connection, alias: str, expected: Version | str | None) -> Versi
 
 # %% ../../nbs/03_mlops/00_model_registry.ipynb #4ac2c165
 RUN_TAGS = ("dataset_id", "lineage", "base_model", "base_model_sha256", "model_sha256")
-COPIED = (*RUN_TAGS, "members", "ensemble")                  # the last two: of an ensemble
+COPIED = (*RUN_TAGS, "ancestor_sha256", "members", "ensemble")     # the last two: of an ensemble
 
 def _create(c: _Connection, run_id: str) -> Version:
     "The version made from run `run_id`: the one there is, or a new one with status `registered`."

@@ -7,7 +7,7 @@ __all__ = ['FEATURES', 'PIPELINE', 'FAILURE', 'DRIFT', 'QUALITY', 'GROUPS', 'Val
            'metrics_folder', 'publish', 'read_group', 'RunFiles']
 
 # %% ../../nbs/03_mlops/05a_run_metrics.ipynb #6e347e15
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from ..config import Settings
+from ..http_clients import http_client
 
 # %% ../../nbs/03_mlops/05a_run_metrics.ipynb #dd8f7019
 class RunMetric(NamedTuple):
@@ -87,6 +88,14 @@ def metrics_folder(settings: Settings) -> Path:
     "Where the files of `metrics_export = textfile` lie."
     return settings.path("var_dir") / "metrics"
 
+def _push(url: str, method: str, timeout: float | None, headers: list[tuple[str, str]],
+          data: bytes) -> Callable[[], None]:
+    "How a push is sent: prometheus_client's own way asks the environment for a proxy always."
+    def send() -> None:
+        with http_client(url, timeout=timeout) as client:
+            client.request(method, url, headers=headers, content=data).raise_for_status()
+    return send
+
 def publish(settings: Settings, group: str, values: Values, timeout_s: float = 5) -> str:
     """Leave `values` of a `group` of `GROUPS` as the settings say; returns why it failed, or "".
 
@@ -102,7 +111,7 @@ def publish(settings: Settings, group: str, values: Values, timeout_s: float = 5
             if not settings.pushgateway_url:
                 return "[metrics] pushgateway_url is empty"
             push_to_gateway(settings.pushgateway_url, "content_arena_runs", registry,
-                            {"group": group}, timeout=timeout_s)
+                            {"group": group}, timeout=timeout_s, handler=_push)
     except Exception as e:                             # a full disk, a gateway that is away
         return f"metrics of {group} not published: {type(e).__name__}: {e}"
     return ""

@@ -37,7 +37,9 @@ _TOLD = ("f1", "precision", "detection_rate")
 
 def facts_of(registry: RegistryReader, v: Version) -> Facts:
     "What MLflow knows of a registered version; F1, precision, detection rate of its last test."
-    metrics = {k: m for k, m in registry.metrics(v.run_id).items() if k in _KEPT}
+    logged = registry.metrics(v.run_id)                  # a training's `valid_f1` is its curve
+    metrics = {k: logged.get(f"best_{k}", logged.get(k)) for k in _KEPT}
+    metrics = {k: m for k, m in metrics.items() if m is not None}
     metrics |= {k: float(v.tags[k]) for k in _TOLD if v.tags.get(k)}
     lineage = tuple(v.lineage) if "lineage" in v.tags else ()
     told = {k: v.tags.get(k, "") for k in ("dataset_id", "base_model", "base_model_sha256")}

@@ -61,7 +61,7 @@ class Service:
         self.host = ModelHost(loader, self.metrics, **batching, cores=s.threads,
                               on_step=self._observer("champion"))
         self.challenger = ModelHost(loader, self.metrics, "challenger", self._goes_second,
-                                    **batching, cores=1, nice=19,
+                                    first=self.host, **batching, cores=1, nice=19,
                                     on_step=self._observer("challenger"))
         self.shadow = ShadowRunner(
             self.host, self.challenger, self.metrics, lambda row: self.events.put("shadow", row),
@@ -126,9 +126,7 @@ async def close(self: Service) -> None:
 
 # %% ../../nbs/05_serving/02_app.ipynb #4319534e
 def _no_model(host: ModelHost) -> Problem:
-    return Problem("no-model", host.problem, "register and promote a model"
-                   " (`content-arena pipeline run`), then POST /reload",
-                   headers={"retry-after": "5"})
+    return Problem("no-model", host.problem, host.remedy, headers={"retry-after": "5"})
 
 async def scores_of(service: Service, slot: ModelSlot, texts: list[str]) -> Sequence[float]:
     "P(toxic) of each text from the model in `slot`. Raises Problem: overloaded, timed-out, failed."
@@ -149,7 +147,8 @@ async def scores_of(service: Service, slot: ModelSlot, texts: list[str]) -> Sequ
         metrics.failed(slot.alias, len(texts))
         logger.exception("version %s could not score %d texts", slot.version, len(texts))
         raise Problem("scoring-failed", f"version {slot.version}: {type(e).__name__}",
-                      "try again; if it lasts: `content-arena registry rollback`") from e
+                      "try again; if it lasts: does `content-arena classify` with such a text fail"
+                      " too? Only then is it the model") from e
 
 # %% ../../nbs/05_serving/02_app.ipynb #16f4242e
 async def classify(service: Service, texts: list[str]) -> tuple[list[Verdict], ModelSlot, float]:
@@ -271,8 +270,7 @@ def operations_routes(service: Service) -> APIRouter:
             done = await host.reload()
         except LoadFailed as e:
             kept = f"; version {host.slot.version} still serves" if host.slot else ""
-            raise Problem("load-failed", f"{e}{kept}", "mend or roll back the champion, then POST"
-                          " /reload again") from e
+            raise Problem("load-failed", f"{e}{kept}", e.remedy) from e
         return Reloaded(model_version=done.slot.version, model_alias=done.slot.alias,
                         model_sha256=done.slot.sha256, changed=done.changed,
                         previous_version=done.previous or None,

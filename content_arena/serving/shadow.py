@@ -19,13 +19,15 @@ from fastcore.basics import patch
 from ..mlops.metrics import Metrics
 from .models import ModelHost, ModelSlot
 from ..store_schema import text_sha256
-from ..text import language
+from ..text import language, nfc
 
 logger = logging.getLogger(__name__)
 
 # %% ../../nbs/05_serving/01a_shadow.ipynb #927eb478
 def text_columns(text: str) -> dict[str, Any]:
-    "What an event says about a text; the store drops `text` itself unless `store_text` is on."
+    """What an event says about a text, in NFC; the store drops `text` itself unless `store_text`
+    is on."""
+    text = nfc(text)
     return {"text": text, "text_sha256": text_sha256(text), "lang": language(text),
             "length": len(text)}
 

@@ -19,6 +19,8 @@ from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from ..text import TEXT_FORM, as_read, text_form
+
 # %% ../../nbs/01_training/06_baseline.ipynb #a7ed0953
 def _checked(labels: Sequence[int], scores: Sequence[float] | None = None) -> np.ndarray:
     labels = np.asarray(labels)
@@ -57,10 +59,11 @@ class TfidfBaseline:
     """TF-IDF of character n-grams and logistic regression; make one with `fit` or `load`.
 
     `ngrams`: the k n-grams it knows. `idf`, `weights`: (k,) float64. `bias`: float. `threshold`: a
-    score from it on means toxic; 0.5 until someone sets a better one (see `choose_threshold`)."""
+    score from it on means toxic; 0.5 until someone sets a better one (see `choose_threshold`).
+    `form`: in which it reads texts, see `text.text_form`."""
     def __init__(self, ngrams: Sequence[str], idf: np.ndarray, weights: np.ndarray, bias: float,
-                 threshold: float = 0.5):
-        self.ngrams, self.threshold = list(ngrams), threshold
+                 threshold: float = 0.5, form: str = TEXT_FORM):
+        self.ngrams, self.threshold, self.form = list(ngrams), threshold, form
         self.idf, self.weights, self.bias = idf, weights, bias
         self._vectorizer = self._make_vectorizer(vocabulary=self.ngrams)
         self._vectorizer.idf_ = idf
@@ -75,7 +78,7 @@ class TfidfBaseline:
 
         15,000 comments take a few seconds. Raises ValueError if a class is missing, labels are not
         0 or 1, or no n-gram occurs in two texts."""
-        texts = list(texts)
+        texts = as_read(texts)
         if len(texts) != len(labels):
             raise ValueError(f"{len(texts)} texts, but {len(labels)} labels")
         labels = _checked(labels)
@@ -90,7 +93,7 @@ class TfidfBaseline:
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
         "P(toxic) of n `texts`: (n,) float64."
-        texts = list(texts)
+        texts = as_read(texts, self.form)
         if not texts:                                            # scikit-learn refuses no rows
             return np.zeros(0)
         return expit(self._vectorizer.transform(texts) @ self.weights + self.bias)
@@ -107,7 +110,8 @@ def save(self: TfidfBaseline, folder: str | Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     raw = write_tensors({"idf": self.idf, "weights": self.weights, "bias": np.array([self.bias])})
     text = json.dumps(_KIND | {"threshold": float(self.threshold), "ngrams": self.ngrams,
-                               "numbers_sha256": hashlib.sha256(raw).hexdigest()}, sort_keys=True)
+                               "numbers_sha256": hashlib.sha256(raw).hexdigest(),
+                               "text_form": self.form}, sort_keys=True)
     (folder / "baseline.json").unlink(missing_ok=True)
     (folder / "baseline.safetensors").write_bytes(raw)
     (folder / "baseline.json").write_text(text + "\n", encoding="utf-8")
@@ -132,6 +136,6 @@ def load(cls: TfidfBaseline, folder: str | Path,
             raise ValueError(f"{numbers.name} is not the one it was saved with")
         arrays = read_tensors(raw)
         return cls(spec["ngrams"], arrays["idf"], arrays["weights"], float(arrays["bias"][0]),
-                   spec["threshold"])
+                   spec["threshold"], text_form(spec))
     except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as e:
         raise ValueError(f"{file} can't be loaded: {e}; train the baseline again") from e

@@ -32,7 +32,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ..config import Settings, load_settings
-from ..text import mask
+from ..text import mask, nfc
 from .grouping import FINGERPRINT, NUM_PERM, cluster, fingerprints
 from .grouping import merge_groups
 from .sources import DataError, load_source, source_digest
@@ -52,7 +52,8 @@ def recipe_of(settings: Settings) -> dict[str, Any]:
     """The settings that shape a data set, by name, and the digest of each source.
 
     Raises DataError if a source can't be read, or is both in `sources` and `test_sources`."""
-    if both := sorted(set(settings.sources) & set(settings.test_sources)):
+    sides = ({nfc(s) for s in names} for names in (settings.sources, settings.test_sources))
+    if both := sorted(set.intersection(*sides)):
         raise DataError(f"settings: {', '.join(both)} stands both in sources and in test_sources;"
                         " leave test_sources empty to split a test set off")
     keys = ["sources", "test_sources", "valid_fraction", "near_duplicate_threshold",
@@ -63,8 +64,8 @@ def recipe_of(settings: Settings) -> dict[str, Any]:
     if any(n.startswith("hub:") for n in names):
         keys += ["hub_text_column", "hub_label_column"]
     values = {k: getattr(settings, k) for k in sorted(keys)}
-    values |= {k: list(v) for k, v in values.items() if isinstance(v, tuple)}
-    inputs = {n: source_digest(n, settings) for n in names}
+    values |= {k: [nfc(s) for s in v] for k, v in values.items() if isinstance(v, tuple)}
+    inputs = {nfc(n): source_digest(n, settings) for n in names}
     return values | {"inputs": inputs, "fingerprint": FINGERPRINT}
 
 # %% ../../nbs/01_training/03_data_preparation.ipynb #9486cb61
@@ -80,7 +81,7 @@ def _read(settings: Settings, progress: bool) -> tuple[pd.DataFrame, pd.DataFram
         source = load_source(name, settings)
         good.append(source.frame.assign(side=side))
         bad.append(source.bad)
-        licences[name] = source.licence
+        licences[source.name] = source.licence
     frame = pd.concat(good, ignore_index=True)
     labels = frame.groupby("source").label.mean()
     if labels.isin([0]).all() or labels.isin([1]).all():
@@ -93,7 +94,7 @@ def _read(settings: Settings, progress: bool) -> tuple[pd.DataFrame, pd.DataFram
 def _group(frame: pd.DataFrame, threshold: float, progress: bool
            ) -> tuple[pd.DataFrame, pd.DataFrame]:
     fp = fingerprints(frame.text.tolist(), progress)
-    near = cluster(fp, threshold)
+    near = cluster(fp, threshold, frame.text.tolist())
     hints = [None if pd.isna(t) else f"{s}\t{t}" for s, t in zip(frame.source, frame.template)]
     return frame.assign(near=near, group=merge_groups(near, hints), sha=fp.canonical_sha), fp
 

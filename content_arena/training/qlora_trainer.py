@@ -29,7 +29,7 @@ from .base_models import BaseModel, resolve_base_model
 from .baseline import TfidfBaseline, choose_threshold
 from .classifier import (
     DenseCopy, best_device, build_classifier, collate, encode, fast_dtype, load_tokenizer,
-    predict_logits, save_model, start_from, toxic_probability, verify_model)
+    predict_logits, read_manifest, save_model, start_from, toxic_probability, verify_model)
 from .grouping import fingerprints
 from .loop import TrainingError, fit
 from content_arena.training.tracking import (
@@ -159,6 +159,7 @@ class QLoRATrainer:
             with mlflow.start_run(run_id=ticket["mlflow_run_id"], log_system_metrics=False):
                 lineage = list(dict.fromkeys([*parent_lineage, dataset_id]))
                 _log_start(self.settings, base, lineage, train, valid)
+                if ancestor: mlflow.set_tag("ancestor_sha256", read_manifest(ancestor)["sha256"])
                 log_fingerprints(prints, dataset_id)
                 dtype = getattr(torch, ticket["dtype"])
                 self._train(base, train, valid, work, dtype, ancestor)
@@ -285,16 +286,19 @@ def _baseline(
 
 def _log_end(summary: dict, spec: dict, sha256: str, labels: np.ndarray, scores: np.ndarray,
              baseline_scores: np.ndarray, work: Path) -> None:
-    "What is known after the last step: metrics, figures, baseline, model."
+    """What is known after the last step: metrics, figures, baseline, model.
+
+    `best_valid_*` are those of the model that is kept, calibrated, of `best_step`; `valid_*`, its
+    curve, belong to `fit`."""
     final = classification_metrics(labels, scores, spec["threshold"])
     floor = classification_metrics(
         labels, baseline_scores, choose_threshold(labels, baseline_scores)
     )
     mlflow.log_metrics(
-        {f"valid_{k}": v for k, v in final.items()}
+        {f"best_valid_{k}": v for k, v in final.items()}
         | {f"baseline_valid_{k}": v for k, v in floor.items()}
-        | {"threshold": spec["threshold"], "temperature": spec["temperature"]},
-        step=summary["steps"],
+        | {k: spec[k] for k in ("threshold", "temperature")} | {"best_step": summary["best_step"]},
+        step=summary["best_step"],
     )
     mlflow.log_figure(
         confusion_figure(labels, (scores >= spec["threshold"]).astype(int), "validation"),

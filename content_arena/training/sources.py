@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTIONAL_COLUMNS', 'FRAME_COLUMNS', 'BAD_COLUMNS', 'Record', 'BINARY_LABELS', 'Rows', 'GITHUB_RAW', 'PUBLIC',
-           'FILE_KINDS', 'DataError', 'SourceTable', 'decode', 'read_delimited', 'read_jsonl', 'read_parquet',
-           'problem_of', 'PublicFile', 'PublicSource', 'file_sha256', 'fetch', 'find_public_file', 'load_source',
-           'source_digest']
+           'FILE_KINDS', 'DataError', 'SourceTable', 'decode', 'column', 'refuse_twice', 'read_delimited', 'read_jsonl',
+           'read_parquet', 'problem_of', 'PublicFile', 'PublicSource', 'file_sha256', 'fetch', 'find_public_file',
+           'load_source', 'source_digest']
 
 # %% ../../nbs/01_training/01_sources.ipynb #710a1e4f
 import codecs
@@ -17,6 +17,7 @@ import json
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +30,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config import Settings
-from ..text import language, mask, strip_invisible
+from ..http_clients import http_client
+from ..text import language, mask, nfc, strip_invisible
 from .embedded_corpus import embedded_corpus
 
 # %% ../../nbs/01_training/01_sources.ipynb #5ff66ac1
@@ -108,18 +110,35 @@ def _split(text: str, delimiter: str, quoting: int) -> Iterator[tuple[int, list[
             at += 1
 
 # %% ../../nbs/01_training/01_sources.ipynb #289eba4e
+def column(name: Any) -> str:
+    "A column's name as names are compared: in NFC, without white space around it."
+    return nfc(str(name)).strip()
+
+def refuse_twice(names: Iterable[str], used: Iterable[str], name: str,
+                 what: str = "column") -> None:
+    "Raise DataError, naming `name`, if one of the `used` columns stands in `names` more than once."
+    times = Counter(names)
+    if twice := {c: times[c] for c in used if times[c] > 1}:
+        said = " and ".join(f"{what} {c} is there {'twice' if n == 2 else f'{n} times'}"
+                            for c, n in twice.items())
+        raise DataError(f"{name}: {said}: which one is meant can't be known; remove or rename the"
+                        " others")
+
 def _need(columns: Iterable[str], needed: Iterable[str], name: str) -> None:
     found, missing = list(columns), [c for c in needed if c not in columns]
     if missing:
         shown = [c if len(c) <= 30 and " " not in c else mask(c)[:30] for c in map(str, found[:20])]
         raise DataError(f"{name}: no column {' and no column '.join(missing)};"
                         f" found: {', '.join(shown)}. Rename the columns, or give it a header line")
+    refuse_twice(found, dict.fromkeys([*needed, *OPTIONAL_COLUMNS]), name)
 
+# %% ../../nbs/01_training/01_sources.ipynb #6b18c2d3
 def read_delimited(text: str, name: str, needed: Iterable[str], delimiter: str = ",",
                    quoting: int = csv.QUOTE_MINIMAL) -> Iterator[Record]:
-    "Records of a CSV or TSV text. Raises DataError if its header lacks a column of `needed`."
+    """Records of a CSV or TSV text. Raises DataError if its header lacks a column of `needed`, or
+    has it, or one that we would read, twice."""
     records = _split(text, delimiter, quoting)
-    header = [h.strip() for h in next(records)[1]]
+    header = [column(h) for h in next(records)[1]]
     _need(header, needed, name)
     for line, fields, problem in records:
         if problem is None and len(fields) != len(header):
@@ -127,9 +146,15 @@ def read_delimited(text: str, name: str, needed: Iterable[str], delimiter: str =
         yield line, dict(zip(header, fields)) if problem is None else {"text": fields[0]}, problem
 
 # %% ../../nbs/01_training/01_sources.ipynb #4f3e6906
-def _parse_json(line: str) -> tuple[dict[str, Any], str | None]:
+def _parse_json(line: str, used: Iterable[str]) -> tuple[dict[str, Any], str | None]:
+    def whole(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        named = [(column(k), v) for k, v in pairs]
+        refuse_twice((k for k, _ in named), used, "this row", "key")
+        return dict(named)
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=whole)
+    except DataError as e:
+        return {"text": line}, str(e)
     except (ValueError, RecursionError) as e:
         return {"text": line}, f"not JSON: {getattr(e, 'msg', 'too deep, or a number too long')}"
     if not isinstance(row, dict):
@@ -138,7 +163,9 @@ def _parse_json(line: str) -> tuple[dict[str, Any], str | None]:
 
 def read_jsonl(text: str, name: str, needed: Iterable[str]) -> Iterator[Record]:
     "Records of a JSON-lines text. Raises DataError if a column of `needed` is in none of the rows."
-    rows = [(n, *_parse_json(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+    used = tuple(dict.fromkeys([*needed, *OPTIONAL_COLUMNS]))
+    rows = [(n, *_parse_json(line, used)) for n, line in enumerate(text.split("\n"), 1)
+            if line.strip()]
     objects = [row for _, row, problem in rows if problem is None]
     if objects:
         _need(dict.fromkeys(k for row in objects for k in row), needed, name)
@@ -148,12 +175,14 @@ def read_jsonl(text: str, name: str, needed: Iterable[str]) -> Iterator[Record]:
 
 # %% ../../nbs/01_training/01_sources.ipynb #a2c48ea3
 def read_parquet(path: Path, name: str, needed: Iterable[str]) -> Iterator[Record]:
-    "Records of a Parquet file. Raises DataError if it is damaged or lacks a column of `needed`."
+    """Records of a Parquet file. Raises DataError if it is damaged, or lacks a column of `needed`
+    or has it twice."""
     try:
-        columns = pq.read_schema(path).names
-        _need(columns, needed, name)
-        wanted = [c for c in columns if c in {*needed, *OPTIONAL_COLUMNS}]
+        written = pq.read_schema(path).names
+        _need([column(c) for c in written], needed, name)
+        wanted = [c for c in written if column(c) in {*needed, *OPTIONAL_COLUMNS}]
         table = pq.read_table(path, columns=wanted)
+        table = table.rename_columns([column(c) for c in table.column_names])
         table.validate(full=True)
     except (pa.ArrowException, OSError) as e:
         raise DataError(f"{name}: cannot be read as Parquet ({e}); write the file again") from e
@@ -163,7 +192,7 @@ def read_parquet(path: Path, name: str, needed: Iterable[str]) -> Iterator[Recor
 BINARY_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 
 def _label(value: Any, labels: Mapping[str, int]) -> int | None:
-    return labels.get(str(int(value) if isinstance(value, bool) else value).strip())
+    return labels.get(nfc(str(int(value) if isinstance(value, bool) else value)).strip())
 
 def problem_of(text: Any, max_chars: int) -> str | None:
     "Why `text` can't be used, or None."
@@ -182,7 +211,7 @@ def _excerpt(text: Any) -> str:
     return mask(str(text)[:200])[:60] if text is not None else ""
 
 def _cell(value: Any) -> str | None:
-    return value.strip() or None if isinstance(value, str) else None
+    return nfc(value).strip() or None if isinstance(value, str) else None
 
 Rows = tuple[list[tuple], list[tuple]]               # good as FRAME_COLUMNS, bad as BAD_COLUMNS
 
@@ -192,6 +221,7 @@ def _sort_out(records: Iterable[Record], source: str, file: str, settings: Setti
     good, bad = [], []
     for line, row, problem in records:
         comment, value = row.get(text), _label(row.get(label), labels)
+        comment = nfc(comment) if isinstance(comment, str) else comment
         problem = problem or problem_of(comment, settings.max_text_chars)
         if problem is None and value is None:
             shown = str(row.get(label))
@@ -277,7 +307,8 @@ def fetch(file: PublicFile, path: Path, base_url: str = GITHUB_RAW) -> Path:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{file.name}-",
                                          delete=False) as out:
             temp = Path(out.name)
-            with httpx.stream("GET", url, follow_redirects=True, timeout=30) as response:
+            with http_client(url, follow_redirects=True, timeout=30) as client, \
+                    client.stream("GET", url) as response:
                 response.raise_for_status()
                 for chunk in response.iter_bytes():
                     out.write(chunk)
@@ -317,26 +348,45 @@ def _read_hub(name: str, settings: Settings) -> tuple[Iterator[Record], str]:
     except ImportError as e:
         raise DataError(f"{name}: needs the optional library `datasets`:"
                         " pip install 'content-arena[hub]'") from e
-    columns = settings.hub_text_column, settings.hub_label_column
+    columns = column(settings.hub_text_column), column(settings.hub_label_column)
+    if columns[0] == columns[1]:
+        raise DataError(f"{name}: hub_text_column and hub_label_column are both {columns[0]}; name"
+                        " the column of the texts and that of the labels")
     try:
         table = datasets.load_dataset(dataset_id, split=split or "train")
     except Exception as e:      # whatever its loaders, its cache and the network raise
         raise DataError(f"{name}: cannot be loaded ({type(e).__name__}: {e}); check the id, the"
                         " split and the network") from e
-    _need(table.column_names, columns, f"{name} (settings hub_text_column, hub_label_column)")
-    pairs = zip(*(table[c] for c in columns))
+    named = [column(c) for c in table.column_names]
+    _need(named, columns, f"{name} (settings hub_text_column, hub_label_column)")
+    pairs = zip(*(table[table.column_names[named.index(c)]] for c in columns))
     licence = getattr(table.info, "license", "") or "not stated: see the hub page"
     return ((n, dict(zip(columns, pair)), None) for n, pair in enumerate(pairs, 1)), licence
 
 # %% ../../nbs/01_training/01_sources.ipynb #1ab824b8
 FILE_KINDS = ("csv", "jsonl", "parquet")
 
+def _on_disk(path: Path) -> Path:
+    "`path` with each part as the disk spells it. Raises DataError if two differ in form only."
+    first, *parts = path.absolute().parts
+    here = Path(first)
+    for part in parts:
+        try:
+            same = [] if part.isascii() else [p for p in here.iterdir() if nfc(p.name) == nfc(part)]
+        except OSError:                                   # no folder, or one that can't be listed
+            same = []
+        if len(same) > 1:
+            raise DataError(f"{path}: {len(same)} files in {here} have the name {nfc(part)}, in"
+                            " composed and in decomposed letters: rename one")
+        here = same[0] if same else here / part
+    return here
+
 def _own_file(name: str, settings: Settings) -> tuple[str, str, Path]:
     kind, _, written = name.partition(":")
     if kind not in FILE_KINDS or not written:
         raise DataError(f"sources: {name!r} is unknown; accepted: embedded, {', '.join(PUBLIC)},"
                         f" {', '.join(k + ':PATH' for k in FILE_KINDS)}, hub:ID")
-    path = settings.root / Path(written).expanduser()
+    path = _on_disk(settings.root / Path(written).expanduser())
     if not path.is_file():
         raise DataError(f"{name}: no such file: {path}")
     return kind, written, path
@@ -377,6 +427,7 @@ def load_source(name: str, settings: Settings, *, base_url: str = GITHUB_RAW) ->
 
     `name`: embedded, a key of `PUBLIC`, csv:PATH, jsonl:PATH, parquet:PATH or hub:ID[:split].
     Raises DataError if the source is unknown, can't be read, or has no usable row."""
+    name = nfc(name)
     licence = PUBLIC[name].licence if name in PUBLIC else "not stated: yours to know"
     if name == "embedded":
         licence = "Apache-2.0 (synthetic, part of this project)"
@@ -386,8 +437,8 @@ def load_source(name: str, settings: Settings, *, base_url: str = GITHUB_RAW) ->
         good, bad = _read_public(name, settings, base_url)
     elif name.startswith("hub:"):
         records, licence = _read_hub(name, settings)
-        good, bad = _sort_out(records, name, name, settings, text=settings.hub_text_column,
-                              label=settings.hub_label_column)
+        good, bad = _sort_out(records, name, name, settings, text=column(settings.hub_text_column),
+                              label=column(settings.hub_label_column))
     else:
         good, bad = _read_own_file(name, settings)
     if not good:
@@ -403,6 +454,7 @@ def source_digest(name: str, settings: Settings) -> str:
     """sha256 (hex) that changes when the source `name` does: of its files, or else of its rows.
 
     Raises DataError as `load_source` does."""
+    name = nfc(name)
     if name in PUBLIC:
         return hashlib.sha256(" ".join(f.sha256 for f in PUBLIC[name].files).encode()).hexdigest()
     if name == "embedded" or name.startswith("hub:"):

@@ -14,7 +14,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedModel, PreTrainedTokenizerFast)
-from transformers.utils import logging as hf_logging
+
+from .building import building
 
 # %% ../../nbs/01_training/04a_tiny_base.ipynb #5edc9074
 WORDS = ("<pad>", "<unk>", "<s>", "</s>", "you", "are", "kind", "awful", "today", "friend", "바보",
@@ -36,6 +37,7 @@ def _network(kind: str, vocab_size: int) -> PreTrainedModel:
         return BertModel(BertConfig(**shape), add_pooling_layer=False)
     return LlamaModel(LlamaConfig(**shape, num_key_value_heads=4, bos_token_id=2, eos_token_id=3))
 
+@building()
 def make_tiny_base(folder: Path, kind: Literal["encoder", "decoder"] = "encoder", seed: int = 0,
                    more_words: Sequence[str] = ()) -> Path:
     """Write a random two-layer `kind` (BERT or Llama) with tokenizer to `folder`; returns `folder`.
@@ -43,10 +45,6 @@ def make_tiny_base(folder: Path, kind: Literal["encoder", "decoder"] = "encoder"
     Its vocabulary: `WORDS` and `more_words`, each once."""
     words = list(dict.fromkeys([*WORDS, *more_words]))
     torch.manual_seed(seed)
-    hf_logging.disable_progress_bar()
-    try:
-        _network(kind, len(words)).save_pretrained(folder)
-        _tokenizer(kind, words).save_pretrained(folder)
-    finally:
-        hf_logging.enable_progress_bar()
+    _network(kind, len(words)).save_pretrained(folder)
+    _tokenizer(kind, words).save_pretrained(folder)
     return Path(folder)

@@ -1,0 +1,133 @@
+"""Machines as they are: folders that can't be written, proxies, terminals that are not UTF-8, a full disk."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from all_commands import leaves
+from commands import state_of
+from content_arena.cli import app
+
+# Values of required parameters, by name: a new command with another one needs one here.
+VALUES = {"texts": "안녕 é 😀", "version": "3", "reason": "it is a test", "name": "coevolution-1",
+          "decision": "ab", "event": "success", "battle": "ab", "n": "3", "keep": "3", "mode": "mean",
+          "members": "1,2"}
+EXTRA = {("serve",): ["--port", "0"], ("cleanup",): ["--dry-run"]}
+ENDLESS = {("serve",), ("retrain", "watch")}                  # until they are stopped
+
+
+def commands() -> dict[tuple[str, ...], list[str]]:
+    "Every command of the program -> arguments that it needs."
+    found = {}
+    for path, command in leaves(typer.main.get_command(app)):
+        given = []
+        for p in command.params:
+            if p.required:
+                option = [o for o in p.opts if o.startswith("-")][:1]
+                given += [*option, VALUES[p.name]]
+        found[path] = given
+    return found
+
+
+def home(folder: Path, store: Path, events: Path | None = None) -> dict[str, str]:
+    "The environment of a command on a registry of three versions without model files."
+    folder.mkdir()
+    shutil.copy(store, folder / "mlflow.db")
+    if events:
+        shutil.copy(events, folder / "events.db")
+    return {k: v for k, v in state_of(folder, SOURCES=f"csv:{folder}/gone.csv", TEST_SOURCES="",
+                                      NOTIFY_ATTEMPTS=1).items() if k.startswith("CONTENT_ARENA_")}
+
+
+def run(cases: list[dict]) -> list[dict]:
+    cases = [{"environment": {}, "without": [], "stdout": "utf-8"} | c for c in cases]
+    done = subprocess.run([sys.executable, Path(__file__).with_name("all_commands.py")], text=True,
+                          input=json.dumps(cases), stdout=subprocess.PIPE, timeout=1500)
+    assert done.returncode == 0
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def events(three_versions_store, tmp_path_factory) -> Path:
+    "An event store as the first command leaves it."
+    folder = tmp_path_factory.mktemp("events") / "home"
+    [done] = run([{"arguments": ["store", "status"],
+                   "environment": home(folder, three_versions_store)}])
+    assert done["code"] == 0, done
+    return folder / "events.db"
+
+
+def below_a_file(folder: Path, *names: str) -> dict[str, str]:
+    "Those settings, in a folder that nobody can make, be they root."
+    (folder / "file").touch()
+    return {f"CONTENT_ARENA_{n}": f"{folder}/file/{n.lower()}" for n in names}
+
+
+def _databases(folder: Path) -> dict:
+    (folder / "events.db").write_bytes(b"this is a shopping list " * 200)
+    (folder / "mlflow.db").write_bytes(b"this is a shopping list " * 200)
+    return {}
+
+
+def _var(folder: Path) -> dict:
+    at = below_a_file(folder, "VAR_DIR", "ARTIFACT_DIR")
+    return {"environment": at | {"CONTENT_ARENA_TRACKING_URI": f"sqlite:///{folder}/file/m.db",
+                                 "CONTENT_ARENA_STORE_URL": f"sqlite:///{folder}/file/e.db"}}
+
+
+PROXIES = {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",
+           "ALL_PROXY": "socks5://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9"}
+# What is wrong -> what it does to a case; what the error has to name; how many commands fail at least.
+FAULTS = {
+    "var_dir": (_var, ("file",), 15),
+    "var_dir alone": (lambda f: {"environment": below_a_file(f, "VAR_DIR")}, (), 4),
+    "other folders": (lambda f: {"environment": below_a_file(
+        f, "RUNS_DIR", "MODELS_DIR", "ARTIFACT_DIR")}, (), 3),
+    "databases": (_databases, (), 15),
+    "proxies": (lambda f: {"environment": PROXIES}, (), 0),
+    "ascii": (lambda f: {"stdout": "ascii", "without": ["HOME", "LANG", "LC_ALL"],
+                         "environment": {"LANG": "C"}}, (), 0),
+    "no settings": (lambda f: {"environment": {"CONTENT_ARENA_SETTINGS_FILE": f"{f}/gone.ini"}},
+                    ("gone.ini",), 30),
+    "full disk": (lambda f: {"stdout": "/dev/full"}, (), 15),
+}
+
+
+@pytest.fixture(scope="module")
+def answers(three_versions_store, events, tmp_path_factory) -> dict[str, list[tuple[dict, dict]]]:
+    "Fault -> every command under it, and what it answered."
+    every, cases, root = commands(), [], tmp_path_factory.mktemp("homes")
+    assert len(every) > 30
+    for fault, (change, _, _) in FAULTS.items():
+        for i, (path, given) in enumerate(every.items()):
+            folder = root / f"{fault}-{i}".replace(" ", "-")
+            base = home(folder, three_versions_store, events)
+            more = change(folder)
+            cases.append(more | {"fault": fault, "arguments": [*path, *EXTRA.get(path, []), *given],
+                                 "environment": base | more.get("environment", {}),
+                                 "time_s": 3 if path in ENDLESS else 40})
+    pairs = list(zip(cases, run(cases), strict=True))
+    return {fault: [(c, d) for c, d in pairs if c["fault"] == fault] for fault in FAULTS}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_no_command_answers_with_a_traceback(fault, answers):
+    _, named, least = FAULTS[fault]
+    problems, failed = [], 0
+    for case, done in answers[fault]:
+        lines = [line for line in done["err"].splitlines() if line.startswith("error: ")]
+        bad = [word for word in ("Traceback", "Exception ignored", "was destroyed")
+               if word in done["err"]]
+        if done["code"] not in (0, 1, 130) or bad:
+            problems.append((case["arguments"], done["code"], done["err"][-700:]))
+        elif done["code"] == 1:
+            failed += 1
+            is_doctor = case["arguments"] == ["doctor"]            # its table is its answer
+            if len(lines) != 1 - is_doctor or not all(n in done["err"] + done["out"] for n in named):
+                problems.append((case["arguments"], "not one line", done["err"][-700:]))
+    assert not problems, "\n".join(map(str, problems))
+    assert failed >= least, failed

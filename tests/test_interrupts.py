@@ -1,0 +1,103 @@
+"""Ctrl-C in real commands, at real moments: nothing of the libraries is shown, and the same command goes on."""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from commands import ROOT, state_of
+
+CELLS = {"quick": "pass", "noisy": "import os; os.write(2, b'Traceback of a thread that nobody waits for')"}
+WAIT = """import os, signal, time
+from pathlib import Path
+here = Path(run_dir).parents[1]
+{}
+(here / "started").touch()
+while not (here / "go").exists():
+    {}"""
+SLEEP, DEAF = WAIT.format("", "time.sleep(0.1)"), \
+    WAIT.format("signal.signal(signal.SIGINT, signal.SIG_IGN)", "time.sleep(0.1)")
+
+
+def program(folder: Path, store: Path, second: str) -> dict[str, str]:
+    "A folder with the pipeline's four notebooks, all small; the environment of commands there."
+    (folder / "nbs/pipelines").mkdir(parents=True)
+    shutil.copy(ROOT / "settings.ini", folder)
+    shutil.copy(store, folder / "mlflow.db")
+    for i, name in enumerate(("01_prepare", "02_train", "03_evaluate", "04_deploy")):
+        given = nbformat.v4.new_code_cell("run_dir = ''", metadata={"tags": ["parameters"]})
+        cell = nbformat.v4.new_code_cell(second if i == 1 else CELLS["quick"])
+        nb = nbformat.v4.new_notebook(cells=[given, cell])
+        nb.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "python3"}
+        nbformat.write(nb, folder / f"nbs/pipelines/{name}.ipynb")
+    return state_of(folder, SETTINGS_FILE=folder / "settings.ini") | {"PYTHONPATH": str(ROOT)}
+
+
+def start(environment: dict, folder: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "content_arena", *arguments], cwd=folder,
+                            env=environment, text=True,
+                            stdout=open(folder / "stdout", "w"), stderr=open(folder / "stderr", "w"))
+
+
+def wait_for(folder: Path, process: subprocess.Popen, happened) -> None:
+    until = time.monotonic() + 300
+    while not happened():
+        assert process.poll() is None and time.monotonic() < until, \
+            (folder / "stderr").read_text()
+        time.sleep(0.02)
+
+
+def ended(folder: Path, process: subprocess.Popen) -> tuple[int, str, list[str]]:
+    code = process.wait(300)
+    return code, (folder / "stdout").read_text(), (folder / "stderr").read_text().splitlines()
+
+
+OURS = r"(run|going on with) \S+ \(profile none\)|0\d_\w+: (running|done before|completed in \d+ s)"
+
+
+@pytest.mark.parametrize("moment", ["in a cell", "as the kernel starts", "in a cell that is deaf"])
+def test_an_interrupted_run_says_so_in_one_line_and_is_continued(moment, three_versions_store, tmp_path):
+    environment = program(tmp_path, three_versions_store, DEAF if "deaf" in moment else SLEEP)
+    process = start(environment, tmp_path, "pipeline", "run", "--new", "-p", "epochs=3", "--json")
+    wait_for(tmp_path, process, lambda: (
+        "02_train: running" in (tmp_path / "stderr").read_text() if "starts" in moment
+        else (tmp_path / "started").exists()))
+    process.send_signal(signal.SIGINT)
+    code, out, said = ended(tmp_path, process)
+    assert code == 130 and out == ""
+    assert said[-1] == ("interrupted; the same command goes on with it:"
+                        " content-arena pipeline run -p epochs=3 --json")
+    assert [line for line in said[:-1] if not re.fullmatch(OURS, line)] == []
+    [state] = [json.loads(f.read_text()) for f in tmp_path.glob("runs/*/run.json")]
+    assert state["done"] == ["01_prepare"] and state["status"] == "running"    # it has not failed
+    (tmp_path / "go").touch()
+    code, out, said = ended(tmp_path, start(environment, tmp_path, *said[-1].split()[9:]))
+    assert code == 0, said
+    assert said[0].startswith(f"going on with {state['run_id']}") and "01_prepare: done before" in said
+    assert json.loads(out)["run_dir"].endswith(state["run_id"])
+    assert [line for line in said if not re.fullmatch(OURS, line)] == []
+
+
+def test_what_a_kernel_says_outside_of_cells_is_beside_the_notebook(three_versions_store, tmp_path):
+    environment = program(tmp_path, three_versions_store, CELLS["noisy"])
+    code, out, said = ended(tmp_path, start(environment, tmp_path, "pipeline", "run"))
+    assert code == 0 and [line for line in said if not re.fullmatch(OURS, line)] == [], said
+    [log] = tmp_path.glob("runs/*/*.kernel.log")
+    assert log.name == "02_train.kernel.log" and b"nobody waits" in log.read_bytes()
+
+
+def test_a_stopped_service_ends_without_frames(three_versions_store, tmp_path):
+    environment = program(tmp_path, three_versions_store, CELLS["quick"]) | {
+        "CONTENT_ARENA_LOG_REQUESTS": "false"}
+    process = start(environment, tmp_path, "serve", "--port", "0")
+    wait_for(tmp_path, process, lambda: "http://" in (tmp_path / "stdout").read_text())
+    os.kill(process.pid, signal.SIGINT)
+    code, _, said = ended(tmp_path, process)
+    assert code == 0 and "Traceback" not in "\n".join(said), said
