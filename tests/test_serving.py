@@ -370,7 +370,8 @@ def test_the_service_still_lives_after_all_that(url):
     r = httpx.post(f"{url}/classify", json={"text": "감사합니다"})
     assert len(r.json()["prediction_id"]) == 32
     assert {k: v for k, v in r.json().items() if k != "prediction_id"} == {
-        "toxic_score": 0.5, "threshold": 0.5, "margin": 0.0, "is_toxic": True, "confidence": 0.5, "model_version": "1",
+        "toxic_score": 0.5, "threshold": 0.35, "margin": 0.15, "is_toxic": True, "confidence": 0.5,
+        "model_version": "1",
         "model_alias": "champion"}
 
 
