@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import sys
+from dataclasses import asdict
 from typing import Annotated, Any, Optional
 
 import typer
@@ -292,12 +293,11 @@ def registry_promote(
     p: Parameter = None,
     as_json: AsJson = False,
 ) -> None:
-    "Make the waiting challenger VERSION champion without a comparison."
+    "Make the waiting challenger VERSION champion without a comparison; that is recorded."
+    from content_arena.mlops.decision_records import DecisionChain
     from content_arena.mlops.model_registry import ModelRegistry
     registry = ModelRegistry(_settings(None, p))
-    champion = registry.get_champion()
-    done = registry.promote_challenger(expected_challenger=version, reason=f"by hand: {reason}",
-                                       expected_champion=champion.version if champion else None)
+    done = registry.promote_challenger(DecisionChain(registry).by_hand(version, reason))
     told = [f"champion is version {done.version}; tell a running service: POST /reload",
             *filter(None, [problem := registry.mirror()])]
     value = {"status": "promoted", **_version_row(done), "registry_file": problem or "written"}
@@ -346,10 +346,13 @@ def decisions_show(decision: str, p: Parameter = None, as_json: AsJson = False) 
 
 @decisions_app.command("verify")
 def decisions_verify(p: Parameter = None, as_json: AsJson = False) -> None:
-    "Check the chain and derive every verdict again from the stored scores."
-    count = _log(p).verify()
-    _out(as_json, {"status": "verified", "decisions": count},
-         lambda c: c.print(f"{count} decisions verified, every verdict derived again"))
+    "Check the chain, derive every verdict again, and look for moves of champion without a record."
+    done = _log(p).verify()
+    lines = [f"{done.decisions} decisions verified, every verdict derived again",
+             f"{done.moves} moves of champion, each on the record that permits it",
+             *[f"{done.older} moves without a record, from before records were required"]
+             * bool(done.older)]
+    _out(as_json, {"status": "verified", **asdict(done)}, lambda c: c.print("\n".join(lines)))
 
 # %% ../nbs/06_entry/06_cli.ipynb #c2c61e29
 @app.command()
@@ -374,10 +377,16 @@ def notify(
 
 # %% ../nbs/06_entry/06_cli.ipynb #e95aa041
 @app.command()
-def doctor(p: Parameter = None, as_json: AsJson = False) -> None:
+def doctor(
+    deep: Annotated[bool, typer.Option(
+        "--deep", help="open the models in use, too: fetch, check hashes, score a batch")] = False,
+    p: Parameter = None,
+    as_json: AsJson = False,
+) -> None:
     "Check this machine and this configuration; exits with 1 if the pipeline can't run here."
-    from content_arena.doctor import examine
-    checks = examine(_settings(None, p), load_secrets())
+    from content_arena.doctor import examine, examine_models
+    chosen = _settings(None, p)
+    checks = examine(chosen, load_secrets()) + (examine_models(chosen) if deep else [])
     def show(console: Console) -> None:
         for c in checks:
             mark = {

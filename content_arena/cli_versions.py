@@ -142,15 +142,20 @@ def registry_export(p: Parameter = None, as_json: AsJson = False) -> None:
                 lambda c: c.print("\n".join([*changed, str(store.file.path)]), markup=False))
 
 def registry_check(
-    verify: Annotated[bool, typer.Option("--verify", help="read every byte")] = False,
+    verify: Annotated[bool, typer.Option(
+        "--verify", help="read every byte of the kept versions, too")] = False,
     p: Parameter = None,
     as_json: AsJson = False,
 ) -> None:
-    "List where MODEL_REGISTRY.json, MLflow and the disk disagree; exits with 1 if they do."
-    from content_arena.mlops.retention import check
-    found = check(_store(p), verify=verify)
+    """List where MODEL_REGISTRY.json, MLflow and the disk disagree, and models in use whose files
+    are missing or changed (each is fetched, each hash checked); exits with 1 if there are any."""
+    from content_arena.mlops.retention import check, needed
+    store = _store(p)
+    found = check(store, verify=verify)
+    good = ("file, MLflow and disk agree; the files of"
+            f" {len(needed(store))} versions in use were read")
     show_result(as_json, {"status": "differs" if found else "agrees", "disagreements": found},
-                lambda c: c.print("\n".join(found) or "file, MLflow and disk agree", markup=False))
+                lambda c: c.print("\n".join(found) or good, markup=False))
     if found:
         raise typer.Exit(1)
 

@@ -31,8 +31,8 @@ from .config import Settings
 from .mlops.evaluator import load_engine
 from .mlops.model_registry import ModelRegistry
 from .mlops.versions import VersionStore
-from .pipeline import find_finished, run_pipeline
-from .training.data_preparation import open_dataset, prepare_dataset
+from .pipeline import find_finished, read_json, run_pipeline
+from .training.data_preparation import prepare_dataset, prepared_dataset
 from .training.tracking import connect, log_json
 
 # %% ../nbs/06_entry/02a_coevolution_run.ipynb #2255b935
@@ -104,8 +104,9 @@ class RealParts:
 # %% ../nbs/06_entry/02a_coevolution_run.ipynb #ab4a1daa
 def note_rules(registry: ModelRegistry, result: dict[str, Any], known: set[str]) -> None:
     "Tag the version of a pipeline's `result` with the rules that it learnt from, and `known`."
-    folder = json.loads((Path(result["run_dir"]) / "dataset.json").read_text())["folder"]
-    learnt = open_dataset(folder).manifest.get("train_only", {}).get("rules", ())
+    told = read_json(Path(result["run_dir"]) / "dataset.json")
+    manifest = prepared_dataset(registry.settings, told["id"]).manifest
+    learnt = manifest.get("train_only", {}).get("rules", ())
     registry.tag(result["model_version"], attack_rules=json.dumps(sorted({*learnt, *known})))
 
 @patch

@@ -5,6 +5,7 @@ of three versions that they work on.
 """
 import multiprocessing
 import os
+import shutil
 import signal
 import sqlite3
 import traceback
@@ -19,11 +20,14 @@ from mlflow import MlflowClient
 from mlflow.store.db import utils
 from mlflow.store.model_registry import sqlalchemy_store as _registry_store  # noqa: F401
 from mlflow.store.tracking import sqlalchemy_store as _tracking_store  # noqa: F401
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from sqlalchemy import Engine, event
 from sqlalchemy.orm import configure_mappers
 
+from content_arena.artifact_paths import follow_artifacts
 from content_arena.config import load_settings
 from content_arena.mlops import model_registry as mr
+from content_arena.mlops.decision_records import DecisionChain
 from content_arena.mlops.model_registry import ModelRegistry, Move
 
 WRITES = ("set_registered_model_alias", "delete_registered_model_alias", "set_model_version_tag",
@@ -101,17 +105,24 @@ def make_settings(root: Path, **more):
 
 def make_three_versions(root: Path) -> ModelRegistry:
     "v1 is `previous`, v2 is champion, v3 the challenger; no model files."
-    registry = ModelRegistry(make_settings(root))
+    s = make_settings(root)
+    registry = ModelRegistry(s)
     client: MlflowClient = registry._client
     client.create_registered_model(registry.name)
+    experiment = client.create_experiment(s.experiment, (root / "artifacts").as_uri())
     for number in "123":
-        client.create_model_version(registry.name, f"file:///nowhere/{number}",
+        run = client.create_run(experiment)
+        client.create_model_version(registry.name, f"file:///nowhere/{number}", run.info.run_id,
                                     tags={"model_sha256": f"{int(number):064x}"})
         mr._move(registry, Move("register", number))
         if number != "3":
-            registry.promote_challenger(expected_challenger=number, reason="better",
-                                        expected_champion=registry.get_champion())
+            registry.promote_challenger(DecisionChain(registry).by_hand(number, "better"))
     return registry
+
+
+def forget_places() -> None:
+    "MLflow remembers, as long as a process lives, where the artifacts of a run lie; a copy's lie elsewhere."
+    _artifact_repos_cache.clear()
 
 
 def copy_store(store: Path, root: Path) -> ModelRegistry:
@@ -119,7 +130,13 @@ def copy_store(store: Path, root: Path) -> ModelRegistry:
     with closing(sqlite3.connect(store)) as source, \
             closing(sqlite3.connect(root / "mlflow.db")) as copy:
         source.backup(copy)
-    return ModelRegistry(make_settings(root))
+    shutil.rmtree(root / "artifacts", ignore_errors=True)
+    if (store.parent / "artifacts").exists():
+        shutil.copytree(store.parent / "artifacts", root / "artifacts")
+    settings = make_settings(root)
+    follow_artifacts(settings)
+    forget_places()
+    return ModelRegistry(settings)
 
 
 def aliases(registry) -> dict[str, str]:

@@ -50,6 +50,9 @@ class FakeRegistry:
                         {"lineage": '["d0"]', "f1": "0.8", "detection_rate": "0.5"}, sha256, now)
                 for i, (sha256, aliases) in enumerate(self.read())]
 
+    def check_files(self, version: Version) -> str:
+        return ""
+
     def metrics(self, run_id: str) -> dict[str, float]:
         return {"valid_f1": 0.7}
 

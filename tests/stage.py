@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ import numpy as np
 from content_arena.config import Secrets, load_settings
 from content_arena.json_files import write_json
 from content_arena.mlops.alerting import Delivery
+from content_arena.mlops.decision_records import DecisionChain, permit
 from content_arena.mlops.deployer import InferenceClient, ModelDeployer
 from content_arena.mlops.journal import Journal
 
@@ -42,6 +44,7 @@ def settings(folder: Path, **explicit):
 class Version:
     version: str
     tags: dict = field(default_factory=dict)
+    run_id: str = "run"
 
     @property
     def sha256(self) -> str:
@@ -49,10 +52,13 @@ class Version:
 
 
 class FileRegistry:
-    "Aliases in FOLDER/aliases.json; one write replaces them all."
+    """Aliases in FOLDER/aliases.json; one write replaces them all. Decision records lie beside it.
+
+    What moves `champion` is what the record permits, as with the real one."""
 
     def __init__(self, folder: Path, kill: str = ""):
         self.file, self.kill = Path(folder) / "aliases.json", kill
+        self.shelf, self.settings = Path(folder) / "decisions", settings(Path(folder))
 
     def set(self, **aliases: str | None) -> None:
         write_json(self.file, self.aliases() | aliases)
@@ -71,21 +77,46 @@ class FileRegistry:
     def tag(self, version, **tags): pass
     def settle(self): pass
 
-    def promote_challenger(self, *, expected_challenger, expected_champion, reason, decision=""):
-        now = self.aliases()
-        if (now.get("champion"), now.get("challenger")) != (expected_champion, expected_challenger):
+    def notes(self, prefix=""):
+        kept = {p.name: p.read_text() for p in self.shelf.glob("*.note")}
+        return {k.removesuffix(".note"): v for k, v in kept.items() if k.startswith(prefix)}
+
+    def note(self, key, change):
+        self.shelf.mkdir(exist_ok=True)
+        (self.shelf / f"{key}.note").write_text(change(self.notes(key).get(key, "")))
+
+    def attach(self, run_id, file, folder):
+        self.shelf.mkdir(exist_ok=True)
+        shutil.copy(file, self.shelf)
+
+    def artifact(self, run_id, path, folder):
+        file = self.shelf / Path(path).name
+        return file if file.exists() else None
+
+    def history(self):
+        return self.aliases().get("history", [])
+
+    def _permitted(self, action, decision):
+        allowed, now = permit(DecisionChain(self).find(decision)), self.aliases()
+        seen = now.get("champion") or "", now.get("challenger" if action == "promote" else "previous")
+        if (action, allowed.champion, allowed.version) != (allowed.action, *seen):
             raise RuntimeError(f"the aliases are {now}: somebody moved them")
-        self.set(champion=expected_challenger, previous=expected_champion, challenger=None)
+        event = {"action": action, "version": allowed.version, "replaces": allowed.champion,
+                 "decision": decision, "reason": allowed.reason, "time": f"{2100 + len(self.history())}-01-01T00:00:00Z"}
+        return allowed, {"history": [*self.history(), event]}
+
+    def promote_challenger(self, decision):
+        allowed, event = self._permitted("promote", decision)
+        self.set(champion=allowed.version, previous=allowed.champion or None, challenger=None, **event)
         if self.kill == "in:promote":
             os.kill(os.getpid(), signal.SIGKILL)
 
     def reject_challenger(self, reason, *, expected_challenger, decision=""):
         self.set(challenger=None)
 
-    def rollback(self, reason, *, expected_champion):
-        now = self.aliases()
-        assert now["champion"] == expected_champion and now["previous"]
-        self.set(champion=now["previous"], previous=None)
+    def rollback(self, decision):
+        allowed, event = self._permitted("rollback", decision)
+        self.set(champion=allowed.version, previous=None, **event)
         if self.kill == "in:rollback":
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -227,8 +258,26 @@ class Notices:
 def comparison(old: str | None, new: str, verdict: str = "promote") -> dict:
     scores = dict(f1=0.84, precision=0.85, recall=0.83, accuracy=0.86)
     return {"champion": {"version": old, **scores} if old else None,
-            "challenger": {"version": new, **scores, "f1": 0.87}, "samples_evaluated": 1500,
-            "should_promote": verdict == "promote", "verdict": verdict, "reasons": ["F1 +0.03"]}
+            "challenger": {"version": new, **scores, "f1": 0.87, "sha256": Version(new).sha256},
+            "samples_evaluated": 1500, "should_promote": verdict in ("promote", "bootstrap"),
+            "verdict": verdict, "reasons": ["F1 +0.03"]}
+
+
+def recorded(registry, old: str | None, new: str, verdict: str = "promote") -> str:
+    "The id of a record of such a comparison, as the evaluation report leaves it."
+    told = comparison(old, new, verdict)
+    told["challenger"]["sha256"] = registry.get_version(new).sha256
+    return DecisionChain(registry).append("comparison", new, {"comparison": told})
+
+
+def compared(old: str | None, new: str, verdict: str = "promote"):
+    "What an evaluator answers: such a comparison, with (no) rows."
+    from pandas import DataFrame                       # slow to import: not where it isn't used
+
+    from content_arena.mlops.evaluator import Comparison
+    from content_arena.mlops.gate import Decision
+    return Comparison(comparison(old, new, verdict) | {"decision": ""}, DataFrame({"row": [""]}),
+                      np.zeros((1, 4)), Decision(verdict, ("F1 +0.03",), ()))
 
 
 def deployer(folder: Path, url: str, *, kill="", evaluator=None, **explicit) -> ModelDeployer:
@@ -242,12 +291,12 @@ class Asking:
     "An evaluator that says so on stdout and goes on when a line comes on stdin."
 
     def __init__(self, old: str, new: str):
-        self.answer = comparison(old, new)
+        self.old, self.new = old, new
 
     def compare(self, test):
         print("comparing", flush=True)
         sys.stdin.readline()
-        return self.answer
+        return compared(self.old, self.new)
 
 
 if __name__ == "__main__":
@@ -259,10 +308,9 @@ if __name__ == "__main__":
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         run(settings(Path(folder)), secrets=Secrets(), loader=FileLoader(Path(folder), delay))
     elif action == "deploy":
-        url, kill = more
-        given = comparison("3", "4")
+        url, kill, decision = more
         d = deployer(Path(folder), url, kill=kill)
-        print(json.dumps(asyncio.run(d.deploy_if_better(None, given))))
+        print(json.dumps(asyncio.run(d.deploy_if_better(decision=decision))))
     elif action == "deploy-slowly":
         d = deployer(Path(folder), more[0], evaluator=Asking("3", "4"))
         print(json.dumps(asyncio.run(d.deploy_if_better("the test set"))))

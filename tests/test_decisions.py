@@ -1,13 +1,25 @@
 """The chain of decision records in a real registry: kills, rivals and forgers."""
+import asyncio
+import inspect
 import json
+import re
 import threading
+from types import SimpleNamespace
 
 import pytest
+from test_repository import names_used, parsed
+from typer.testing import CliRunner
 
-from content_arena.mlops import decisions
-from content_arena.mlops.decisions import DecisionError, DecisionLog, differences_found
+import stage
+from content_arena import cli
+from content_arena.mlops import decisions, evaluator
+from content_arena.mlops.decision_records import whoami
+from content_arena.mlops.decisions import DecisionError, DecisionLog, Verified, differences_found
+from content_arena.mlops.deployer import InferenceClient, ModelDeployer, Secrets
 from content_arena.mlops.evaluator import ChampionChallengerEvaluator
-from content_arena.mlops.model_registry import ModelRegistry
+from content_arena.mlops.model_registry import ModelRegistry, RegistryError
+from content_arena.training import evaluate_and_deploy as entry
+from content_arena.training.grouping import fingerprints
 from test_evaluator import ENGINES, TEST, Fake, learn, registry  # noqa: F401  (registry: fixture)
 from test_model_registry import settings  # noqa: F401  (fixture)
 
@@ -33,11 +45,14 @@ def stored(settings, suffix: str) -> list:  # noqa: F811
     return sorted(settings.path("artifact_dir").rglob(f"decisions/*.{suffix}"))
 
 
+HONEST = Verified(decisions=4, moves=1, older=0)        # the first champion was made by hand
+
+
 def test_an_honest_history(three, registry):  # noqa: F811
-    assert three.verify() == 3
-    assert three.list().verdict.tolist() == ["promote", "reject", "promote"]
-    record = three.show(three.list().id[1])
-    assert record["previous"]["id"].startswith(three.list().id[0]) and record["code"] == "c2"
+    assert three.verify() == HONEST
+    assert three.list().verdict.tolist() == ["by hand", "promote", "reject", "promote"]
+    record = three.show(three.list().id[2])
+    assert record["previous"]["id"].startswith(three.list().id[1]) and record["code"] == "c2"
     tags = {v.version: {k: t for k, t in v.tags.items() if k.startswith("decision.")}
             for v in registry.versions()}
     assert [len(tags[n]) for n in "123"] == [3, 2, 1]
@@ -73,7 +88,7 @@ def test_one_changed_byte_anywhere_is_noticed(three, settings, suffix):  # noqa:
             with pytest.raises(DecisionError, match=f"decision .*{file.stem[:12]}.* changed"):
                 three.verify()
         file.write_bytes(good)
-    assert three.verify() == 3
+    assert three.verify() == HONEST
 
 
 def test_a_missing_file_is_named(three, settings):  # noqa: F811
@@ -91,7 +106,7 @@ def test_a_chain_that_was_cut_or_lost_is_noticed(three, registry):  # noqa: F811
         with pytest.raises(DecisionError, match="not in the chain"):
             three.verify()
     registry.note("decisions.head", lambda _: head)
-    assert three.verify() == 3
+    assert three.verify() == HONEST
 
 
 def test_a_verdict_that_the_rows_do_not_give_is_noticed(three, registry, settings):  # noqa: F811
@@ -106,7 +121,7 @@ def test_a_verdict_that_the_rows_do_not_give_is_noticed(three, registry, setting
     (folder / f"{forged['id']}.json").write_bytes(data)
     (folder / f"{forged['id']}.parquet").write_bytes(rows)
     registry.note("decisions.head", lambda _: json.dumps(forged))
-    with pytest.raises(DecisionError, match="decision 3 .* as promote, but the rows give reject"):
+    with pytest.raises(DecisionError, match="decision 4 .* as promote, but the rows give reject"):
         three.verify()
 
 
@@ -121,9 +136,9 @@ def test_death_before_the_head_moves_changes_nothing(three, compare, monkeypatch
     with monkeypatch.context() as m, pytest.raises(Killed):
         m.setattr(ModelRegistry, "note", die)
         three.record(comparison, code="c")
-    assert three.verify() == 3
+    assert three.verify() == HONEST
     three.record(comparison, code="c")
-    assert three.verify() == 4
+    assert three.verify().decisions == 5
 
 
 def test_rivals_line_up_one_behind_the_other(registry, settings, compare):  # noqa: F811
@@ -143,11 +158,150 @@ def test_rivals_line_up_one_behind_the_other(registry, settings, compare):  # no
     for t in threads:
         t.join()
     assert not failed
-    assert DecisionLog(registry).verify() == 3
+    assert DecisionLog(registry).verify().decisions == 4
 
 
 def test_an_empty_history_is_sound(settings):  # noqa: F811
     log = DecisionLog(ModelRegistry(settings))
-    assert log.verify() == 0 and log.list().empty
+    assert log.verify() == Verified(0, 0, 0) and log.list().empty
     with pytest.raises(DecisionError, match="0 decisions start with 'ab'"):
         log.show("ab")
+
+
+# --- every move of @champion has its record ------------------------------------------------------
+
+MOVERS = {("mlops.model_registry", "client.set_registered_model_alias"),    # what all others end in
+          ("mlops.deployer", "self.registry.promote_challenger"),
+          ("mlops.deployer", "self.registry.rollback"),
+          ("mlops.deployer", "self.decisions.rollback"),                    # only writes the record
+          ("cli", "registry.promote_challenger"), ("cli", "deployer.rollback")}
+
+
+def test_these_are_all_the_places_that_move_the_champion():
+    verbs = r"\.(promote_challenger|rollback|set_registered_model_alias)$"
+    assert {(name, use) for name, tree in parsed().items() for _, use in names_used(name, tree)
+            if re.search(verbs, use)} == MOVERS
+
+
+@pytest.mark.parametrize("verb", ["promote_challenger", "rollback"])
+def test_no_move_can_be_asked_for_without_a_record(verb, registry):  # noqa: F811
+    asked = inspect.signature(getattr(ModelRegistry, verb)).parameters["decision"]
+    assert asked.default is inspect.Parameter.empty
+    for nothing in ("", "ab" * 32):
+        with pytest.raises(RegistryError, match="not in the chain"):
+            getattr(registry, verb)(nothing)
+    assert registry.get_champion().version == "1"
+
+
+class Fakes:
+    "Stands for `load_engine`: no model has to be trained."
+    def __call__(self, registry, version, alias, settings):  # noqa: F811
+        return ENGINES["champion" if version.version == "1" else "challenger"]
+
+
+@pytest.fixture
+def by_command(registry, settings, monkeypatch):  # noqa: F811
+    "What `content-arena deploy` calls, on fake engines."
+    monkeypatch.setattr(evaluator, "load_engine", Fakes())
+    data = SimpleNamespace(id="t", frame=lambda split: TEST,
+                           fingerprints=lambda split: fingerprints(TEST.text.tolist()))
+    monkeypatch.setattr(entry, "prepare_dataset", lambda *a, **k: data)
+    s = settings.model_copy(update={"gate_battle_rounds": 0, "inference_url": "http://127.0.0.1:9"})
+    return lambda: asyncio.run(entry.evaluate_and_deploy(s))
+
+
+def by_hand(registry, *arguments) -> dict:  # noqa: F811
+    s = registry.settings
+    pairs = [f"{k}={getattr(s, k)}" for k in ("tracking_uri", "var_dir", "models_dir",
+                                              "artifact_dir")]
+    told = CliRunner().invoke(cli.app, [*arguments, "--json", "-p", "inference_url=http://127.0.0.1:9",
+                                        *(x for pair in pairs for x in ("-p", pair))])
+    assert told.exit_code == 0, told.output
+    return json.loads(told.stdout.splitlines()[-1])
+
+
+def test_deploy_leaves_a_record_and_so_does_a_rollback(registry, by_command):  # noqa: F811
+    done = by_command()
+    log = DecisionLog(registry)
+    assert (done["status"], registry.get_champion().version) == ("promoted", "2")
+    assert registry.history()[-1]["decision"] == done["comparison"]["decision"] == log.head()["id"]
+    assert log.verify() == Verified(decisions=2, moves=2, older=0)
+    assert by_hand(registry, "registry", "rollback", "--reason", "complaints")["status"] == \
+        "rolled_back"
+    assert log.list().verdict.tolist() == ["by hand", "promote", "rollback"]
+    why = log.show(log.head()["id"])
+    assert (why["by"], why["reason"], why["version"], why["champion"]) == (
+        whoami(), "complaints", "1", "2")
+    assert by_hand(registry, "decisions", "verify") == {
+        "status": "verified", "decisions": 3, "moves": 3, "older": 0}
+
+
+def test_a_rejection_has_its_record_too(registry, by_command, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(ENGINES, "challenger", Fake("2", 0.5))
+    done = by_command()
+    assert (done["status"], registry.get_champion().version) == ("rejected", "1")
+    assert registry.get_version("2").tags["decision"] == done["comparison"]["decision"]
+    assert DecisionLog(registry).verify() == Verified(decisions=2, moves=1, older=0)
+    with pytest.raises(RegistryError, match="says reject: it moves nothing"):
+        registry.promote_challenger(done["comparison"]["decision"])
+
+
+def test_a_promotion_by_hand_says_who(registry):  # noqa: F811
+    by_hand(registry, "registry", "promote", "2", "--reason", "I know better")
+    log = DecisionLog(registry)
+    why = log.find(registry.history()[-1]["decision"])
+    assert (why["kind"], why["by"], why["reason"]) == ("by hand", whoami(), "I know better")
+    assert log.verify() == Verified(decisions=2, moves=2, older=0)
+
+
+def test_a_deployer_can_not_be_given_a_verdict_that_nobody_recorded(registry, settings, compare):  # noqa: F811
+    d = ModelDeployer(registry, settings, stage.Notices(settings.path("var_dir")),
+                      client=InferenceClient(settings, Secrets(), backoff_s=0))
+    rejected = DecisionLog(registry).record(compare(challenger=Fake("2", 0.5)), code="c")
+    for forged, why in (("ab" * 32, "not in the chain"), ("", "give test set and evaluator")):
+        with pytest.raises(RuntimeError, match=why):
+            asyncio.run(d.deploy_if_better(decision=forged))
+    assert asyncio.run(d.deploy_if_better(decision=rejected["decision"]))["status"] == "rejected"
+    assert registry.get_champion().version == "1"
+
+
+def test_death_between_record_and_move_leaves_a_decision_that_moved_nothing(
+        registry, by_command, monkeypatch):  # noqa: F811
+    class Killed(BaseException):
+        pass
+
+    def die(*_, **__):
+        raise Killed
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        m.setattr(ModelRegistry, "promote_challenger", die)
+        by_command()
+    assert registry.get_champion().version == "1"
+    assert DecisionLog(registry).verify() == Verified(decisions=2, moves=1, older=0)
+    assert by_command()["status"] == "promoted"
+    assert DecisionLog(registry).verify() == Verified(decisions=3, moves=2, older=0)
+
+
+def test_a_move_past_the_registry_is_noticed(three, registry):  # noqa: F811
+    registry._client.set_registered_model_alias(registry.name, "champion", "2")
+    with pytest.raises(DecisionError, match="@champion is v2, but .* made it v1: .*without a record"):
+        three.verify()
+    forged = dict(action="promote", version="2", replaces="1", previous="1", reason="F1 +0.03",
+                  decision="", report="", time="2100-01-01T00:00:00.000000Z")
+    registry._client.set_registered_model_tag(registry.name, "event.2100", json.dumps(forged))
+    with pytest.raises(DecisionError, match="promote v2 .*has no decision record"):
+        three.verify()
+
+
+def test_moves_from_before_records_were_required_are_counted(registry, compare, settings):  # noqa: F811
+    "A registry as the version before this rule left it: events without a decision, no record of theirs."
+    for key, text in registry.notes("event.").items():
+        old = json.dumps(json.loads(text) | {"decision": ""})
+        registry._client.set_registered_model_tag(registry.name, key, old)
+    registry.note("decisions.head", lambda _: "")
+    log = DecisionLog(registry)
+    assert log.verify() == Verified(decisions=0, moves=0, older=1)
+    registry.promote_challenger(log.record(compare(), code="c")["decision"])
+    assert log.verify() == Verified(decisions=1, moves=1, older=1)
+    registry._client.set_registered_model_alias(registry.name, "champion", "1")
+    with pytest.raises(DecisionError, match="without a record"):
+        log.verify()

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 import stage
 from content_arena.config import Secrets
 from content_arena.mlops.alerting import Notifier
+from content_arena.mlops.decision_records import whoami
 from content_arena.serving.app import create_app
 
 STATES = ("intent", "promoted", "reloaded", "verified", "done")
@@ -32,7 +33,20 @@ def folder(tmp_path):
 
 def deploy(folder, url, **kw):
     d = stage.deployer(folder, url, **kw)
-    return asyncio.run(d.deploy_if_better(None, stage.comparison("3", "4")))
+    return asyncio.run(d.deploy_if_better(decision=decided(folder)))
+
+
+def decided(folder) -> str:
+    "The record that says: 4 over 3; the one there is, or a new one."
+    registry = stage.FileRegistry(folder)
+    known = [link["id"] for link, r in stage.DecisionChain(registry).backwards()
+             if r["kind"] == "comparison"]
+    return known[0] if known else stage.recorded(registry, "3", "4")
+
+
+def on_record(folder) -> int:
+    "How many moves of champion there were, each with the record that permits it."
+    return stage.DecisionChain(stage.FileRegistry(folder)).moves().recorded
 
 
 def served(url) -> str:
@@ -40,7 +54,7 @@ def served(url) -> str:
 
 
 def kill_at(point, folder, url):
-    with stage.process("deploy", str(folder), url, point) as p:
+    with stage.process("deploy", str(folder), url, point, decided(folder)) as p:
         out, err = p.communicate(timeout=60)
     assert p.returncode == -signal.SIGKILL, (point, out, err)
 
@@ -77,8 +91,9 @@ def test_a_killed_deployment_is_finished_by_the_next(point, folder):
         assert between in {("3", "3"), ("4", "3"), ("4", "4")}
         result = deploy(folder, url)
         assert (registry.aliases()["champion"], served(url)) == ("4", "4")
-    assert result["status"] == ("no_challenger" if point == "after:done" else "promoted")
+    assert result["status"] == "promoted"          # also if it was over: the outcome is looked up
     assert stage.deployer(folder, url).journal.read().state == "done"
+    assert on_record(folder) == 1
     assert "promoted" in stage.Notices(folder).sent
     assert not failed_reads
 
@@ -92,8 +107,9 @@ def test_a_killed_rollback_is_finished_by_the_next(point, folder):
         assert served(url) == "3"
         result = deploy(folder, url)
         assert (registry.aliases()["champion"], served(url)) == ("3", "3")
-    assert result["status"] == ("no_challenger" if point == "after:rolled_back" else "rolled_back")
+    assert result["status"] == "rolled_back"
     assert stage.deployer(folder, url).journal.read().state == "rolled_back"
+    assert on_record(folder) == 2
     assert "rolled_back" in stage.Notices(folder).sent
     assert not failed_reads
 
@@ -114,7 +130,7 @@ def test_of_two_deployers_one_wins_and_the_other_says_why(folder):
     with stage.service(folder) as url, stage.process("deploy-slowly", str(folder), url) as p:
         assert p.stdout.readline() == "comparing\n"
         second = deploy(folder, url)
-        out, _ = p.communicate("\n", timeout=60)
+        out, _ = p.communicate("\n", timeout=180)         # an evaluator brings torch
         first = json.loads(out)
         assert first["status"] == "promoted" and served(url) == "4"
     assert second["status"] == "busy" and f"process {p.pid} on" in second["reason"]
@@ -126,7 +142,7 @@ def test_somebody_moved_the_champion_while_we_compared(folder):
     class Slow:
         def compare(self, test):
             registry.set(champion="9")
-            return stage.comparison("3", "4")
+            return stage.compared("3", "4")
     with stage.service(folder) as url:
         result = asyncio.run(stage.deployer(folder, url, evaluator=Slow()).deploy_if_better("test"))
         assert served(url) == "9"
@@ -140,7 +156,7 @@ def test_the_challenger_was_withdrawn_while_we_compared(folder):
     class Slow:
         def compare(self, test):
             registry.set(challenger=None)
-            return stage.comparison("3", "4")
+            return stage.compared("3", "4")
     d = stage.deployer(folder, "http://127.0.0.1:9", evaluator=Slow())
     assert asyncio.run(d.deploy_if_better("test"))["status"] == "busy"
     assert registry.aliases()["champion"] == "3" and d.journal.read().closed
@@ -210,7 +226,7 @@ def test_a_service_with_a_token_wants_it(folder):
         stage.FileRegistry(folder).set(champion="3", challenger="4")
         d = stage.deployer(folder, url)
         d.client = stage.InferenceClient(stage.settings(folder, inference_url=url), secret)
-        result = asyncio.run(d.deploy_if_better(None, stage.comparison("3", "4")))
+        result = asyncio.run(d.deploy_if_better(decision=decided(folder)))
         assert (result["status"], served(url)) == ("promoted", "4")
     assert "s3cret" not in json.dumps(result) + d.journal.path.read_text()
 
@@ -222,20 +238,20 @@ def test_ctrl_c_during_the_move_waits_for_it(folder):
     moving, go_on = threading.Event(), threading.Event()
     move = d.registry.promote_challenger
 
-    def slow_move(**kw):
+    def slow_move(decision):
         moving.set()
         assert go_on.wait(30)
-        move(**kw)
+        move(decision)
     d.registry.promote_challenger = slow_move
 
     async def interrupted():
-        first = asyncio.create_task(d.deploy_if_better(None, stage.comparison("3", "4")))
+        first = asyncio.create_task(d.deploy_if_better(decision=decided(folder)))
         await asyncio.to_thread(moving.wait)
         first.cancel()
         for _ in range(10):
             await asyncio.sleep(0)                     # let the cancellation arrive
         other = stage.deployer(folder, "http://127.0.0.1:9")
-        second = await other.deploy_if_better(None, stage.comparison("3", "4"))
+        second = await other.deploy_if_better(decision=decided(folder))
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await first
@@ -247,6 +263,7 @@ def test_ctrl_c_during_the_move_waits_for_it(folder):
 
 
 def test_a_full_disk_moves_nothing(folder):
+    decided(folder)
     with patch("os.fsync", side_effect=OSError(28, "No space left on device")):
         with pytest.raises(OSError, match="No space left"):
             deploy(folder, "http://127.0.0.1:9")
@@ -258,12 +275,12 @@ def test_a_registry_that_goes_away_leaves_an_open_journal(folder):
     with stage.service(folder) as url:
         d = stage.deployer(folder, url)
 
-        def promote(**kw):
-            d.registry.get_champion = promote
+        def away(*_):
+            d.registry.get_champion = away
             raise ConnectionError("MLflow does not answer")
-        d.registry.promote_challenger = promote
-        with pytest.raises((ConnectionError, TypeError)):
-            asyncio.run(d.deploy_if_better(None, stage.comparison("3", "4")))
+        d.registry.promote_challenger = away
+        with pytest.raises(ConnectionError):
+            asyncio.run(d.deploy_if_better(decision=decided(folder)))
         assert d.journal.read().state == "intent"
         assert deploy(folder, url)["status"] == "promoted"
         assert served(url) == "4"
@@ -275,11 +292,11 @@ def test_an_answer_that_got_lost_is_looked_up(folder):
         d = stage.deployer(folder, url)
         move = d.registry.promote_challenger
 
-        def promote(**kw):
-            move(**kw)
+        def promote(decision):
+            move(decision)
             raise ConnectionError("connection lost")
         d.registry.promote_challenger = promote
-        result = asyncio.run(d.deploy_if_better(None, stage.comparison("3", "4")))
+        result = asyncio.run(d.deploy_if_better(decision=decided(folder)))
         assert (result["status"], served(url)) == ("promoted", "4")
 
 
@@ -290,7 +307,7 @@ def test_a_dead_webhook_fails_nothing(folder):
     with stage.service(folder) as url:
         d = stage.deployer(folder, url)
         d.notifier = Notifier(d.settings, dead, backoff_s=0)
-        result = asyncio.run(d.deploy_if_better(None, stage.comparison("3", "4")))
+        result = asyncio.run(d.deploy_if_better(decision=decided(folder)))
     assert result["status"] == "promoted" and not result["notified"]["delivered"]
     assert "ConnectError" in result["notified"]["reason"] and "s3cret" not in json.dumps(result)
 
@@ -300,7 +317,7 @@ def test_a_damaged_journal_is_for_a_person(folder):
     d.journal.path.parent.mkdir(parents=True)
     d.journal.path.write_text('{"state": "prom')
     with pytest.raises(RuntimeError, match="deploy.json can't be read.*move the file away"):
-        asyncio.run(d.deploy_if_better(None, stage.comparison("3", "4")))
+        asyncio.run(d.deploy_if_better(decision=decided(folder)))
     assert stage.FileRegistry(folder).aliases()["champion"] == "3"
     assert os.listdir(d.journal.path.parent).count("deploy.json") == 1
 
@@ -333,7 +350,8 @@ def test_three_versions_through_the_model_registry(tmp_path):
             assert registry.register_challenger(train(s, f"model-{new}")).version == new
             d = stage.ModelDeployer(registry, s, stage.Notices(tmp_path),
                                     client=stage.InferenceClient(s, Secrets(), backoff_s=0.01))
-            results.append(asyncio.run(d.deploy_if_better(None, stage.comparison(old, new))))
+            decision = stage.recorded(registry, old, new, "promote" if old else "bootstrap")
+            results.append(asyncio.run(d.deploy_if_better(decision=decision)))
         metrics = httpx.get(f"{url}/metrics").text
         by_hand = asyncio.run(d.rollback("complaints"))
         assert served(url) == "1"
@@ -344,3 +362,7 @@ def test_three_versions_through_the_model_registry(tmp_path):
     assert registry.get_challenger() is None
     actions = [e["action"] for e in registry.history() if e["action"] != "register"]
     assert actions == ["promote", "promote", "promote", "rollback", "rollback"]
+    moves = stage.DecisionChain(registry).moves()
+    assert (moves.recorded, moves.older) == (5, 0)
+    by = [r["by"] for _, r in stage.DecisionChain(registry).backwards() if r["kind"] == "rollback"]
+    assert by == [whoami(), "deployer"]

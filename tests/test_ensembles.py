@@ -19,6 +19,8 @@ import stage
 from content_arena.config import Secrets
 from content_arena.inference.ensemble import MODES, EnsembleError, Recipe
 from content_arena.mlops import cleanup, ensembles, retention
+from content_arena.mlops.decision_records import DecisionChain
+from content_arena.mlops.decisions import DecisionLog, Verified
 from content_arena.mlops.deployer import InferenceClient, ModelDeployer
 from content_arena.mlops.ensembles import beside_members, create_ensemble, remove_ensemble
 from content_arena.mlops.evaluator import ChampionChallengerEvaluator, load_engine
@@ -80,7 +82,7 @@ def trained(empty_store, tmp_path_factory):
             data.frame("train"), data.frame("valid"), dataset=data)
         assert registry.register(run).version == number
     registry.register_challenger(registry.get_version(1).run_id)
-    registry.promote_challenger(expected_challenger="1", expected_champion=None, reason="first")
+    registry.promote_challenger(DecisionChain(registry).by_hand("1", "first"))
     return root
 
 
@@ -122,6 +124,7 @@ def test_an_and_ensemble_is_evaluated_promoted_through_the_gate_and_served(home)
         httpx.post(f"{url}/reload", timeout=60).raise_for_status()
         assert classify()["model_version"] == "1"
         deployer = ModelDeployer(registry, served, stage.Notices(settings.path("var_dir")),
+                                 ChampionChallengerEvaluator(registry, served),
                                  client=InferenceClient(served, Secrets(), backoff_s=0.01))
         result = asyncio.run(deployer.deploy_if_better(TRUTH))
         assert (result["status"], result["service"]) == ("promoted", "serving 3"), result
@@ -136,6 +139,7 @@ def test_an_and_ensemble_is_evaluated_promoted_through_the_gate_and_served(home)
         assert asyncio.run(deployer.rollback("moderators complain"))["service"] == "serving 1"
         assert classify()["model_version"] == "1"
         assert production(settings) == {"champion": "1"}
+        assert DecisionLog(registry).verify() == Verified(decisions=3, moves=3, older=0)
 
 
 def test_beside_its_members_on_the_same_rows(home):

@@ -25,6 +25,7 @@ from content_arena.arena.fixed_battle import FixedBattle
 from content_arena.config import load_settings
 from content_arena.mlops import evaluator as ev
 from content_arena.mlops import gate, statistics
+from content_arena.mlops.decision_records import DecisionChain
 from content_arena.mlops.decisions import decide_again, differences_found
 from content_arena.mlops.evaluator import ChampionChallengerEvaluator, EvaluationError
 from content_arena.mlops.gate import Evidence, Slice, decide
@@ -373,7 +374,7 @@ def registry(settings):  # noqa: F811
     learn(settings, "1", ["b"], ["some row", "another row of it"])
     learn(settings, "2", ["b", "c"], ["a third row that is its own"])
     _move(registry, Move("register", "1"))
-    registry.promote_challenger(expected_challenger="1", expected_champion=None, reason="first")
+    registry.promote_challenger(DecisionChain(registry).by_hand("1", "first"))
     _move(registry, Move("register", "2"))
     return registry
 

@@ -5,6 +5,7 @@ import mlflow
 import pandas as pd
 import pytest
 
+from content_arena.mlops.decision_records import DecisionChain
 from content_arena.mlops.evaluator import ChampionChallengerEvaluator
 from content_arena.mlops.lineage import LineageError, certify, check_ancestors, load_fingerprints
 from content_arena.mlops.model_registry import ModelRegistry
@@ -31,7 +32,7 @@ def family(tmp_path_factory):
     registry, trainer = ModelRegistry(s), QLoRATrainer(s, progress=False)
     first = trainer.train(*split("ancestor"), work_dir=folder / "one")
     v1 = registry.register_challenger(first)
-    registry.promote_challenger(expected_challenger=v1.version, expected_champion=None, reason="first")
+    registry.promote_challenger(DecisionChain(registry).by_hand(v1.version, "first"))
     second = trainer.train(*split("own"), work_dir=folder / "two", ancestor=folder / "one" / "model", parent_lineage=v1.lineage)
     registry.register_challenger(second)
     return registry, s

@@ -19,6 +19,7 @@ from transformers.utils import logging as hf
 
 from commands import arena, settings_of, state_of
 from content_arena.inference.engine import Engine
+from content_arena.mlops.decision_records import DecisionChain
 from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.training import building
 from content_arena.training.base_models import resolve_base_model
@@ -149,7 +150,7 @@ def waiting(tmp_path_factory) -> dict[str, str]:
     settings, base = settings_of(environment), make_tiny_base(home / "tiny")
     registry = ModelRegistry(settings)
     first = register(settings, base, seed=1, threshold=0.35)
-    registry.promote_challenger(expected_challenger=first, expected_champion=None, reason="first")
+    registry.promote_challenger(DecisionChain(registry).by_hand(first.version, "first"))
     second = register(settings, base, seed=2, threshold=0.65)
     for version in (first, second):
         Engine.load(registry.download(version), dtype="bfloat16",

@@ -10,6 +10,7 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
 from content_arena.mlops import model_registry as mr
+from content_arena.mlops.decision_records import DecisionChain, Moves
 from content_arena.tracking_server import TrackingServerError, check_reachable
 from content_arena.mlops.model_registry import ModelRegistry, Move, RegistryError, RegistryReader
 from forks import WRITES, aliases, copy_store, die, killed, make_settings, process, statuses
@@ -65,10 +66,9 @@ def in_file(registry) -> dict[str, str]:
 
 
 ACTIONS = {
-    "promote": lambda r: r.promote_challenger(expected_challenger="3", expected_champion="2",
-                                              reason="better"),
+    "promote": lambda r: r.promote_challenger(DecisionChain(r).by_hand("3", "better")),
     "reject": lambda r: r.reject_challenger("worse"),
-    "rollback": lambda r: r.rollback("bad"),
+    "rollback": lambda r: r.rollback(DecisionChain(r).rollback("2", "1", "bad")),
 }
 
 
@@ -96,6 +96,8 @@ def test_death_at_any_write_is_finished_or_undone(registry, monkeypatch, tmp_pat
         assert now in (before, done), f"died before write {n}, {writes[n]}"
         assert in_file(registry) == now[0], "the registry file was forgotten"
         assert len(registry.history()) == past + (now == done)
+        champions = 2 + (now == done and action != "reject")
+        assert DecisionChain(registry).moves() == Moves(recorded=champions, older=0)
         ends.append(now == done)
     assert ends == sorted(ends) and set(ends) == {False, True}  # undone up to some write only
 
@@ -162,6 +164,7 @@ def promote_and_die(pipe, root: Path, die_after: int) -> None:
     if registry.get_challenger() is None:
         with registry._alone():
             mr._move(registry, Move("register", registry.get_previous().version))
+    decision = DecisionChain(registry).by_hand(registry.get_challenger().version, "again")
     for verb in WRITES:
         def call(self, *args, _original=getattr(mlflow.MlflowClient, verb)):
             _original(self, *args)
@@ -169,8 +172,7 @@ def promote_and_die(pipe, root: Path, die_after: int) -> None:
             if len(seen) == die_after:
                 die()
         setattr(mlflow.MlflowClient, verb, call)
-    registry.promote_challenger(expected_challenger=registry.get_challenger(), reason="again",
-                                expected_champion=registry.get_champion())
+    registry.promote_challenger(decision)
 
 
 def test_champion_is_readable_while_writers_are_killed(registry, tmp_path):
@@ -186,6 +188,7 @@ def test_champion_is_readable_while_writers_are_killed(registry, tmp_path):
     held = aliases(registry)
     assert set(held) == {"champion", "previous"} and held["champion"] != held["previous"]
     assert statuses(registry).count("champion") == 1
+    assert DecisionChain(registry).moves().recorded > len(deaths) / 2
 
 
 def test_of_two_promoters_one_wins_and_the_other_says_why(registry, tmp_path):
@@ -255,7 +258,8 @@ def test_a_server_that_accepts_and_never_answers(tmp_path):
 
 @pytest.mark.parametrize("verb", [
     ModelRegistry.get_champion, ModelRegistry.versions, ModelRegistry.history, ModelRegistry.settle,
-    lambda r: r.rollback("x"), lambda r: r.register_challenger("r")])
+    lambda r: r.rollback("x"), lambda r: r.promote_challenger("x"),
+    lambda r: r.register_challenger("r")])
 def test_every_verb_says_that_nobody_is_there(tmp_path, verb):
     with pytest.raises(RegistryError, match="tracking_uri"):
         verb(ModelRegistry(make_settings(tmp_path, tracking_uri="http://127.0.0.1:9")))
@@ -291,10 +295,16 @@ def test_a_broken_download_leaves_nothing(settings, monkeypatch, tmp_path):
         (Path(dst_path) / "data" / "manifest.json").write_text("{")
         raise OSError("connection lost")
 
-    with monkeypatch.context() as m, pytest.raises(RegistryError, match="fetched: connection lost"):
+    (tmp_path / "artifacts").rename(tmp_path / "far away")     # as with a server: not found by hash
+    with monkeypatch.context() as m, pytest.raises(RegistryError, match=r"\(connection lost\)"):
         m.setattr(mlflow.artifacts, "download_artifacts", half)
         registry.download(version)
     assert cached(settings) == []
+    (tmp_path / "far away").rename(tmp_path / "artifacts")
+    with monkeypatch.context() as m:
+        m.setattr(mlflow.artifacts, "download_artifacts", half)
+        assert registry.download(version).name == version.sha256
+    shutil.rmtree(settings.path("var_dir") / "cache")
     shutil.rmtree(tmp_path / "artifacts")
     with pytest.raises(RegistryError, match="content-filter v1"):
         registry.download(version)

@@ -94,7 +94,11 @@ def test_evaluate_refuses_a_test_set_that_was_trained_on(home, first, tmp_path):
 
 def test_decisions_verify_names_a_changed_record(home, first):
     code, out, err = arena(home[1], "decisions", "verify", "--json")
-    assert code == 0 and json.loads(out.splitlines()[-1])["decisions"] >= 2, err
+    assert code == 0, err
+    said, past = json.loads(out.splitlines()[-1]), ModelRegistry(settings_of(home[1])).history()
+    moves = [e for e in past if e["action"] in ("promote", "rollback")]
+    assert moves[0]["decision"] == first["comparison"]["decision"]
+    assert (said["moves"], said["older"]) == (len(moves), 0)
     files = sorted((home[0] / "artifacts").rglob("decisions/*.parquet"))
     original = files[0].read_bytes()
     changed = bytearray(original)

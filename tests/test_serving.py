@@ -416,13 +416,14 @@ def register(settings, base_folder, seed: int, threshold: float = 0.35):
 @pytest.mark.slow
 def test_it_serves_the_champion_of_the_model_registry(tmp_path):
     "Version 1 is loaded from MLflow and served; version 2, damaged in the store, never is."
+    from content_arena.mlops.decision_records import DecisionChain
     from content_arena.mlops.model_registry import ModelRegistry
     from content_arena.training.tiny_base import make_tiny_base
     s = stage.settings(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", dtype="float32",
                        artifact_dir=str(tmp_path / "artifacts"))
     base, registry = make_tiny_base(tmp_path / "base"), ModelRegistry(s)
     first = register(s, base, seed=1)
-    registry.promote_challenger(expected_challenger=first, expected_champion=None, reason="first")
+    registry.promote_challenger(DecisionChain(registry).by_hand(first.version, "first"))
     with stage.serving(create_app(s, Secrets())) as url:
         assert reload(url).json()["model_sha256"] == first.sha256
         texts = ["you are kind", "you are awful today", "바보 " * 100]
@@ -432,7 +433,7 @@ def test_it_serves_the_champion_of_the_model_registry(tmp_path):
         assert len({r["toxic_score"] for r in many["results"]}) == 3
 
         second = register(s, base, seed=2)
-        registry.promote_challenger(expected_challenger=second, expected_champion=first, reason="?")
+        registry.promote_challenger(DecisionChain(registry).by_hand(second.version, "?"))
         newest = max((tmp_path / "artifacts").rglob("head.safetensors"),
                      key=lambda f: f.stat().st_mtime_ns)
         newest.write_bytes(b"\0" * 100)

@@ -22,6 +22,7 @@ from content_arena.arena.attempts import judged
 from content_arena.config import Secrets, load_settings
 from content_arena.inference.engine import Engine, PyfuncModel
 from content_arena.inference.ensemble import Combination, Recipe
+from content_arena.mlops.decision_records import DecisionChain
 from content_arena.mlops.drift import compare_scripts
 from content_arena.mlops.evaluator import as_test_set, score
 from content_arena.mlops.model_registry import ModelRegistry
@@ -61,7 +62,7 @@ def trained(tmp_path_factory):
     run_id = QLoRATrainer(s, progress=False).train(FRAME[:110], FRAME[110:], work_dir=folder / "work")
     registry = ModelRegistry(s)
     version = registry.register_challenger(run_id)
-    registry.promote_challenger(expected_challenger=version.version, expected_champion=None, reason="first")
+    registry.promote_challenger(DecisionChain(registry).by_hand(version.version, "first"))
     return s, folder, run_id
 
 

@@ -563,6 +563,7 @@ def test_the_commands_of_a_day(shelf, empty_store, monkeypatch):
 
 
 def test_a_restored_version_becomes_a_challenger(shelf, empty_store):
+    from content_arena.mlops.decision_records import DecisionChain, Moves
     from content_arena.mlops.model_registry import ModelRegistry
     from forks import copy_store
     store, names = shelf
@@ -575,5 +576,7 @@ def test_a_restored_version_becomes_a_challenger(shelf, empty_store):
     version = store.register(made.name)
     assert version.aliases == ("challenger",) and version.lineage == ["d0", "d1"]
     assert version.sha256 == made.model_sha256
+    chain = DecisionChain(ModelRegistry(store.settings))
+    assert chain.registry.get_champion() is None and chain.moves() == Moves(recorded=0, older=0)
     files = ModelRegistry(store.settings).download(version)
     assert (files / "head.safetensors").read_text() == "v1"

@@ -19,6 +19,7 @@ from tenacity import wait_exponential_jitter
 from ..config import Secrets, Settings, load_secrets
 from ..http_clients import http_client
 from .alerting import Notifier
+from .decision_records import DecisionChain, whoami
 from .journal import Busy, Journal, Record, deploy_lock
 
 if TYPE_CHECKING:                      # MLflow takes seconds to import; a type hint is not worth it
@@ -140,11 +141,13 @@ async def _uninterrupted(f: Callable, *args: Any, **kwargs: Any) -> Any:
 class ModelDeployer:
     """Decides on the challenger, moves the alias, reloads the service; undoes it all if that fails.
 
-    `notifier`, `evaluator`, `client`, `journal` default to those of `settings`."""
+    `evaluator` compares where no decision is handed in; `notifier`, `client`, `journal` default to
+    those of `settings`."""
     def __init__(self, registry: "ModelRegistry", settings: Settings,
                  notifier: Notifier | None = None, evaluator: Any = None, *,
                  client: InferenceClient | None = None, journal: Journal | None = None):
         self.registry, self.settings, self.evaluator = registry, settings, evaluator
+        self.decisions = DecisionChain(registry)
         self.notifier = Notifier(settings) if notifier is None else notifier
         self.client = InferenceClient(settings) if client is None else client
         self.folder = settings.path("var_dir") / "journal"
@@ -206,11 +209,15 @@ async def _undo(self: ModelDeployer, record: Record, why: str) -> dict[str, Any]
 
 # %% ../../nbs/03_mlops/08_deployer.ipynb #399917f9
 @patch
+def _back_on_record(self: ModelDeployer, record: Record) -> None:
+    why = self.decisions.rollback(record.new, record.old, record.reason, by=record.by)
+    self.registry.rollback(why)
+
+@patch
 async def _roll_back(self: ModelDeployer, record: Record) -> dict[str, Any]:
     "From `rolling_back`: the old champion's alias, then the service, then people."
     if await self._at("champion") == record.new:
-        await _uninterrupted(self.registry.rollback, record.reason,
-                             expected_champion=record.new)
+        await _uninterrupted(self._back_on_record, record)
     if (now := await self._at("champion")) != record.old:
         return await self._superseded(record, now)
     service = await self._settle(record.old)
@@ -262,24 +269,18 @@ def compared_versions(comparison: dict[str, Any]) -> tuple[str | None, str]:
 
 
 @patch
-async def _comparison(
-    self: ModelDeployer, test: Any, given: Any, old: str | None, new: str
-) -> dict[str, Any]:
-    as_dict = lambda c: c.to_dict() if hasattr(c, "to_dict") else dict(c)
-    if given is not None and compared_versions(as_dict(given)) == (old, new):
-        return as_dict(given)
-    if test is None:
-        raise DeployError(f"the comparison given is not about champion {old} and challenger"
-                          f" {new}, which the registry holds now: give the test set,"
-                          " or compare again")
-    evaluator = self.evaluator
-    if evaluator is None:          # brings MLflow and torch: only if needed
-        from content_arena.mlops.decisions import DecisionLog
-        from content_arena.mlops.evaluator import ChampionChallengerEvaluator
-        compared = await asyncio.to_thread(
-            ChampionChallengerEvaluator(self.registry, self.settings).compare, test)
-        return as_dict(await asyncio.to_thread(DecisionLog(self.registry).record, compared))
-    return as_dict(await asyncio.to_thread(evaluator.compare, test))
+def _decided(self: ModelDeployer, test: Any, decision: str, old: str | None, new: str) -> dict:
+    "The comparison of `old` and `new` in record `decision`, or in one that is made now."
+    recorded = self.decisions.find(decision).get("comparison") if decision else None
+    if recorded and compared_versions(recorded) == (old, new):
+        return recorded | {"decision": decision}
+    if test is None or self.evaluator is None:
+        about = f"decision {decision[:12]} is not about" if decision else "no decision is given on"
+        raise DeployError(f"{about} champion {old} and challenger {new}, which the registry holds"
+                          " now: give test set and evaluator, or compare again (content-arena"
+                          " deploy does)")
+    from content_arena.mlops.decisions import DecisionLog       # brings pandas: only if needed
+    return DecisionLog(self.registry).decide(self.evaluator, test).to_dict()
 
 
 @patch
@@ -300,12 +301,10 @@ async def _promote(
     self: ModelDeployer, comparison: dict[str, Any], old: str | None, new: str
 ) -> dict:
     reason = "; ".join(comparison.get("reasons") or ()) or "the gate said promote"
-    before = await self.client.probe()
+    before, decision = await self.client.probe(), comparison["decision"]
     record = self.journal.begin(new=new, old=old, reason=reason, service=before)
     try:
-        await _uninterrupted(self.registry.promote_challenger, expected_challenger=new,
-                             expected_champion=old, reason=reason,
-                             decision=str(comparison.get("decision") or ""))
+        await _uninterrupted(self.registry.promote_challenger, decision)
     except Exception as e:
         now, waiting = await self._at("champion"), await self._at("challenger")
         if now not in (old, new):
@@ -324,19 +323,39 @@ async def _keep(self: ModelDeployer, comparison: dict[str, Any], old: str | None
     reason = "; ".join(comparison.get("reasons") or ()) or f"verdict {comparison['verdict']}"
     if comparison["verdict"] != "inconclusive":
         await _uninterrupted(self.registry.reject_challenger, reason, expected_challenger=new,
-                             decision=str(comparison.get("decision") or ""))
+                             decision=comparison["decision"])
     status = "inconclusive" if comparison["verdict"] == "inconclusive" else "rejected"
     return await self._tell(status, reason, model_version=old, challenger=new)
 
+# %% ../../nbs/03_mlops/08_deployer.ipynb #e5c16d37
+@patch
+def _carried_out(self: ModelDeployer, decision: str) -> dict[str, Any] | None:
+    "What became of a decision that was acted on before; None if it was not."
+    events = self.registry.history() if decision else []
+    at = next((i for i, e in enumerate(events) if e["decision"] == decision), None)
+    if at is None:
+        return None
+    move, later = events[at], events[at + 1:]
+    undone = next((e for e in later if (e["action"], e["replaces"]) == ("rollback",
+                                                                        move["version"])), None)
+    status = "rejected" if move["action"] == "reject" else \
+        "rolled_back" if undone else "promoted" if move["replaces"] else "bootstrapped"
+    champion = self.registry.get_champion()
+    return {"status": status, "reason": (undone or move)["reason"],
+            "model_version": champion.version if champion else None,
+            "comparison": self.decisions.find(decision)["comparison"] | {"decision": decision}}
+
 # %% ../../nbs/03_mlops/08_deployer.ipynb #54f154c1
 @patch
-async def _deploy(self: ModelDeployer, test: Any, comparison: Any) -> dict[str, Any]:
+async def _deploy(self: ModelDeployer, test: Any, decision: str) -> dict[str, Any]:
     recovered = await self._recover()
     old, new = await self._at("champion"), await self._at("challenger")
+    if before := await asyncio.to_thread(self._carried_out, decision):
+        return before | {"service": await self.client.probe()} | (recovered or {})
     if new is None or new == old:
         return recovered or {"status": "no_challenger", "model_version": old,
                              "reason": "no version is @challenger: train and register one"}
-    comparison = await self._comparison(test, comparison, old, new)
+    comparison = await asyncio.to_thread(self._decided, test, decision, old, new)
     await self._tag_scores(comparison, old, new)
     act = self._promote if comparison["should_promote"] else self._keep
     result = await act(comparison, old, new) | {"comparison": comparison}
@@ -349,24 +368,24 @@ async def _roll_back_by_hand(self: ModelDeployer, reason: str) -> dict[str, Any]
     if bad is None or good is None:
         raise DeployError("there is no previous champion to go back to")
     before = await self.client.probe()
-    record = self.journal.begin(new=bad, old=good, reason=reason, service=before)
+    record = self.journal.begin(new=bad, old=good, reason=reason, service=before, by=whoami())
     record = self.journal.advance(record, "promoted")
     return await self._roll_back(self.journal.advance(record, "rolling_back"))
 
 # %% ../../nbs/03_mlops/08_deployer.ipynb #fcb6e28e
 @patch
 async def deploy_if_better(
-    self: ModelDeployer, test: Any, comparison: Any = None
+    self: ModelDeployer, test: Any = None, decision: str = ""
 ) -> dict[str, Any]:
     """Promote the challenger if it is better, and bring the service to it.
 
-    `test`: a Dataset or a frame, as the evaluator takes it; may be None if `comparison` (a
-    Comparison or its dict) is given and still about the registry's versions. Returns a dict
+    `decision`: id of the record of a comparison, made before; used if it is about the registry's
+    versions. Otherwise `test` (a Dataset or a frame) goes to the evaluator. Returns a dict
     with `status`: promoted, bootstrapped, rejected, inconclusive, rolled_back, no_challenger
     or busy; `reason`, `model_version` (champion afterwards), `service`, `comparison`,
     `notified`; and `recovered` if a killed deployment was finished or undone first.
-    Raises what evaluator and registry raise."""
-    return await self._alone(self._deploy, test, comparison)
+    Raises DeployError, DecisionError (no such record), and what evaluator and registry raise."""
+    return await self._alone(self._deploy, test, decision)
 
 
 @patch

@@ -52,11 +52,13 @@ class Record:
     """One deployment: from version `old` (None: there was no champion) to `new`.
 
     `reason`: why it was decided, later why it was undone. `service`: what the service did before
-    the deployment, in words. `steps`: every state with its time (UTC)."""
+    the deployment, in words. `by`: who undoes it, if it comes to that. `steps`: every state with
+    its time (UTC)."""
     new: str
     old: str | None
     reason: str
     service: str = ""
+    by: str = "deployer"
     state: str = "intent"
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     pid: int = field(default_factory=os.getpid)
@@ -88,13 +90,14 @@ class Journal:
                                " `content-arena registry show` with what the service's /ready says,"
                                " then move the file away") from e
 
-    def begin(self, *, new: str, old: str | None, reason: str, service: str = "") -> Record:
+    def begin(self, *, new: str, old: str | None, reason: str, service: str = "",
+              by: str = "deployer") -> Record:
         "Write the intent to deploy `new`; raises JournalError if an earlier deployment is open."
         last = self.read()
         if last and not last.closed:
             raise JournalError(f"{self.path}: deployment {last.old} -> {last.new} is still"
                                f" {last.state}: recover it first")
-        return self._write(Record(new, old, reason, service), "intent")
+        return self._write(Record(new, old, reason, service, by), "intent")
 
     def advance(self, record: Record, state: str, **changes: Any) -> Record:
         "Write that `record` reached `state`. Raises JournalError if it can't from where it is."

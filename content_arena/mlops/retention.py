@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['used_models', 'used_versions', 'in_use', 'protected', 'Verdict', 'verdicts', 'prune', 'mark', 'marked_for_archive',
-           'archive_version', 'archive_entry', 'check', 'export', 'rows']
+           'archive_version', 'archive_entry', 'needed', 'check', 'export', 'rows']
 
 # %% ../../nbs/03_mlops/12a_retention.ipynb #2dda06ad
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from .agreement import (
     Shelf, coevolution_entry, disagreements, listed_models)
 from .archives import SUFFIX, peek, write_archive
 from .open_files import holder, open_paths
+from .model_registry import Version
 from .registry_file import change_registry, production_entries
 from .snapshots import VersionError, check_name, file_sha256, set_aside
 from .versions import VersionStore, alone, finish, mirror
@@ -164,9 +165,19 @@ def archive_entry(packed: Path, archived: str = "") -> dict[str, Any]:
             "tag": snapshot.tag, "archived": archived or now}
 
 # %% ../../nbs/03_mlops/12a_retention.ipynb #c4e917d8
+def needed(store: VersionStore) -> list[Version]:
+    "The registered versions that hold an alias or belong to a listed ensemble, and their members."
+    versions = store.registry.versions()
+    listed = listed_models(store.file.read(), versions)
+    found = [v for v in versions if v.aliases or v.sha256 in listed]
+    members = {sha256 for v in found for sha256 in v.members.values()}
+    return [v for v in versions if v in found or v.sha256 in members]
+
 def check(store: VersionStore, *, verify: bool = False) -> list[str]:
-    "Every disagreement of file, disk and MLflow; with `verify`, every byte is read."
-    return disagreements(store.file.read(), store.shelf(verify=verify), store.registry.versions())
+    """Every disagreement of file, disk and MLflow, and what is wrong with the files of the versions
+    in use; with `verify`, every byte of the kept versions is read, too."""
+    told = disagreements(store.file.read(), store.shelf(verify=verify), store.registry.versions())
+    return told + list(filter(None, map(store.registry.check_files, needed(store))))
 
 def export(store: VersionStore) -> list[str]:
     "Write MLflow's and the disk's state to the file; returns the disagreements there were."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'STRATA', 'TOLERANCE', 'SYNTHETIC', 'SCHEMA', 'FINGERPRINT_SCHEMA', 'recipe_of', 'Dataset', 'open_dataset',
-           'prepare_dataset', 'prepare_training_data']
+           'prepare_dataset', 'prepared_dataset', 'prepare_training_data']
 
 # %% ../../nbs/01_training/03_data_preparation.ipynb #332fa652
 import hashlib
@@ -444,6 +444,11 @@ def prepare_dataset(settings: Settings, *, progress: bool = True) -> Dataset:
     with _locked(base):
         found = _cached(base, pointer)
         return found or _store(base, pointer, *_build(settings, recipe, progress))
+
+# %% ../../nbs/01_training/03_data_preparation.ipynb #56ac1ad6
+def prepared_dataset(settings: Settings, id: str) -> Dataset:
+    "The data set `id`, prepared before, where `var_dir` is now; raises what `open_dataset` raises."
+    return open_dataset(settings.path("var_dir") / "datasets" / id[:16])
 
 # %% ../../nbs/01_training/03_data_preparation.ipynb #f5d478c7
 def prepare_training_data(settings: Settings | None = None, *, progress: bool = True

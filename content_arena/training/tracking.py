@@ -27,6 +27,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay
 
+from ..artifact_paths import follow_artifacts
 from ..config import Settings
 from ..tracking_server import check_reachable, sqlite_file
 
@@ -44,6 +45,7 @@ def connect(settings: Settings) -> str:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         check_reachable(uri)
+        follow_artifacts(settings)                      # the clone may have been moved
         mlflow.set_tracking_uri(uri)
         found = mlflow.get_experiment_by_name(settings.experiment)
         if found is None:
