@@ -18,6 +18,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from . import __version__
 from .cli_battle import battle_app
@@ -394,7 +395,7 @@ def doctor(
                 "missing": "[red]missing[/]",
                 "note": "[yellow]note   [/]",
             }[c["state"]]
-            console.print(f"{mark} {c['name']}: {c['says']}")
+            console.print(f"{mark} {c['name']}: {escape(c['says'])}")
     _out(as_json, {"checks": checks}, show)
     if any(c["state"] == "missing" for c in checks):
         raise typer.Exit(1)

@@ -98,53 +98,70 @@ def feedback_sample(
     since: Since = None, until: Until = None,
     seed: Annotated[int, typer.Option(help="another seed draws another sample")] = 0,
     model_version: Annotated[Optional[str], typer.Option(help="only this version's")] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="show it, and note nothing")] = False,
     p: Parameter = None, as_json: AsJson = False,
 ) -> None:
     "Hand out a random sample of flagged and unflagged predictions for labelling."
     from content_arena.mlops.feedback import draw_sample
     with _open(settings_from(None, p)) as store:
-        rows = draw_sample(store, n, seed, read_time(since), read_time(until), model_version)
+        rows = draw_sample(store, n, seed, read_time(since), read_time(until), model_version,
+                           preview)
     rows = rows[["prediction_id", "text_sha256", "lang", "text"]].astype(object)
     rows = rows.where(rows.notna(), None).to_dict("records")
     columns = ("prediction_id", "lang", "text" if any(r["text"] for r in rows) else "text_sha256")
     show_result(as_json, {"rows": rows}, lambda c: c.print(framed_table(rows, columns)))
 
+# %% ../nbs/06_entry/05c_cli_events.ipynb #e7b4958e
+def _show_feedback(c: Console, value: dict) -> None:
+    n, q = value["labels"], value["quality"]
+    c.print(f"labels: {n['counted']} counted, {n['repeated']} repeated, {n['unknown']} about"
+            " nothing that is known")
+    c.print("labelled texts:", ", ".join(f"{n} {s}" for s, n in value["texts"].items()))
+    c.print(f"sample: {q['labelled']} of {q['requested']} requested labels count, for"
+            f" {q['population']} of {q['traffic']} predictions; {q['open_draws']} draws wait for"
+            " labels")
+    for name in ("precision", "recall", "f1"):
+        c.print(f"{name:10} {_percent(q[name])}")
+
 @feedback_app.command("report")
 def feedback_report(
     since: Since = None, until: Until = None, p: Parameter = None, as_json: AsJson = False,
 ) -> None:
-    "Labels by state, and precision, recall and F1 of the traffic from the labelled sample."
-    from content_arena.mlops.feedback import STATES, estimate_quality, labels_by_text
+    "Labels by state, and precision, recall and F1 of the window's answers, from the sample."
+    from content_arena.mlops.feedback import (STATES, estimate_quality, label_counts,
+                                              labels_by_text)
     settings, window = settings_from(None, p), (read_time(since), read_time(until))
     with _open(settings) as store:
+        counts = label_counts(store, settings, *window)
         states = labels_by_text(store, settings, *window).state.value_counts()
         quality = estimate_quality(store, settings, *window).to_dict()
-    value = {"texts": {s: int(states.get(s, 0)) for s in STATES}, "quality": quality}
-    def show(c: Console) -> None:
-        c.print("labelled texts:", ", ".join(f"{n} {s}" for s, n in value["texts"].items()))
-        c.print(f"sample: {quality['labelled']} of {quality['requested']} labelled, for"
-                f" {quality['population']} predictions; {quality['open_draws']} draws wait for"
-                " labels")
-        for name in ("precision", "recall", "f1"):
-            c.print(f"{name:10} {_percent(quality[name])}")
-    show_result(as_json, value, show)
+    value = {"labels": counts, "texts": {s: int(states.get(s, 0)) for s in STATES},
+             "quality": quality}
+    show_result(as_json, value, lambda c: _show_feedback(c, value))
 
 # %% ../nbs/06_entry/05c_cli_events.ipynb #1e17ca17
 def _labels(file: str, shared: dict) -> list[dict]:
-    from content_arena.store_schema import RowRefused, StoreError, make_row
+    "Rows of a CSV file, empty cells left out. Raises StoreError for what is no table of labels."
+    from content_arena.store_schema import StoreError
     try:
         with (sys.stdin if file == "-" else open(file, newline="", encoding="utf-8-sig")) as f:
-            given = list(csv.DictReader(f))
+            header, *rows = [row for row in csv.reader(f) if row] or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise StoreError(f"{file} can't be read: {e}") from None
-    rows = []
-    for i, row in enumerate(given, start=2):
-        try:
-            filled = {k: v for k, v in row.items() if v}
-            rows.append(make_row("feedback", shared | filled, keep_text=True))
-        except RowRefused as e:
-            raise StoreError(f"{file}, line {i}: {e}; nothing was added") from None
-    return rows
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise StoreError(f"{file}: column {', '.join(twice)} is there more than once: leave one")
+    if "label" not in header:
+        raise StoreError(f"{file}, line 1: no column label; the first line names the columns, such"
+                         " as prediction_id,label,reviewer")
+    return [shared | {k: v for k, v in zip([*header, *["(no name)"] * len(row)], row) if v}
+            for row in rows]
+
+# %% ../nbs/06_entry/05c_cli_events.ipynb #dee13204
+def _show_intake(c: Console, value: dict, rows: int) -> None:
+    c.print(f"{rows} labels read: " + ", ".join(f"{value[o]} {o}" for o in
+                                                ("added", "replaced", "unknown", "refused")))
+    for p in value["problems"]:
+        c.print(f"  {p['line']}: {p['reason']}" if p["line"] else f"  {p['reason']}")
 
 @feedback_app.command("add")
 def feedback_add(
@@ -156,13 +173,21 @@ def feedback_add(
     file: Annotated[Optional[str], typer.Option(help="CSV of labels; - is stdin")] = None,
     p: Parameter = None, as_json: AsJson = False,
 ) -> None:
-    "Add one label, or those of a CSV file."
-    shared = {"source": source, "reviewer": reviewer}
+    "Add one label, or those of a CSV file; exit code 1 if any is unknown or refused."
+    from content_arena.store_labels import OUTCOMES, add_labels
+    shared, settings = {"source": source, "reviewer": reviewer}, settings_from(None, p)
     one = {"prediction_id": prediction_id, "text_sha256": text_sha256, "label": label}
     rows = _labels(file, shared) if file else [shared | one]
-    with _open(settings_from(None, p)) as store:
-        value = {"status": "added", "labels": store.add("feedback", rows)}
-    show_result(as_json, value, lambda c: c.print(f"{value['labels']} labels added"))
+    with _open(settings) as store:
+        taken = add_labels(store, rows, settings.path("var_dir") / "spool",
+                           settings.store_retention_days)
+    value = {o: sum(t.outcome == o for t in taken) for o in OUTCOMES}
+    wrong = [{"line": i if file else None, "outcome": t.outcome, "reason": t.reason}
+             for i, t in enumerate(taken, start=2) if not t.row]
+    value = {"status": "incomplete" if wrong else "added"} | value | {"problems": wrong}
+    show_result(as_json, value, lambda c: _show_intake(c, value, len(rows)))
+    if wrong:
+        raise typer.Exit(1)
 
 # %% ../nbs/06_entry/05c_cli_events.ipynb #535b8d46
 @store_app.command("status")

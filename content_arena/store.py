@@ -8,7 +8,7 @@ __all__ = ['BUSY_S', 'INSERT', 'FROM_USERS', 'store_address', 'EventStore', 'Hea
 # %% ../nbs/00_core/02c_store.ipynb #023cbffd
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -134,10 +134,13 @@ INSERT = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 def add(self: EventStore, table: str, rows: Sequence[Mapping[str, Any]]) -> int:
     """Write `rows` in one transaction, all or none; returns how many were not there yet.
 
-    Rows are completed and checked by `make_row`. Raises RowRefused or StoreUnavailable."""
+    A label replaces an older one with its id; any other row whose id is there is skipped. Rows are
+    completed and checked by `make_row`. Raises RowRefused or StoreUnavailable."""
     made = [make_row(table, row, self.keep_text) for row in rows]
     if not made:
         return 0
+    if table == "feedback":
+        return self._put_labels(made)
     t = find_table(table)
     insert = INSERT[self.engine.dialect.name](t).on_conflict_do_nothing(index_elements=["id"])
     with _speaking(self.address), self.engine.begin() as connection:
@@ -154,6 +157,22 @@ def update(self: EventStore, table: str, id: str, **values: Any) -> None:
     new = make_row(table, {**old, **values}, self.keep_text)
     with _speaking(self.address), self.engine.begin() as connection:
         connection.execute(t.update().where(t.c.id == id).values({k: new[k] for k in values}))
+
+# %% ../nbs/00_core/02c_store.ipynb #b76fd606
+@patch
+def _put_labels(self: EventStore, made: list[dict[str, Any]]) -> int:
+    newest = {row["id"]: row for row in sorted(made, key=lambda row: row["time"])}
+    t = find_table("feedback")
+    insert = INSERT[self.engine.dialect.name](t)
+    with _speaking(self.address), self.engine.begin() as connection:
+        ids = list(newest)
+        known = sum(connection.execute(sa.select(sa.func.count()).where(
+            t.c.id.in_(ids[i:i + 10_000]))).scalar_one() for i in range(0, len(ids), 10_000))
+        connection.execute(insert.on_conflict_do_update(
+            index_elements=["id"], where=insert.excluded.time >= t.c.time,
+            set_={c.name: insert.excluded[c.name] for c in t.c if c.name != "id"}),
+            list(newest.values()))
+    return len(ids) - known
 
 # %% ../nbs/00_core/02c_store.ipynb #aedb8f98
 def _window(t: Any, since: datetime | None, until: datetime | None,
@@ -211,6 +230,16 @@ def read(self: EventStore, table: str, *, since: datetime | None = None,
         rows = connection.execute(query.order_by(t.c.time.desc(), t.c.id.desc())).all()
     return _frame(rows[::-1], [c.name for c in chosen])
 
+@patch
+def find(self: EventStore, table: str, ids: Collection[str]) -> dict[str, dict[str, Any]]:
+    "Id -> row of those of `ids` that `table` has."
+    t, rest, found = find_table(table), sorted(ids), {}
+    with _speaking(self.address), self.engine.connect() as connection:
+        for i in range(0, len(rest), 10_000):
+            rows = connection.execute(sa.select(t).where(t.c.id.in_(rest[i:i + 10_000])))
+            found |= {row["id"]: dict(row) for row in rows.mappings()}
+    return found
+
 # %% ../nbs/00_core/02c_store.ipynb #f5dc485e
 @patch
 def read_labels(self: EventStore, since: datetime | None = None,
@@ -225,6 +254,34 @@ def read_labels(self: EventStore, since: datetime | None = None,
     with _speaking(self.address), self.engine.connect() as connection:
         rows = connection.execute(query).all()
     return _frame(rows, ("id", "time", "text_sha256", "text", "label", "source", "reviewer"))
+
+# %% ../nbs/00_core/02c_store.ipynb #0ac87337
+@patch
+def read_requests(self: EventStore) -> pd.DataFrame:
+    "`label_requests` whose prediction is still known, with its time and version: `answered`, `by`."
+    r, p = find_table("label_requests"), find_table("predictions")
+    query = (sa.select(r, p.c.time, p.c.model_version).join(p, r.c.prediction_id == p.c.id)
+             .order_by(r.c.time, r.c.id))
+    with _speaking(self.address), self.engine.connect() as connection:
+        rows = connection.execute(query).all()
+    frame = _frame(rows, [*r.c.keys(), "answered", "by"])
+    for name in ("answered", "window_since", "window_until"):
+        frame[name] = pd.to_datetime(frame[name], utc=True).astype("datetime64[us, UTC]")
+    return frame
+
+@patch
+def tally(self: EventStore, table: str, by: str, windows: Sequence[Mapping[str, Any]],
+          since: datetime | None = None, until: datetime | None = None) -> dict[Any, int]:
+    """Rows per value of column `by` of `since` <= time < `until` that are in any of `windows`.
+
+    A window is a mapping of the arguments since, until and match of `read`; no window, no rows."""
+    t = find_table(table)
+    among = [sa.and_(sa.true(), *_window(t, w.get("since"), w.get("until"), w.get("match")))
+             for w in windows]
+    query = (sa.select(t.c[by], sa.func.count()).group_by(t.c[by])
+             .where(sa.or_(sa.false(), *among), *_window(t, since, until, None)))
+    with _speaking(self.address), self.engine.connect() as connection:
+        return {value: count for value, count in connection.execute(query)}
 
 # %% ../nbs/00_core/02c_store.ipynb #6b813d99
 FROM_USERS = ("predictions", "shadow", "feedback", "label_requests")

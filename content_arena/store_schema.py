@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['metadata', 'predictions', 'shadow', 'feedback', 'label_requests', 'battles', 'battle_rounds', 'retrain_events',
-           'text_sha256', 'StoreError', 'StoreUnavailable', 'RowRefused', 'UtcDateTime', 'utc', 'find_table',
-           'make_row']
+           'text_sha256', 'StoreError', 'StoreUnavailable', 'RowRefused', 'UtcDateTime', 'utc', 'label_id',
+           'find_table', 'make_row']
 
 # %% ../nbs/00_core/02_store_schema.ipynb #381a7d51
 import hashlib
@@ -102,7 +102,9 @@ label_requests = _table(
     Column("prediction_id", String(64), nullable=False),
     Column("text_sha256", String(64), nullable=False, index=True),
     Column("stratum", String(64), nullable=False), Column("probability", Float, nullable=False),
-    Column("is_toxic", Boolean, nullable=False), Column("model_version", String(64)))
+    Column("is_toxic", Boolean, nullable=False), Column("model_version", String(64)),
+    Column("seed", String(64)), Column("window_since", UtcDateTime),
+    Column("window_until", UtcDateTime), Column("window_version", String(64)))
 battles = _table("battles", Column("status", String(64), nullable=False),
                  Column("model_version", String(64)), Column("result", JSON))
 battle_rounds = _table(
@@ -111,6 +113,13 @@ battle_rounds = _table(
     Column("round", Integer, nullable=False), Column("result", JSON))
 retrain_events = _table("retrain_events", Column("status", String(64), nullable=False),
                         Column("reason", Text), Column("result", JSON))
+
+# %% ../nbs/00_core/02_store_schema.ipynb #3145e6f1
+def label_id(row: Mapping[str, Any]) -> str:
+    "Id (sha256, hex) of a row of `feedback`: the same for the same comment, source and reviewer."
+    about = row.get("text_sha256") or f"prediction {row.get('prediction_id')}"
+    who = [about, row["source"], row.get("reviewer")]
+    return hashlib.sha256(json.dumps(who).encode()).hexdigest()
 
 # %% ../nbs/00_core/02_store_schema.ipynb #23791196
 def _clean(value: str) -> str:
@@ -122,7 +131,10 @@ def _cell(column: Column, value: Any) -> Any:
     "`value` as the column's Python type; raises ValueError or TypeError."
     kind = column.type
     if isinstance(kind, UtcDateTime):
-        return utc(datetime.fromisoformat(value) if isinstance(value, str) else value)
+        try:
+            return utc(datetime.fromisoformat(value) if isinstance(value, str) else value)
+        except ValueError:
+            raise ValueError("not a time such as 2026-01-31T12:00+00:00") from None
     if isinstance(kind, JSON):
         return json.loads(json.dumps(value, allow_nan=False))
     if isinstance(kind, (String, Text)):
@@ -131,7 +143,10 @@ def _cell(column: Column, value: Any) -> Any:
         if kind.length and len(value) > kind.length:
             raise ValueError(f"{len(value)} characters, at most {kind.length}")
         return _clean(value)
-    number = float(value)
+    try:
+        number = float(value)
+    except ValueError:                                # its message repeats the value
+        raise ValueError("not a number") from None
     if isinstance(kind, Float):
         if not math.isfinite(number):
             raise ValueError("not a finite number")
@@ -150,7 +165,8 @@ def find_table(name: str) -> Table:
     return metadata.tables[name]
 
 def make_row(table: str, values: Mapping[str, Any], keep_text: bool = False) -> dict[str, Any]:
-    """A complete row of `table` from `values`: `id` and `time` (now) are made if missing.
+    """A complete row of `table` from `values`: `id` and `time` (now) are made if missing; the id
+    of a label is its `label_id`.
 
     `keep_text`: False empties the column `text`. Raises RowRefused for an unknown or missing
     column or a wrong value, by name; StoreError if there is no such table."""
@@ -172,6 +188,8 @@ def make_row(table: str, values: Mapping[str, Any], keep_text: bool = False) -> 
         except (ValueError, TypeError, OverflowError, StoreError) as e:
             raise RowRefused(f"{table}: column {c.name}: {e}") from None
     _check(table, row)
+    if table == "feedback" and values.get("id") is None:
+        row["id"] = label_id(row)
     return row
 
 def _check(table: str, row: Mapping[str, Any]) -> None:

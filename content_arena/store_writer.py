@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from .config import Secrets, Settings
 from .store import EventStore
 from .store_schema import RowRefused, StoreError, StoreUnavailable, make_row
-from .store_spool import Event, Spool, SpoolFull
+from .store_spool import Event, Spool, SpoolFull, find_spooled
 
 # %% ../nbs/00_core/02e_store_writer.ipynb #faebeb1f
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class EventWriter:
         self._store: EventStore | None = None
         self._error, self._pause, self._retry_at, self._adopt_at = "", 0.0, 0.0, 0.0
         self._closing, self._given_up, self._hurry = False, False, False
-        self._changed = threading.Condition()
+        self._changed, self._opening = threading.Condition(), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="event-writer", daemon=True)
         self._thread.start()
 
@@ -137,11 +137,16 @@ def _count_up(self: EventWriter, *names: str, by: int = 1) -> None:
 
 # %% ../nbs/00_core/02e_store_writer.ipynb #05ac3d63
 @patch
+def _open(self: EventWriter) -> EventStore:
+    with self._opening:
+        self._store = self._store or self.factory()
+        return self._store
+
+@patch
 def _send(self: EventWriter, events: Sequence[Event]) -> bool:
     "Write `events` to the database; False if it is away. Refused rows are dropped and counted."
     try:
-        if self._store is None:
-            self._store = self.factory()
+        self._open()
         tables: dict[str, list] = {}
         for event in events:
             tables.setdefault(event.table, []).append(event.row)
@@ -295,3 +300,17 @@ def stats(self: EventWriter) -> WriterStats:
             queued=len(self._waiting) + len(self._hand), in_spool=self.spool.pending,
             lag_s=max(0.0, time.time() - min(first)) if first else 0.0,
             database_up=self._store is not None and not self._error, error=self._error)
+
+# %% ../nbs/00_core/02e_store_writer.ipynb #9b8cd673
+@patch
+def find(self: EventWriter, table: str, ids: Collection[str]) -> dict[str, dict[str, Any]]:
+    "Id -> row of those of `ids` that `table` has, or will have. Raises StoreUnavailable."
+    with self._changed:
+        waiting = [*self._waiting, *self._hand]
+    found = {e.row["id"]: e.row for e in waiting if e.table == table and e.row["id"] in ids}
+    found = find_spooled(self.spool.shared, table, set(ids) - set(found)) | found
+    if rest := sorted(set(ids) - set(found)):
+        if self._error:
+            raise StoreUnavailable(f"{table}: can't be looked up: {self._error}")
+        found |= self._open().find(table, rest)
+    return found

@@ -213,12 +213,16 @@ def test_scoring_does_not_stop_the_rest(folder):
 
 def test_it_starts_without_a_champion_and_takes_one_up(tmp_path):
     with stage.service_process(tmp_path) as (_, url):
-        assert httpx.get(f"{url}/health").json()["status"] == "ok"
+        lives = httpx.get(f"{url}/health")
+        assert (lives.status_code, httpx.get(f"{url}/ready").status_code) == (200, 503)
+        assert lives.json() == {"status": "no model", "model_version": None,
+                                "model_alias": "champion"}
         assert httpx.post(f"{url}/classify", json={"text": "hi"}).status_code == 503
         until(lambda: "no champion" in httpx.get(f"{url}/ready").json()["detail"])
         assert "pipeline run" in httpx.get(f"{url}/ready").json()["action"]
         stage.FileRegistry(tmp_path).set(champion="1")  # nobody tells the service
         until(lambda: httpx.get(f"{url}/ready").status_code == 200)
+        assert httpx.get(f"{url}/health").json()["status"] == "ok"
         assert httpx.get(f"{url}/ready").json()["model_version"] == "1"
         assert not reload(url).json()["changed"]
 
@@ -366,7 +370,8 @@ def test_the_service_still_lives_after_all_that(url):
     r = httpx.post(f"{url}/classify", json={"text": "감사합니다"})
     assert len(r.json()["prediction_id"]) == 32
     assert {k: v for k, v in r.json().items() if k != "prediction_id"} == {
-        "toxic_score": 0.5, "is_toxic": True, "confidence": 0.5, "model_version": "1",
+        "toxic_score": 0.5, "threshold": 0.35, "margin": 0.15, "is_toxic": True, "confidence": 0.5,
+        "model_version": "1",
         "model_alias": "champion"}
 
 
@@ -578,6 +583,62 @@ def test_labels_are_kept_by_whom_and_wrong_ones_refused(folder):
         said = store.read("feedback")
     assert said.id.tolist() == [kept.json()["feedback_id"]]
     assert (said.label.item(), said.source.item(), said.reviewer.item()) == (1, "moderator", "kim")
+
+
+def test_a_label_is_joined_to_its_verdict_at_once_or_refused(folder):
+    from content_arena.store import EventStore, text_sha256
+    with stage.service(folder) as url:
+        label = {"label": 1, "source": "moderator", "reviewer": "kim"}
+        send = lambda **more: httpx.post(f"{url}/feedback", json=label | more)
+        for n in range(20):                            # sooner than any verdict is in the database
+            verdict = httpx.post(f"{url}/classify", json={"text": f"hello {n}"}).json()
+            about = {"prediction_id": verdict["prediction_id"]}
+            assert send(**about).json()["status"] == "added"
+        again = [send(**about, label=0), send(text="hello 19"), send(**about, source="audit")]
+        assert [r.json()["status"] for r in again] == ["replaced", "replaced", "added"]
+        lost, mixed = send(prediction_id="0" * 32), send(**about, text="another")
+        page = httpx.get(f"{url}/metrics").text
+    assert (lost.status_code, mixed.status_code) == (404, 422) and is_problem(lost)
+    assert "0" * 32 in lost.json()["detail"] and "90 days" in lost.json()["detail"]
+    for result, count in (("toxic", 20), ("clean", 0), ("replaced", 2), ("unknown", 1), ("refused", 1)):
+        assert f'feedback_total{{result="{result}",source="moderator"}} {count}.0' in page
+    with EventStore.open(f"sqlite:///{folder}/events.db") as store:
+        kept = store.read("feedback")
+    assert len(kept) == 21 and set(kept.text_sha256) == {
+        text_sha256(f"hello {n}") for n in range(20)}
+
+
+def test_without_a_store_what_was_just_answered_can_be_labelled(folder):
+    "What this process doesn't know it can't look up, which is not the same as unknown."
+    (folder / "taken").write_text("a file, where the database's folder should be")
+    with stage.service(folder, store_url=f"sqlite:///{folder}/taken/events.db") as url:
+        verdict = httpx.post(f"{url}/classify", json={"text": "hello"}).json()
+        label = {"label": 1, "source": "moderator", "reviewer": "kim"}
+        send = lambda id: httpx.post(f"{url}/feedback", json=label | {"prediction_id": id}, timeout=30)
+        assert send(verdict["prediction_id"]).status_code == 202
+        other = send("0" * 32)
+    assert other.status_code == 503 and is_problem(other) and other.headers["retry-after"]
+
+
+@given(score=st.floats(0, 1), threshold=st.floats(0.01, 0.99))
+def test_the_sign_of_the_margin_is_the_verdict(score, threshold):
+    from content_arena.serving.schemas import verdict
+    v = verdict(score, threshold)
+    assert (v.margin >= 0) == v.is_toxic == (score >= threshold) and v.threshold == threshold
+    assert abs(v.margin - (score - threshold)) < 2e-6
+
+
+def test_a_preview_of_a_sample_is_not_noted(folder):
+    from content_arena.store import EventStore
+    with stage.service(folder, batch_wait_ms=0) as url:
+        answers(url, ["x" * n for n in range(1, 11)])
+        ask = lambda query="": httpx.post(f"{url}/api/v1/sample{query}", json={"n": 4}).json()
+        until(lambda: len(ask("?preview=true")["rows"]) == 4)
+        shown = ask("?preview=true")
+        with EventStore.open(f"sqlite:///{folder}/events.db") as store:
+            assert store.read("label_requests").empty and shown["draw_id"] is None
+            made = ask()
+            assert set(store.read("label_requests").draw_id) == {made["draw_id"]}
 
 
 @pytest.mark.parametrize("keep_text", [False, True])

@@ -83,7 +83,7 @@ def test_one_process_migrates_and_the_others_wait(store_url):
     said = sorted(results.get(timeout=60) for _ in opened)
     for p in opened:
         p.join()
-    assert said == [("0001", 0)] * 3 + [("0001", 1)]
+    assert said == [("0002", 0)] * 3 + [("0002", 1)]
 
 
 def test_a_migration_that_fails_leaves_nothing(store_url):
@@ -105,7 +105,7 @@ def test_a_migration_that_fails_leaves_nothing(store_url):
 def test_a_database_that_is_newer_than_the_code_is_left_alone(store_url):
     with EventStore.open(store_url) as store, store.engine.begin() as connection:
         connection.execute(sa.text(f"update {VERSION_TABLE} set version_num = '0999'"))
-    with pytest.raises(StoreError, match="at revision 0999.*knows up to 0001: install a newer"):
+    with pytest.raises(StoreError, match="at revision 0999.*knows up to 0002: install a newer"):
         EventStore.open(store_url)
 
 
@@ -192,6 +192,36 @@ def test_a_stream_misses_and_repeats_nothing(store):
     assert store.read("predictions", limit=3, **window).id.tolist() == ["p0297", "p0298", "p0299"]
 
 
+def test_a_later_label_of_a_reviewer_replaces_the_earlier_in_any_order(store):
+    said = [dict(text_sha256="0" * 64, label=i % 2, source="user", reviewer="ann",
+                 time=NOON + timedelta(minutes=i)) for i in range(4)]
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1]):
+        added = [store.add("feedback", [said[i]]) for i in order]
+        kept = store.read("feedback")
+        assert (added, kept.label.tolist(), kept.time.tolist()) == ([1, 0, 0, 0], [1], [said[3]["time"]])
+        store.purge(NOON + timedelta(days=1))
+    assert store.add("feedback", [*said, said[0] | {"reviewer": "bob"}]) == 2      # in one statement
+    assert store.add("feedback", [said[0] | {"source": "moderator"}, said[0] | {"reviewer": None}]) == 2
+
+
+def test_a_database_of_the_first_revision_keeps_its_label_requests(store_url):
+    from alembic.migration import MigrationContext as Context
+    from alembic.operations import Operations
+    from content_arena.migrations import v0001_events
+    with EventStore.open(store_url) as store, store.engine.begin() as connection:
+        metadata.drop_all(connection)
+        with Operations.context(Context.configure(connection)):
+            v0001_events.upgrade()
+        connection.execute(sa.text(f"update {VERSION_TABLE} set version_num = '0001'"))
+        connection.execute(sa.text(
+            "insert into label_requests (id, time, draw_id, prediction_id, text_sha256, stratum,"
+            " probability, is_toxic) values ('r', '2026-01-01', 'd', 'p', 't', 'flagged', 0.5, true)"))
+    with EventStore.open(store_url) as store:
+        [row] = store.read("label_requests").to_dict("records")
+        assert store.revision == "0002" and differences(store) == []
+    assert (row["probability"], row["seed"]) == (0.5, None) or row["seed"] != row["seed"]
+
+
 def test_a_label_finds_its_text_by_the_prediction(store):
     store.add("predictions", [answer(1)])
     about = dict(label=1, source="user")
@@ -226,7 +256,7 @@ def test_old_rows_are_deleted_in_small_transactions(store):
 
 def test_a_store_says_that_its_database_is_gone(postgres):
     with EventStore.open(postgres.new()) as store:
-        assert store.health().ok and store.health().revision == "0001"
+        assert store.health().ok and store.health().revision == "0002"
         postgres.stop()
         try:
             ill = store.health()

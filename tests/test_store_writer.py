@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 from content_arena.config import load_settings
 from content_arena.store import EventStore, text_sha256
-from content_arena.store_schema import StoreError
+from content_arena.store_schema import StoreError, StoreUnavailable
+from content_arena.store_spool import Event, Spool
 from content_arena.store_writer import EventWriter
 
 fork = multiprocessing.get_context("fork")
@@ -202,6 +203,57 @@ def test_an_event_is_in_the_spool_without_its_text(tmp_path):
     text = "".join(f.read_text() for f in tmp_path.glob("spool/*/*.jsonl"))
     assert "e000001" in text and SECRET not in text and "\\u" not in text
     assert writer.close()
+
+
+def test_a_label_is_flushed_to_the_disk_before_it_is_acknowledged(tmp_path, monkeypatch):
+    "Seen at the system call: which file, and what it held by then; not that some function was called."
+    flushed, honest = [], os.fsync
+
+    def fsync(fd: int) -> None:
+        honest(fd)
+        file = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        flushed.append((file, file.read_text() if file.is_file() else None))
+    monkeypatch.setattr(os, "fsync", fsync)
+    writer = start(NOBODY, tmp_path)
+    until(lambda: writer.stats().error or writer.put("predictions", event(0)))
+    until(lambda: writer.stats().in_spool > 0)
+    segments = set(tmp_path.glob("spool/*/*.jsonl"))
+    for i in range(3):
+        flushed.clear()
+        kept = writer.put_durable("feedback", label(i))
+        assert [file for file, text in list(flushed) if text and text.endswith("\n") and kept in text], \
+            "acknowledged before it was on the disk"
+    made = {file for file, text in flushed if text} - segments
+    assert made <= {file.parent for file in segments} | segments
+    assert writer.close()
+
+
+def test_the_name_of_a_new_file_is_flushed_too(tmp_path, monkeypatch):
+    flushed, honest = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (
+        honest(fd), flushed.append(Path(os.readlink(f"/proc/self/fd/{fd}")))))
+    spool = Spool(tmp_path / "spool", 1e6)
+    for i in range(2):
+        spool.append([Event("feedback", {"id": f"f{i}"}, 0.0)])
+    [file] = tmp_path.glob("spool/*/*.jsonl")
+    assert flushed == [file, file.parent, file]        # its folder once, when it was made
+    spool.close()
+
+
+def test_a_row_is_found_wherever_it_is(store_url, tmp_path):
+    "In memory, in the spool of this or of another process, in the database; unknown is not away."
+    writer, other = start(store_url, tmp_path), start(NOBODY, tmp_path, retry_s=(9, 9))
+    for i, who in enumerate((writer, other)):
+        who.put("predictions", event(i))
+        assert list(who.find("predictions", [event(i)["id"]])) == [event(i)["id"]]
+    until(lambda: other.stats().in_spool)
+    assert writer.flush()
+    found = writer.find("predictions", [event(i)["id"] for i in range(3)])
+    assert sorted(found) == [event(0)["id"], event(1)["id"]]
+    assert found[event(1)["id"]]["text_sha256"] == event(1)["text_sha256"]
+    with pytest.raises(StoreUnavailable, match="can't be looked up"):
+        other.find("predictions", ["e999999"])
+    assert writer.close() and other.close()
 
 
 # --- the disk ----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ ATTACK_CLASSES = ("Korean phonological", "Korean iconological", "Korean translit
                   "Korean syntactic", "phonological", "iconological", "syntactic", "pragmatic",
                   "invisible", "language model")
 LABELLERS = ("moderator", "audit", "user")
-LABELS = ("toxic", "clean", "refused", "failed")
+LABELS = ("toxic", "clean", "replaced", "unknown", "refused", "failed")
 
 def bounded(value: str, allowed: tuple[str, ...]) -> str:
     "`value` if it is in `allowed`, else `other`: keeps a label's cardinality fixed."
@@ -101,7 +101,7 @@ class ServingFamilies(MetricFamilies):
             "Detected share of the last battle's attacks of a linguistic class, 0 to 1.",
             ["attack_class"], registry=r)
         self.feedback = Counter("content_arena_feedback_total",
-            "Labels handed in, by who gave them; refused: no valid label, failed: not saved.",
+            "Labels handed in, by who gave them; replaced: given before; the others don't count.",
             ["source", "result"], registry=r)
         self.observed = Gauge("content_arena_observed_timestamp_seconds",
             "When registry and event store were last read for these metrics, seconds since 1970.",
@@ -162,7 +162,7 @@ class Metrics(ServingFamilies):
         self.challenger_registered.set(registered.timestamp() if registered else 0)
 
     def labelled(self, source: str, result: int | str) -> None:
-        "`source` gave a label: 1, 0, or why it doesn't count: `refused`, `failed`."
+        "`source` gave a label: 1, 0, or why that is none more: `LABELS` after `clean`."
         result = {1: "toxic", 0: "clean"}.get(result, result)
         self.feedback.labels(bounded(source, LABELLERS), bounded(str(result), LABELS)).inc()
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'CHALLENGER_S', 'Service', 'scores_of', 'classify', 'remember', 'problems', 'classify_routes', 'is_loopback',
-           'bears', 'authorise', 'challenger_reloaded', 'operations_routes', 'authorise_label', 'feedback_routes',
-           'create_app', 'ServeError', 'listen', 'run']
+           'bears', 'authorise', 'challenger_reloaded', 'operations_routes', 'authorise_label', 'keep_label',
+           'feedback_routes', 'create_app', 'ServeError', 'listen', 'run']
 
 # %% ../../nbs/05_serving/02_app.ipynb #804beba3
 import asyncio
@@ -43,7 +43,8 @@ from .schemas import (
     input_problem, problem_response, request_models, verdict)
 from .shadow import Answered, ShadowRunner, text_columns
 from ..store import EventStore
-from ..store_schema import RowRefused, StoreError, text_sha256
+from ..store_labels import Intake, join_labels
+from ..store_schema import StoreError
 from ..store_writer import EventWriter
 
 logger = logging.getLogger(__name__)
@@ -253,7 +254,7 @@ async def challenger_reloaded(service: Service, load: asyncio.Task | None) -> Ch
         result = "failed" if failed else "changed" if load.result().changed else "unchanged"
         reason = str(failed or "")
     return ChallengerReloaded(result=result, reason=reason,
-                              model_version=slot.version if slot else "")
+                              model_version=slot.version if slot else None)
 
 # %% ../../nbs/05_serving/02_app.ipynb #f8e4a2e2
 def operations_routes(service: Service) -> APIRouter:
@@ -272,13 +273,15 @@ def operations_routes(service: Service) -> APIRouter:
             raise Problem("load-failed", f"{e}{kept}", e.remedy) from e
         return Reloaded(model_version=done.slot.version, model_alias=done.slot.alias,
                         model_sha256=done.slot.sha256, changed=done.changed,
-                        previous_version=done.previous,
+                        previous_version=done.previous or None,
                         challenger=await challenger_reloaded(service, beside))
 
     @routes.get("/health")
     async def health() -> Health:
         "Does the process live?"
-        return Health(model_version=host.slot.version if host.slot else "", model_alias=host.alias)
+        version = host.slot.version if host.slot else None
+        return Health(status="ok" if version else "no model", model_version=version,
+                      model_alias=host.alias)
 
     @routes.get("/ready", responses=problems(503))
     async def ready() -> Ready:
@@ -305,29 +308,36 @@ def authorise_label(request: Request, service: Service, source: str) -> None:
         raise Problem("source-not-allowed", f"labels of {source} count at once",
                       "send them with CONTENT_ARENA_API_TOKEN")
 
+def keep_label(service: Service, label: dict[str, Any]) -> Intake:
+    "Join `label` and have it on disk if it can be; blocks. Raises StoreError."
+    [taken] = join_labels([label], service.events.find, service.settings.store_retention_days)
+    if taken.row:
+        service.events.put_durable("feedback", taken.row)
+    return taken
+
 def feedback_routes(service: Service) -> APIRouter:
     "`/feedback`."
     routes = APIRouter(tags=["feedback"])
 
     @routes.post("/feedback", status_code=202,
-                 responses=problems(400, 401, 403, 408, 413, 422, 503))
+                 responses=problems(400, 401, 403, 404, 408, 413, 422, 503))
     async def feedback(body: FeedbackRequest, request: Request) -> FeedbackReceived:
         "Record a label for a verdict or a text; what it is worth is decided by its source."
         authorise_label(request, service, body.source)
-        row = body.model_dump(exclude_none=True)
-        if body.text:
-            row["text_sha256"] = text_sha256(body.text)
+        count = lambda result: service.metrics.labelled(body.source, result)
         try:
-            kept = await asyncio.to_thread(service.events.put_durable, "feedback", row)
-        except RowRefused as e:
-            service.metrics.labelled(body.source, "refused")
-            raise Problem("invalid-input", str(e), "mend the label and send it again") from e
+            taken = await asyncio.to_thread(keep_label, service, body.model_dump(exclude_none=True))
         except StoreError as e:
-            service.metrics.labelled(body.source, "failed")
+            count("failed")
             raise Problem("store-unavailable", str(e), "send it again in a minute",
                           headers={"retry-after": "60"}) from e
-        service.metrics.labelled(body.source, body.label)
-        return FeedbackReceived(feedback_id=kept)
+        count(body.label if taken.outcome == "added" else taken.outcome)
+        if taken.outcome == "unknown":
+            raise Problem("no-such-prediction", taken.reason,
+                          "send the prediction_id of a verdict, or label the text itself")
+        if not taken.row:
+            raise Problem("invalid-input", taken.reason, "mend the label and send it again")
+        return FeedbackReceived(feedback_id=taken.row["id"], status=taken.outcome)
 
     return routes
 

@@ -8,9 +8,9 @@ __all__ = ['SampleRequest', 'Sampled', 'Sample', 'sample_routes']
 # %% ../../nbs/05_serving/01d_sampling.ipynb #ce2647d1
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..mlops.feedback import draw_sample
@@ -37,7 +37,8 @@ class Sampled(BaseModel):
 
 class Sample(BaseModel):
     "A draw; half of it were flagged, if there are as many. Shuffled."
-    draw_id: str = Field(description="names the draw in the store; empty if nothing was found")
+    draw_id: str | None = Field(
+        description="names the draw in the store; null: a preview, or nothing was found")
     rows: list[Sampled]
 
 # %% ../../nbs/05_serving/01d_sampling.ipynb #644dfe82
@@ -47,19 +48,20 @@ def sample_routes(open_store: Callable[[], EventStore], guard: Callable[[Request
     routes = APIRouter(prefix="/api/v1/sample", tags=["feedback"], responses=responses)
 
     @routes.post("")
-    def sample(body: SampleRequest, request: Request) -> Sample:
+    def sample(body: SampleRequest, request: Request, preview: Annotated[bool, Query(
+            description="show the draw, and note nothing")] = False) -> Sample:
         "Draw flagged and unflagged comments at random for labelling; the draw is noted."
         guard(request)
         since = datetime.now(timezone.utc) - timedelta(hours=body.hours)
         try:
             with open_store() as store:
                 drawn = draw_sample(store, body.n, body.seed, since,
-                                    model_version=body.model_version)
+                                    model_version=body.model_version, preview=preview)
         except StoreError as e:
             raise Problem("store-unavailable", str(e), "ask again in a minute",
                           headers={"retry-after": "60"}) from e
         rows = drawn[list(Sampled.model_fields)].astype(object)
-        return Sample(draw_id=drawn.draw_id.iloc[0] if len(drawn) else "",
+        return Sample(draw_id=drawn.draw_id.iloc[0] if len(drawn) and not preview else None,
                       rows=rows.where(rows.notna(), None).to_dict("records"))
 
     return routes

@@ -33,6 +33,7 @@ PROBLEMS: dict[str, tuple[int, str]] = {
     "local-only": (403, "Not allowed from here"),
     "source-not-allowed": (403, "This token can't speak for that source"),
     "no-such-battle": (404, "There is no such battle"),
+    "no-such-prediction": (404, "There is no such prediction"),
     "body-timeout": (408, "The body did not arrive in time"),
     "battle-over": (409, "The battle is over"),
     "body-too-large": (413, "The body is too large"),
@@ -123,10 +124,16 @@ def input_problem(errors: list[dict[str, Any]]) -> Problem:
 
 # %% ../../nbs/05_serving/00_schemas.ipynb #8edba525
 class Verdict(BaseModel):
-    "What the model says about one text."
+    "What the model says about one text: the score, what it is compared with, and by how much."
     toxic_score: float = Field(ge=0, le=1, description="calibrated probability that it is toxic")
+    threshold: float = Field(description="toxic_score from which on this model calls a text toxic")
+    margin: float = Field(description="toxic_score - threshold: 0 or more if is_toxic,"
+                          " negative if not; the nearer to 0, the closer the call")
     is_toxic: bool = Field(description="whether the score reaches the model's threshold")
-    confidence: float = Field(ge=0, le=1, description="probability that is_toxic is right")
+    confidence: float = Field(
+        ge=0, le=1, deprecated=True, description="deprecated, read margin: toxic_score if is_toxic,"
+        " else 1 - toxic_score; says nothing about the threshold, and is below 0.5 for a score"
+        " between 0.5 and it")
     prediction_id: str = Field(default_factory=lambda: uuid.uuid4().hex,
                                description="names this verdict in POST /feedback")
 
@@ -145,15 +152,16 @@ class BatchClassification(Source):
 def verdict(score: float, threshold: float) -> Verdict:
     "The verdict for a `score` in [0, 1] under a `threshold`."
     toxic = score >= threshold                   # before rounding: six digits are for reading
-    sure = score if toxic else 1 - score
-    return Verdict(toxic_score=round(score, 6), is_toxic=toxic, confidence=round(sure, 6))
+    sure, margin = score if toxic else 1 - score, round(score - threshold, 6)
+    return Verdict(toxic_score=round(score, 6), threshold=threshold, is_toxic=toxic,
+                   margin=margin if toxic else min(margin, -1e-6), confidence=round(sure, 6))
 
 # %% ../../nbs/05_serving/00_schemas.ipynb #59d5c288
 class Health(BaseModel):
-    "Answer of `/health`: the process lives; `model_version` is empty if it serves no model."
-    status: str = "ok"
-    model_version: str = ""
-    model_alias: str = "champion"
+    "Answer of `/health`, always 200: the process lives. Whether it can answer is `/ready`'s."
+    status: Literal["ok", "no model"] = Field(description="no model: it lives and serves none")
+    model_version: str | None = Field(description="version it serves; null: none")
+    model_alias: str = Field("champion", description="alias it is loaded by")
 
 class Ready(Source):
     "Answer of `/ready`: a verified model is loaded."
@@ -165,14 +173,14 @@ class ChallengerReloaded(BaseModel):
     "What the same call did to the challenger; no client's answer depends on it."
     result: Literal["changed", "unchanged", "failed", "loading", "off"] = Field(
         description="loading: it still is; off: this service shows nothing to challengers")
-    model_version: str = Field("", description="version in the shadow now; empty: none")
+    model_version: str | None = Field(None, description="version in the shadow now; null: none")
     reason: str = Field("", description="why it failed or is off; else empty")
 
 class Reloaded(Source):
     "Answer of `/reload`: the champion now, and beside it the challenger."
     model_sha256: str
     changed: bool = Field(description="false: this version was served already")
-    previous_version: str = Field(description="version served before; empty: none")
+    previous_version: str | None = Field(description="version served before; null: none")
     challenger: ChallengerReloaded
 
 # %% ../../nbs/05_serving/00_schemas.ipynb #c1885e46
@@ -239,7 +247,9 @@ class FeedbackRequest(_Request):
 
 class FeedbackReceived(BaseModel):
     "Answer of `/feedback`: the label is on disk."
-    feedback_id: str
+    feedback_id: str = Field(description="the same for the same comment, source and reviewer")
+    status: Literal["added", "replaced"] = Field(
+        description="replaced: this reviewer had labelled this comment before")
 
 # %% ../../nbs/05_serving/00_schemas.ipynb #02872379
 SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"),

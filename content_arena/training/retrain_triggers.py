@@ -104,10 +104,11 @@ def check_new_samples(s: Situation) -> Trigger:
 def check_f1_drop(s: Situation) -> Trigger:
     "How far F1 in the traffic (upper end of its interval) lies below the champion's F1."
     limit = s.settings.retrain_f1_drop
-    q = estimate_quality(s.store, s.settings, since=s.last_run, until=s.now)
+    q = estimate_quality(s.store, s.settings, since=s.last_run, until=s.now,
+                         model_version=s.champion or None)
     if s.champion_f1 is None or np.isnan(q.f1.high):
         why = "the champion's F1 is unknown" if s.champion_f1 is None else \
-            f"{q.labelled} labels of the sample came back, too few for an estimate"
+            f"{q.labelled} of {q.requested} requested labels came back, too few for an estimate"
         return Trigger("f1_drop", False, None, limit, why)
     drop = s.champion_f1 - q.f1.high
     return Trigger("f1_drop", drop > limit, drop, limit,
