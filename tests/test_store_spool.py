@@ -90,6 +90,14 @@ def test_segments_are_of_limited_size_and_go_when_read(spool: Spool):
     assert numbers(spool.take(5)) == [6] and spool.oldest() == 106
 
 
+def test_done_before_anything_was_taken_forgets_nothing(spool: Spool):
+    spool.append(events(1))
+    spool.done()
+    assert (spool.pending, spool.torn) == (1, 0) and numbers(spool.take(5)) == [1]
+    spool.done()
+    assert (spool.pending, spool.torn) == (0, 0)
+
+
 def test_done_twice_forgets_nothing_more(spool: Spool):
     spool.append(events(1, 2, 3))
     assert numbers(spool.take(1)) == [1]
