@@ -34,7 +34,10 @@ class StageKernel:
                     await super()._async_launch_kernel(kernel_cmd, stdout=out, stderr=out,
                                                        **options)
                 stage.pids.append(self.provisioner.pid)
-            _launch_kernel = _async_launch_kernel
+
+            async def interrupt_kernel(self) -> None:
+                "Not before every shutdown, as Jupyter does: an idle kernel answers with frames."
+            _launch_kernel, _async_interrupt_kernel = _async_launch_kernel, interrupt_kernel
         return Manager
 
     def spoke(self) -> bool:

@@ -40,14 +40,28 @@ def program(folder: Path, store: Path, second: str) -> dict[str, str]:
     return state_of(folder, SETTINGS_FILE=folder / "settings.ini") | {"PYTHONPATH": str(ROOT)}
 
 
-def start(environment: dict, folder: Path, *arguments: str) -> subprocess.Popen:
+@pytest.fixture
+def start():
+    "Start a command in a folder; none outlives its test."
+    started = []
+
+    def begin(environment: dict, folder: Path, *arguments: str) -> subprocess.Popen:
+        started.append(command_in(folder, environment, arguments))
+        return started[-1]
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait(60)
+
+
+def command_in(folder: Path, environment: dict, arguments: tuple[str, ...]) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", "content_arena", *arguments], cwd=folder,
                             env=environment, text=True,
                             stdout=open(folder / "stdout", "w"), stderr=open(folder / "stderr", "w"))
 
 
 def wait_for(folder: Path, process: subprocess.Popen, happened) -> None:
-    until = time.monotonic() + 300
+    until = time.monotonic() + 500
     while not happened():
         assert process.poll() is None and time.monotonic() < until, \
             (folder / "stderr").read_text()
@@ -55,7 +69,7 @@ def wait_for(folder: Path, process: subprocess.Popen, happened) -> None:
 
 
 def ended(folder: Path, process: subprocess.Popen) -> tuple[int, str, list[str]]:
-    code = process.wait(300)
+    code = process.wait(500)
     return code, (folder / "stdout").read_text(), (folder / "stderr").read_text().splitlines()
 
 
@@ -63,7 +77,7 @@ OURS = r"(run|going on with) \S+ \(profile none\)|0\d_\w+: (running|done before|
 
 
 @pytest.mark.parametrize("moment", ["in a cell", "as the kernel starts", "in a cell that is deaf"])
-def test_an_interrupted_run_says_so_in_one_line_and_is_continued(moment, three_versions_store, tmp_path):
+def test_an_interrupted_run_says_so_in_one_line_and_is_continued(moment, start, three_versions_store, tmp_path):
     environment = program(tmp_path, three_versions_store, DEAF if "deaf" in moment else SLEEP)
     process = start(environment, tmp_path, "pipeline", "run", "--new", "-p", "epochs=3", "--json")
     wait_for(tmp_path, process, lambda: (
@@ -85,7 +99,7 @@ def test_an_interrupted_run_says_so_in_one_line_and_is_continued(moment, three_v
     assert [line for line in said if not re.fullmatch(OURS, line)] == []
 
 
-def test_what_a_kernel_says_outside_of_cells_is_beside_the_notebook(three_versions_store, tmp_path):
+def test_what_a_kernel_says_outside_of_cells_is_beside_the_notebook(start, three_versions_store, tmp_path):
     environment = program(tmp_path, three_versions_store, CELLS["noisy"])
     code, out, said = ended(tmp_path, start(environment, tmp_path, "pipeline", "run"))
     assert code == 0 and [line for line in said if not re.fullmatch(OURS, line)] == [], said
@@ -93,7 +107,7 @@ def test_what_a_kernel_says_outside_of_cells_is_beside_the_notebook(three_versio
     assert log.name == "02_train.kernel.log" and b"nobody waits" in log.read_bytes()
 
 
-def test_a_stopped_service_ends_without_frames(three_versions_store, tmp_path):
+def test_a_stopped_service_ends_without_frames(start, three_versions_store, tmp_path):
     environment = program(tmp_path, three_versions_store, CELLS["quick"]) | {
         "CONTENT_ARENA_LOG_REQUESTS": "false"}
     process = start(environment, tmp_path, "serve", "--port", "0")
