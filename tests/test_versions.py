@@ -435,6 +435,16 @@ def test_cleanup_lists_what_it_deletes_and_keeps_what_is_held(shelf):
     assert store.restore(names["v2"]).unpacked
 
 
+def test_a_version_that_somebody_needs_since_the_plan_stays(shelf):
+    store, names = shelf
+    planned = cleaning.plan(store)
+    assert {i.path.name for i in planned if i.action == "delete"} == {names["v2"]}
+    retention.mark(store, names["v2"], keep=True)
+    with pytest.raises(cleaning.CleanupError, match=f"{names['v2']}: is in use by now; 0 others went"):
+        cleaning.execute(store, planned)
+    assert names["v2"] in store.shelf().snapshots
+
+
 def test_caches_shrink_but_keep_what_a_model_was_trained_on(shelf, tmp_path):
     store, _ = shelf
     root = store.models.parent
