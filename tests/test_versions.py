@@ -417,7 +417,8 @@ def test_cleanup_lists_what_it_deletes_and_keeps_what_is_held(shelf):
         file.parent.mkdir(parents=True)
         file.write_text('{"status": "failed"}')
         os.utime(file, (old, old))
-    retention.mark(store, names["v2"], archive=True)
+    for name in ("v2", "v0"):                                   # the latter is champion
+        retention.mark(store, names[name], archive=True)
     with open(root / "runs" / "held" / "run.json"), FileLock(root / "runs" / "locked" / ".lock"):
         planned = cleaning.plan(store)
         before = tree(root)
@@ -426,6 +427,8 @@ def test_cleanup_lists_what_it_deletes_and_keeps_what_is_held(shelf):
         assert action == {names["v3"]: "keep", names["v2"]: "archive", names["v1"]: "keep",
                           names["v0"]: "keep", "ended": "delete", "held": "keep",
                           "locked": "keep"}
+        assert [i.why for i in planned if i.path.name == names["v0"]] == [
+            "@champion (v1); champion in MODEL_REGISTRY.json"]
         done = cleaning.execute(store, planned)
     assert {i.path.name for i in done.gone} == {names["v2"], "ended"} and done.after < done.before
     assert sorted(p.name for p in (root / "runs").iterdir() if p.name[0] != ".") == \
