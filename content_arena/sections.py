@@ -294,6 +294,9 @@ class CoevolutionSettings(_Section):
     coevolution_evasion: float = Field(
         0.08, ge=0, le=1, description="evasion rate above which a cycle retrains"
     )
+    coevolution_false_positives: float = Field(0.2, ge=0, lt=1,
+        description="share of disguised clean comments flagged above which a cycle retrains, and no"
+                    " target evasion is reached")
     coevolution_new_samples: int = Field(
         300, ge=1, description="new samples from which a cycle retrains anyway"
     )
