@@ -1880,8 +1880,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                               'content_arena/mlops/registry_reader.py'),
                                                      'content_arena.mlops.registry_reader._fetch': ( '03_mlops/registry_reader.html#_fetch',
                                                                                                      'content_arena/mlops/registry_reader.py'),
-                                                     'content_arena.mlops.registry_reader._place': ( '03_mlops/registry_reader.html#_place',
-                                                                                                     'content_arena/mlops/registry_reader.py'),
                                                      'content_arena.mlops.registry_reader._verified': ( '03_mlops/registry_reader.html#_verified',
                                                                                                         'content_arena/mlops/registry_reader.py'),
                                                      'content_arena.mlops.registry_reader.all_versions': ( '03_mlops/registry_reader.html#all_versions',

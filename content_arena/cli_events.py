@@ -156,6 +156,7 @@ def _labels(file: str, shared: dict) -> list[dict]:
     return [shared | {k: v for k, v in zip([*header, *["(no name)"] * len(row)], row) if v}
             for row in rows]
 
+# %% ../nbs/06_entry/05c_cli_events.ipynb #dee13204
 def _show_intake(c: Console, value: dict, rows: int) -> None:
     c.print(f"{rows} labels read: " + ", ".join(f"{value[o]} {o}" for o in
                                                 ("added", "replaced", "unknown", "refused")))

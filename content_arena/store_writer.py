@@ -304,7 +304,7 @@ def stats(self: EventWriter) -> WriterStats:
 # %% ../nbs/00_core/02e_store_writer.ipynb #9b8cd673
 @patch
 def find(self: EventWriter, table: str, ids: Collection[str]) -> dict[str, dict[str, Any]]:
-    "Id -> row of those of `ids` that are known to `table`. Raises StoreUnavailable if that depends."
+    "Id -> row of those of `ids` that `table` has, or will have. Raises StoreUnavailable."
     with self._changed:
         waiting = [*self._waiting, *self._hand]
     found = {e.row["id"]: e.row for e in waiting if e.table == table and e.row["id"] in ids}

@@ -1,4 +1,5 @@
 """The certificate against real trainings: rows that a model was fitted to, chosen by, or that its ancestor saw."""
+import hashlib
 import json
 
 import mlflow
@@ -15,7 +16,7 @@ from content_arena.training.qlora_trainer import QLoRATrainer
 from test_training import comments, tiny_settings
 
 PARTS = {"ancestor": slice(0, 80), "own": slice(80, 160), "test": slice(160, 200)}
-ROWS = comments(200).assign(text=lambda f: [f"{t}, said number {i * 7919} to number {i * 104729}" for i, t in enumerate(f.text)])
+ROWS = comments(200).assign(text=lambda f: [f"{t} {hashlib.sha256(t.encode()).hexdigest()}" for t in f.text])   # none near another
 
 
 def split(part):

@@ -138,9 +138,9 @@ def draw_sample(store: EventStore, n: int, seed: int = 0, since: datetime | None
         rows = rows[rows.prediction_id.isin(asked.prediction_id)]
     elif not preview:
         ids = [hashlib.sha256((draw + i).encode()).hexdigest() for i in rows.prediction_id]
-        noted = rows.drop(columns=["text", "lang"]).assign(id=ids, seed=str(seed)).to_dict("records")
         window = dict(window_since=since, window_until=until, window_version=model_version)
-        store.add("label_requests", [row | window for row in noted])
+        noted = rows.drop(columns=["text", "lang"]).assign(id=ids, seed=str(seed))
+        store.add("label_requests", [row | window for row in noted.to_dict("records")])
     return rows.drop(columns=["is_toxic", "model_version"]).reset_index(drop=True)
 
 # %% ../../nbs/03_mlops/03a_feedback.ipynb #9ce53620
@@ -171,7 +171,8 @@ def stratified_quality(flagged, size, labelled, toxic, share=None, effective=Non
     toxic ones among these; and where labels weigh differently, the weighted toxic share and the
     effective number of labels. Leading axes are populations, and so are the axes of the answers.
     NaN if a stratum has rows and no label."""
-    f, (n, m, k) = np.asarray(flagged, bool), (np.asarray(x, float) for x in (size, labelled, toxic))
+    f = np.asarray(flagged, bool)
+    n, m, k = (np.asarray(x, float) for x in (size, labelled, toxic))
     share = k / np.maximum(m, 1) if share is None else np.asarray(share, float)
     effective = m if effective is None else np.asarray(effective, float)
     rest = np.maximum(n - m, 0)                                    # not labelled
@@ -190,7 +191,7 @@ def stratified_quality(flagged, size, labelled, toxic, share=None, effective=Non
 MIN_RESPONSE, OLD_SEED = 0.5, "0"
 
 def _draws(asked: pd.DataFrame) -> pd.DataFrame:
-    "A row a draw of `EventStore.read_requests`: seed, window, version, share and labels by stratum."
+    "A row a draw of `EventStore.read_requests`: seed, window, version, share and response."
     group = asked.assign(noted=asked.seed.notna()).groupby("draw_id")
     draws = group[["seed", "window_since", "window_until", "window_version", "noted"]].first()
     span, versions = group.answered.agg(["min", "max"]), group.by.agg(["first", "nunique"])
@@ -304,7 +305,8 @@ def estimate_quality(store: EventStore, settings: Settings, since: datetime | No
     match = {"model_version": model_version} if model_version else None
     traffic = store.tally("predictions", "is_toxic", [{"match": match}], **window)
     strata = strata_of(rows, used, sizes)
-    estimates = stratified_quality(list(STRATA), **strata, confidence=settings.confidence, seed=seed)
+    estimates = stratified_quality(list(STRATA), **strata, confidence=settings.confidence,
+                                   seed=seed)
     return Quality(*estimates, sum(traffic.values()), int(sum(strata["size"])),
                    asked.prediction_id.nunique(), sum(strata["labelled"]),
                    int(few[few.index.isin(asked.draw_id)].sum()), settings.confidence)

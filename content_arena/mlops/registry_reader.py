@@ -184,22 +184,17 @@ def _by_hash(c: Connection, v: Version) -> Path | None:
             continue
     return None
 
-def _place(c: Connection, v: Version) -> str:
-    "Where MLflow says that the files of `v` are: a path, if it is one of this machine."
-    uri = MlflowClient(c.uri).get_model_version_download_uri(v.name, v.version)
-    return str(local_path(uri) or uri)
-
 def _fetch(c: Connection, v: Version, folder: Path) -> tuple[Path, str]:
     "The model folder of `v`, fetched into `folder`, and where it came from."
-    with c._talk(f"downloading {v}"):      # a service does it in two threads: no setting changes
-        place, problem = _place(c, v), ""
+    with c._talk(f"downloading {v}"):      # a service does it in two threads: no setting changes,
+        uri = MlflowClient(c.uri).get_model_version_download_uri(v.name, v.version)   # none is read
+        place, problem = str(local_path(uri) or uri), ""         # (a models: URI asks the global one)
         try:
-            uri = f"models:/{v.name}/{v.version}"
             mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=c.uri,
                                                 registry_uri=c.uri)
         except (OSError, MlflowException) as e:
             problem = (str(e).splitlines() or [type(e).__name__])[0]
-    found = sorted(p.parent for p in (folder / "data").rglob("manifest.json"))
+    found = sorted(p.parent for p in folder.rglob("manifest.json"))
     if len(found) == 1 and not problem:
         return found[0], place
     if here := _by_hash(c, v):
