@@ -376,7 +376,7 @@ def test_kill_9_after_the_real_parts_did_their_work_and_before_it_is_saved(home,
     settings = settings_of(environment)
     for part in ("the deployment stage", "the pipeline", "the snapshot", "the MLflow run"):
         cut = subprocess.run([sys.executable, "-c", CUT, part, *command], env=environment,
-                             capture_output=True, text=True, timeout=400)
+                             capture_output=True, text=True, timeout=900)
         assert cut.returncode == -signal.SIGKILL, (part, cut.stderr)
     code, out, err = arena(environment, *command)
     assert code == 0, err
