@@ -288,6 +288,7 @@ class BattleSettings(_Section):
     battle_step: int = Field(8, ge=1,
         description="texts of a battle that a service scores at a time, while it is idle")
 
+# %% ../nbs/00_core/000_sections.ipynb #7be1d0c4
 class CoevolutionSettings(_Section):
     "Section `[coevolution]`: how attacker and filter are made to learn from each other."
     coevolution_rounds: int = Field(1000, ge=10, description="attacks in the battle of a cycle")
