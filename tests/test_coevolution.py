@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from forks import copy_store
 from mlflow import MlflowClient
 from shelves import FakeRegistry, answer, death, model, start, steps
 
-from content_arena.arena.coevolution import CoEvolution, Limits, Parts
+from content_arena.arena.coevolution import CoEvolution, Limits, Parts, decision, reason_to_end
 from content_arena.arena.history import read_history
 from content_arena.arena.loop_state import (
     STEPS, CoevolutionError, Target, find_run, new_run, only_one)
@@ -229,6 +229,57 @@ def test_a_clock_that_has_run_out_stops_between_steps(tmp_path):
     end = CoEvolution(s, World(tmp_path).parts(), folder, state).run(Limits(max_minutes=1e-9))
     assert (end.status, end.step) == ("stopped", "measure") and "minutes are over" in end.reason
     assert go_on(tmp_path) == "completed"
+
+
+class Scores:
+    "A filter with given scores and threshold; `scores` gets the texts."
+
+    def __init__(self, scores, threshold: float):
+        self.scores, self.threshold = scores, threshold
+
+
+def _knowing(texts):
+    return np.array([0.9 if ", number" in t else 0.1 for t in texts])       # survives any disguise
+
+
+FLAG_ALL = {"by its threshold": Scores(_knowing, 0.0),
+            "by a constant": Scores(lambda texts: np.full(len(texts), 0.9), 0.3),
+            "by noise": Scores(lambda texts: np.random.default_rng(0).random(len(texts)), 0.0)}
+
+
+@pytest.mark.parametrize("target_evasion", [0, 0.01, 0.5, 1])
+@pytest.mark.parametrize("kind", FLAG_ALL)
+def test_a_filter_that_flags_everything_never_reaches_its_target(tmp_path, kind, target_evasion):
+    def run(scorer):
+        s = settings_at(tmp_path / str(scorer.threshold), coevolution_new_samples=10**6)
+        parts = replace(
+            World(tmp_path).parts(),
+            measure=lambda target, split: robustness(
+                scorer, TOXIC[10:] + CLEAN[10:], [1] * 6 + [0] * 6, split),
+            battle=lambda target, attacker, split, seed, folder: Battle({}, attacker.attack(
+                TOXIC[:10] + CLEAN[:10], [1] * 10 + [0] * 10, scorer, seed=seed)))
+        folder, state = new_run(s, Target("1", "champion"))
+        end = CoEvolution(s, parts, folder, state).run(
+            Limits(max_cycles=1, target_evasion=target_evasion))
+        return end, read_history(s, end.id)
+
+    end, rows = run(FLAG_ALL[kind])
+    assert rows[0]["evasion_seen"] == 0 and rows[0]["false_positives_seen"] == 1
+    assert end.reason == "1 cycles done"
+    assert rows[1]["action"] == "retrain" and "100.0% of the disguised clean" in rows[1]["why"]
+    assert run(Scores(_knowing, 0.3))[0].reason.startswith("target reached: evasion 0.0%")
+
+
+def test_the_cost_is_looked_at_just_beside_its_limit(tmp_path):
+    s = settings_at(tmp_path, coevolution_false_positives=0.25)
+    _, state = new_run(s, Target("1", "champion"))
+    for flagged, reached in ((0.25, True), (0.2501, False), (None, False)):
+        seen = {"evasion": {"rate": 0.1}, "false_positives": {"rate": flagged}}
+        begun = replace(state, cycle=1, step=STEPS[0], measured={"seen": seen})
+        assert bool(reason_to_end(begun, Limits(target_evasion=0.1), s)) == reached, flagged
+        assert decision(0, flagged, 0, 9, s)[0] == ("retrain" if flagged == 0.2501 else "evolve")
+    unknown = {"evasion": {"rate": None}, "false_positives": {"rate": 0}}     # no rule fitted
+    assert not reason_to_end(replace(begun, measured={"seen": unknown}), Limits(0, 1.0), s)
 
 
 def test_a_damaged_state_is_refused_and_kept(tmp_path):

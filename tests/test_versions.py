@@ -200,10 +200,11 @@ def test_the_list_has_the_quality_that_mlflow_knows(shelf):
     store.registry.promote(store.shelf().snapshots[names["v2"]].model_sha256)
     made = store.publish(store.models.parent / "sources" / "2")
     row = {r["name"]: r for r in retention.rows(store)}
-    assert (row[made.name]["f1"], row[made.name]["detection_rate"]) == (0.8, 0.5)
+    shown = ("f1", "detection_rate", "false_positive_rate")
+    assert [row[made.name][k] for k in shown] == [0.8, 0.5, 0.25]
     assert row[names["v3"]]["f1"] is None                               # was never registered
     assert store.file.read()["coevolution"][made.name]["metrics"] == {
-        "valid_f1": 0.7, "f1": 0.8, "detection_rate": 0.5}
+        "valid_f1": 0.7, "f1": 0.8, "detection_rate": 0.5, "false_positive_rate": 0.25}
 
 
 def test_nothing_is_deleted_if_mlflow_is_away(shelf):
