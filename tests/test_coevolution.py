@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import arena, settings_of
+from commands import arena, make_home, settings_of
 from forks import copy_store
 from mlflow import MlflowClient
 from shelves import FakeRegistry, answer, death, model, start, steps
@@ -26,7 +26,6 @@ from content_arena.json_files import write_json
 from content_arena.mlops.decision_records import DecisionChain
 from content_arena.mlops.decisions import DecisionLog
 from content_arena.mlops.model_registry import ModelRegistry, Version
-from content_arena.mlops.snapshots import remove_tree
 from content_arena.mlops.versions import VersionStore
 from content_arena.pipeline import read_json
 from content_arena.training.tracking import connect
@@ -328,10 +327,14 @@ def state_of(environment: dict):
 
 
 @pytest.fixture
+def home(tmp_path):
+    "A folder of its own for each test: this process remembers a database that it has opened."
+    return make_home(tmp_path)
+
+
+@pytest.fixture
 def champion(home, empty_store) -> Version:
     "Version 1, trained and promoted in this process: no notebook has to run for it."
-    for made in ("runs", "models", "var/arena", "var/journal"):       # by the test before
-        remove_tree(home[0] / made)
     copy_store(empty_store, home[0])
     settings = settings_of(home[1])
     registry = ModelRegistry(settings)
