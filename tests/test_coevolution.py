@@ -371,6 +371,7 @@ cli.app()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_kill_9_after_the_real_parts_did_their_work_and_before_it_is_saved(home, champion):
     "Each thing is made exactly once: version, decision, snapshot, MLflow run, row of the history."
     folder, environment = home
@@ -403,6 +404,7 @@ def test_kill_9_after_the_real_parts_did_their_work_and_before_it_is_saved(home,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_command_survives_kill_9_and_ctrl_c_and_leaves_everything(home, champion):
     folder, environment = home
     environment = environment | SHORT
@@ -414,7 +416,7 @@ def test_the_command_survives_kill_9_and_ctrl_c_and_leaves_everything(home, cham
             if when(line):
                 process.send_signal(send)
                 break
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=400)
         return process.returncode, out, err
 
     code, _, _ = begin_and(signal.SIGKILL, lambda line: "02_train: running" in line)
