@@ -1692,6 +1692,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'content_arena/mlops/metrics.py'),
                                              'content_arena.mlops.metrics.Metrics.failed': ( '03_mlops/metrics.html#metrics.failed',
                                                                                              'content_arena/mlops/metrics.py'),
+                                             'content_arena.mlops.metrics.Metrics.fought': ( '03_mlops/metrics.html#metrics.fought',
+                                                                                             'content_arena/mlops/metrics.py'),
                                              'content_arena.mlops.metrics.Metrics.labelled': ( '03_mlops/metrics.html#metrics.labelled',
                                                                                                'content_arena/mlops/metrics.py'),
                                              'content_arena.mlops.metrics.Metrics.load_failed': ( '03_mlops/metrics.html#metrics.load_failed',

@@ -35,7 +35,8 @@ def coevolve(
     as_json: AsJson = False,
     max_cycles: Annotated[int, typer.Option(min=0, help="stop after so many; 0: no limit")] = 10,
     target_evasion: Annotated[Optional[float], typer.Option(
-        min=0, max=1, help="stop when the evasion rate is not above this")] = None,
+        min=0, max=1, help="stop when the evasion rate is not above this, and false positives under"
+                           " attack not above coevolution_false_positives")] = None,
     max_minutes: Annotated[float, typer.Option(
         min=0, help="stop then, the step finished; 0: no limit")] = 0,
     new: Annotated[bool, typer.Option("--new", help="begin anew, don't go on with a run")] = False,

@@ -86,13 +86,15 @@ def versions_list(p: Parameter = None, as_json: AsJson = False) -> None:
     from content_arena.mlops.retention import rows
     found = rows(_store(p))
     number = lambda x: "-" if x is None else f"{x:.4f}"
-    lines = [["version", "age", "size", "tag", "F1", "detection", "state", "used"]]
+    lines = [["version", "age", "size", "tag", "F1", "detection", "false pos.", "state",
+              "used"]]
     for r in found:
         if r["state"] == "damaged":
-            lines.append([r["name"], *"-----", "damaged", r["note"]])
+            lines.append([r["name"], *"------", "damaged", r["note"]])
         else:
             lines.append([r["name"], in_days(r["age_days"]), in_bytes(r["bytes"]), r["tag"] or "-",
-                          number(r["f1"]), number(r["detection_rate"]), r["state"],
+                          number(r["f1"]), number(r["detection_rate"]),
+                          number(r["false_positive_rate"]), r["state"],
                           ", ".join(r["used"]) or "-"])
     show_result(as_json, {"versions": found}, lambda c: c.print(
         aligned(lines) if found else "no versions yet: content-arena versions publish",

@@ -40,8 +40,9 @@ OVERVIEW = (
     View("p99 of a request", "s",
          (("max(content_arena:inference_latency_seconds:p99{alias=\"champion\"})", ""),), 0.5,
          "number"),
-    View("Detection rate of the last battle", "percentunit",
-         (("min(content_arena_battle_detection_rate)", ""),), kind="number"))
+    View("Last battle: toxic detected, clean flagged", "percentunit",
+         (("min(content_arena_battle_detection_rate)", "toxic"),
+          ("max(content_arena_battle_false_positive_rate)", "clean")), kind="number"))
 TRAFFIC = (
     View("Verdicts", "ops",
          (("sum by (result) (content_arena:inference_texts:rate5m{alias=\"champion\"})",
@@ -72,6 +73,7 @@ MODEL = (
           ("content_arena:shadow_dropped:ratio_rate15m", "dropped"))),
     View("Detection rate", "percentunit",
          (("min(content_arena_battle_detection_rate)", "all"),
+          ("max(content_arena_battle_false_positive_rate)", "clean, flagged"),
           ("min by (attack_class) (content_arena_battle_class_detection_rate)",
            "{{attack_class}}")), 0.5),
     View("Challenger waits", "s",

@@ -288,12 +288,16 @@ class BattleSettings(_Section):
     battle_step: int = Field(8, ge=1,
         description="texts of a battle that a service scores at a time, while it is idle")
 
+# %% ../nbs/00_core/000_sections.ipynb #7be1d0c4
 class CoevolutionSettings(_Section):
     "Section `[coevolution]`: how attacker and filter are made to learn from each other."
     coevolution_rounds: int = Field(1000, ge=10, description="attacks in the battle of a cycle")
     coevolution_evasion: float = Field(
         0.08, ge=0, le=1, description="evasion rate above which a cycle retrains"
     )
+    coevolution_false_positives: float = Field(0.2, ge=0, lt=1,
+        description="share of disguised clean comments flagged above which a cycle retrains, and no"
+                    " target evasion is reached")
     coevolution_new_samples: int = Field(
         300, ge=1, description="new samples from which a cycle retrains anyway"
     )

@@ -47,7 +47,8 @@ class FakeRegistry:
     def versions(self) -> list[Version]:
         now = datetime.now(timezone.utc)
         return [Version("content-filter", str(i + 1), f"run{i}", tuple(aliases),
-                        {"lineage": '["d0"]', "f1": "0.8", "detection_rate": "0.5"}, sha256, now)
+                        {"lineage": '["d0"]', "f1": "0.8", "detection_rate": "0.5",
+                         "false_positive_rate": "0.25"}, sha256, now)
                 for i, (sha256, aliases) in enumerate(self.read())]
 
     def check_files(self, version: Version) -> str:

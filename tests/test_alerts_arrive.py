@@ -10,7 +10,7 @@ import pytest
 
 from content_arena.config import Secrets
 from content_arena.store import EventStore
-from stage import Scorer, serving, settings
+from stage import THRESHOLDS, Scorer, serving, settings
 from watch import Watch, free_port, wait_until
 
 pytestmark = pytest.mark.needs("prometheus")
@@ -37,7 +37,7 @@ class Registry:
         return self.aliases.get(alias)
 
     def load(self, found, alias):
-        self.scorer = Scorer(found.version, found.sha256, delay_s=self.delay_s)
+        self.scorer = Scorer(found.version, found.sha256, THRESHOLDS[alias], delay_s=self.delay_s)
         return self.scorer
 
     def slow_down(self, delay_s: float) -> None:

@@ -289,9 +289,9 @@ def test_a_battle_over_http(folder):
         assert page["total"] == 60 and [r["round"] for r in page["rounds"]] == list(range(50, 60))
         assert "idiot" not in json.dumps([page, stats], ensure_ascii=False)
         assert [b["id"] for b in httpx.get(battles).json()] == [id]
-        rate = ended["detection_rate"]
         told = httpx.get(f"{url}/metrics").text
-        assert f"content_arena_battle_detection_rate {rate}" in told
+        for name in ("detection_rate", "false_positive_rate"):         # never one without the other
+            assert f"content_arena_battle_{name} {ended[name]}" in told
         over = httpx.post(f"{battles}/{id}/stop")
         assert over.status_code == 409 and over.json()["type"].endswith("battle-over")
     with EventStore.open(f"sqlite:///{folder}/events.db") as store:

@@ -4,17 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import arena, settings_of
+from commands import arena, make_home, settings_of
 from forks import copy_store
 from mlflow import MlflowClient
 from shelves import FakeRegistry, answer, death, model, start, steps
 
-from content_arena.arena.coevolution import CoEvolution, Limits, Parts
+from content_arena.arena.coevolution import CoEvolution, Limits, Parts, decision, reason_to_end
 from content_arena.arena.history import read_history
 from content_arena.arena.loop_state import (
     STEPS, CoevolutionError, Target, find_run, new_run, only_one)
@@ -26,7 +26,6 @@ from content_arena.json_files import write_json
 from content_arena.mlops.decision_records import DecisionChain
 from content_arena.mlops.decisions import DecisionLog
 from content_arena.mlops.model_registry import ModelRegistry, Version
-from content_arena.mlops.snapshots import remove_tree
 from content_arena.mlops.versions import VersionStore
 from content_arena.pipeline import read_json
 from content_arena.training.tracking import connect
@@ -231,6 +230,57 @@ def test_a_clock_that_has_run_out_stops_between_steps(tmp_path):
     assert go_on(tmp_path) == "completed"
 
 
+class Scores:
+    "A filter with given scores and threshold; `scores` gets the texts."
+
+    def __init__(self, scores, threshold: float):
+        self.scores, self.threshold = scores, threshold
+
+
+def _knowing(texts):
+    return np.array([0.9 if ", number" in t else 0.1 for t in texts])       # survives any disguise
+
+
+FLAG_ALL = {"by its threshold": Scores(_knowing, 0.0),
+            "by a constant": Scores(lambda texts: np.full(len(texts), 0.9), 0.3),
+            "by noise": Scores(lambda texts: np.random.default_rng(0).random(len(texts)), 0.0)}
+
+
+@pytest.mark.parametrize("target_evasion", [0, 0.01, 0.5, 1])
+@pytest.mark.parametrize("kind", FLAG_ALL)
+def test_a_filter_that_flags_everything_never_reaches_its_target(tmp_path, kind, target_evasion):
+    def run(scorer):
+        s = settings_at(tmp_path / str(scorer.threshold), coevolution_new_samples=10**6)
+        parts = replace(
+            World(tmp_path).parts(),
+            measure=lambda target, split: robustness(
+                scorer, TOXIC[10:] + CLEAN[10:], [1] * 6 + [0] * 6, split),
+            battle=lambda target, attacker, split, seed, folder: Battle({}, attacker.attack(
+                TOXIC[:10] + CLEAN[:10], [1] * 10 + [0] * 10, scorer, seed=seed)))
+        folder, state = new_run(s, Target("1", "champion"))
+        end = CoEvolution(s, parts, folder, state).run(
+            Limits(max_cycles=1, target_evasion=target_evasion))
+        return end, read_history(s, end.id)
+
+    end, rows = run(FLAG_ALL[kind])
+    assert rows[0]["evasion_seen"] == 0 and rows[0]["false_positives_seen"] == 1
+    assert end.reason == "1 cycles done"
+    assert rows[1]["action"] == "retrain" and "100.0% of the disguised clean" in rows[1]["why"]
+    assert run(Scores(_knowing, 0.3))[0].reason.startswith("target reached: evasion 0.0%")
+
+
+def test_the_cost_is_looked_at_just_beside_its_limit(tmp_path):
+    s = settings_at(tmp_path, coevolution_false_positives=0.25)
+    _, state = new_run(s, Target("1", "champion"))
+    for flagged, reached in ((0.25, True), (0.2501, False), (None, False)):
+        seen = {"evasion": {"rate": 0.1}, "false_positives": {"rate": flagged}}
+        begun = replace(state, cycle=1, step=STEPS[0], measured={"seen": seen})
+        assert bool(reason_to_end(begun, Limits(target_evasion=0.1), s)) == reached, flagged
+        assert decision(0, flagged, 0, 9, s)[0] == ("retrain" if flagged == 0.2501 else "evolve")
+    unknown = {"evasion": {"rate": None}, "false_positives": {"rate": 0}}     # no rule fitted
+    assert not reason_to_end(replace(begun, measured={"seen": unknown}), Limits(0, 1.0), s)
+
+
 def test_a_damaged_state_is_refused_and_kept(tmp_path):
     go_on(tmp_path)
     file = next((tmp_path / "var").rglob("state.json"))
@@ -277,10 +327,14 @@ def state_of(environment: dict):
 
 
 @pytest.fixture
+def home(tmp_path):
+    "A folder of its own for each test: this process remembers a database that it has opened."
+    return make_home(tmp_path)
+
+
+@pytest.fixture
 def champion(home, empty_store) -> Version:
     "Version 1, trained and promoted in this process: no notebook has to run for it."
-    for made in ("runs", "models", "var/arena", "var/journal"):       # by the test before
-        remove_tree(home[0] / made)
     copy_store(empty_store, home[0])
     settings = settings_of(home[1])
     registry = ModelRegistry(settings)
@@ -317,6 +371,7 @@ cli.app()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_kill_9_after_the_real_parts_did_their_work_and_before_it_is_saved(home, champion):
     "Each thing is made exactly once: version, decision, snapshot, MLflow run, row of the history."
     folder, environment = home
@@ -325,7 +380,7 @@ def test_kill_9_after_the_real_parts_did_their_work_and_before_it_is_saved(home,
     settings = settings_of(environment)
     for part in ("the deployment stage", "the pipeline", "the snapshot", "the MLflow run"):
         cut = subprocess.run([sys.executable, "-c", CUT, part, *command], env=environment,
-                             capture_output=True, text=True, timeout=400)
+                             capture_output=True, text=True, timeout=900)
         assert cut.returncode == -signal.SIGKILL, (part, cut.stderr)
     code, out, err = arena(environment, *command)
     assert code == 0, err
@@ -349,6 +404,7 @@ def test_kill_9_after_the_real_parts_did_their_work_and_before_it_is_saved(home,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_command_survives_kill_9_and_ctrl_c_and_leaves_everything(home, champion):
     folder, environment = home
     environment = environment | SHORT
@@ -360,7 +416,7 @@ def test_the_command_survives_kill_9_and_ctrl_c_and_leaves_everything(home, cham
             if when(line):
                 process.send_signal(send)
                 break
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=400)
         return process.returncode, out, err
 
     code, _, _ = begin_and(signal.SIGKILL, lambda line: "02_train: running" in line)

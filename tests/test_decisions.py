@@ -180,7 +180,7 @@ MOVERS = {("mlops.model_registry", "client.set_registered_model_alias"),    # wh
 def test_these_are_all_the_places_that_move_the_champion():
     verbs = r"\.(promote_challenger|rollback|set_registered_model_alias)$"
     assert {(name, use) for name, tree in parsed().items() for _, use in names_used(name, tree)
-            if re.search(verbs, use)} == MOVERS
+            if re.search(verbs, use) and use != "db.rollback"} == MOVERS     # that one is a transaction's
 
 
 @pytest.mark.parametrize("verb", ["promote_challenger", "rollback"])

@@ -225,13 +225,13 @@ def test_a_damaged_ensemble_or_member_is_named_and_not_loaded(home, restored_fil
     manifest = stored(settings, duo.sha256) / "manifest.json"
     whole = manifest.read_text()
     manifest.write_text(whole[:-20])
-    refused(RegistryError, "v3: model folder .*: manifest.json can't be read")
+    refused(RegistryError, "v3, fetched from .*: model folder .*: manifest.json can't be read")
     manifest.write_text(whole.replace('"files"', '"files_"'))
-    refused(RegistryError, "v3: model folder .*: content_filter.json is not listed")
+    refused(RegistryError, "v3, fetched from .*: model folder .*: content_filter.json is not listed")
     manifest.write_text(whole)
     weights = stored(settings, registry.get_version(2).sha256) / "head.safetensors"
     weights.write_bytes(b"\0" * 100)
-    refused(RegistryError, "v2: model folder .*: head.safetensors differs from its manifest")
+    refused(RegistryError, "v2, fetched from .*: model folder .*: head.safetensors differs from its manifest")
 
 
 def test_a_member_that_is_gone_is_named(home):

@@ -79,8 +79,13 @@ def test_the_one_change_that_nobody_notices_is_named(project: Path):
     again = mutate(project, *words).stdout
     assert "calc 1/" not in again and "1 survived" in again
     (project / "tests/test_calc.py").write_text(TESTS.replace("adult(30)", "adult(18)"))
+    quick = mutate(project, *words, "--quick").stdout       # what only tests notice gets through
+    assert "14 tried, 10 survived" in quick and "test_calc.py" not in quick
+    [key] = [line.split()[5] for line in quick.splitlines() if "SURVIVED" in line and "17 → 18" in line]
+    named = mutate(project, *words, "--only", key).stdout
+    assert "calc 1/1" in named and "14 tried, 9 survived" in named
     stronger = mutate(project, *words, "--survivors").stdout
-    assert "calc 1/1" in stronger and "14 tried, 0 survived" in stronger
+    assert "calc 9/9" in stronger and "14 tried, 0 survived" in stronger
 
 
 def test_judges_that_fail_unchanged_are_no_judges(project: Path):

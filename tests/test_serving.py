@@ -83,7 +83,7 @@ def load(url, clients=4):
 
 
 def reload(url):
-    return httpx.post(f"{url}/reload", timeout=30)
+    return httpx.post(f"{url}/reload", timeout=120)
 
 
 def slowest(got, began):

@@ -203,7 +203,7 @@ def test_reloading_over_and_over_fails_nobody_and_leaks_nothing(folder, tiny_mod
     good, damaged = tiny_models[:2], tiny_models[2]
     loader = FolderLoader(stage.FileRegistry(folder), [damaged, *good * 5][:10], folder / "cache",
                           keep=leak)
-    app = create_app(stage.settings(folder), Secrets(), loader)
+    app = create_app(stage.settings(folder, request_timeout_s=25), Secrets(), loader)
     marks = []
     with stage.serving(app) as url:
         assert reload(url).json()["model_version"] == "1"

@@ -200,10 +200,11 @@ def test_the_list_has_the_quality_that_mlflow_knows(shelf):
     store.registry.promote(store.shelf().snapshots[names["v2"]].model_sha256)
     made = store.publish(store.models.parent / "sources" / "2")
     row = {r["name"]: r for r in retention.rows(store)}
-    assert (row[made.name]["f1"], row[made.name]["detection_rate"]) == (0.8, 0.5)
+    shown = ("f1", "detection_rate", "false_positive_rate")
+    assert [row[made.name][k] for k in shown] == [0.8, 0.5, 0.25]
     assert row[names["v3"]]["f1"] is None                               # was never registered
     assert store.file.read()["coevolution"][made.name]["metrics"] == {
-        "valid_f1": 0.7, "f1": 0.8, "detection_rate": 0.5}
+        "valid_f1": 0.7, "f1": 0.8, "detection_rate": 0.5, "false_positive_rate": 0.25}
 
 
 def test_nothing_is_deleted_if_mlflow_is_away(shelf):
@@ -417,7 +418,8 @@ def test_cleanup_lists_what_it_deletes_and_keeps_what_is_held(shelf):
         file.parent.mkdir(parents=True)
         file.write_text('{"status": "failed"}')
         os.utime(file, (old, old))
-    retention.mark(store, names["v2"], archive=True)
+    for name in ("v2", "v0"):                                   # the latter is champion
+        retention.mark(store, names[name], archive=True)
     with open(root / "runs" / "held" / "run.json"), FileLock(root / "runs" / "locked" / ".lock"):
         planned = cleaning.plan(store)
         before = tree(root)
@@ -426,6 +428,8 @@ def test_cleanup_lists_what_it_deletes_and_keeps_what_is_held(shelf):
         assert action == {names["v3"]: "keep", names["v2"]: "archive", names["v1"]: "keep",
                           names["v0"]: "keep", "ended": "delete", "held": "keep",
                           "locked": "keep"}
+        assert [i.why for i in planned if i.path.name == names["v0"]] == [
+            "@champion (v1); champion in MODEL_REGISTRY.json"]
         done = cleaning.execute(store, planned)
     assert {i.path.name for i in done.gone} == {names["v2"], "ended"} and done.after < done.before
     assert sorted(p.name for p in (root / "runs").iterdir() if p.name[0] != ".") == \
@@ -433,6 +437,16 @@ def test_cleanup_lists_what_it_deletes_and_keeps_what_is_held(shelf):
     logged = [json.loads(line) for line in done.log.read_text().splitlines()]
     assert {Path(entry["path"]).name for entry in logged} == {names["v2"], "ended"}
     assert store.restore(names["v2"]).unpacked
+
+
+def test_a_version_that_somebody_needs_since_the_plan_stays(shelf):
+    store, names = shelf
+    planned = cleaning.plan(store)
+    assert {i.path.name for i in planned if i.action == "delete"} == {names["v2"]}
+    retention.mark(store, names["v2"], keep=True)
+    with pytest.raises(cleaning.CleanupError, match=f"{names['v2']}: is in use by now; 0 others went"):
+        cleaning.execute(store, planned)
+    assert names["v2"] in store.shelf().snapshots
 
 
 def test_caches_shrink_but_keep_what_a_model_was_trained_on(shelf, tmp_path):

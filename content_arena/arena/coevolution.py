@@ -75,8 +75,9 @@ def _battle(self: CoEvolution) -> tuple[dict, dict]:
     save_attempts(self.cycle_folder / "attempts.jsonl", fought.attempts)
     rates = attack_rates(fought.attempts)
     target = self.state.target
-    return {"id": fought.record.get("id", ""), "rounds": len(fought.attempts), "evasion":
-            rates["evasion"], "target": target.version, "role": target.role}, {}
+    return {"id": fought.record.get("id", ""), "rounds": len(fought.attempts),
+            **{k: rates[k] for k in ("evasion", "false_positives")},
+            "target": target.version, "role": target.role}, {}
 
 @patch
 def _collect(self: CoEvolution) -> tuple[dict, dict]:
@@ -96,12 +97,17 @@ def _collect(self: CoEvolution) -> tuple[dict, dict]:
     return found, {}
 
 # %% ../../nbs/04_arena/03e_coevolution.ipynb #d3763123
-def decision(evasion: float | None, pending: int, samples: int, s: Settings) -> tuple[str, str]:
-    "retrain or evolve, and why; `pending`: wrong answers not trained on yet."
+def decision(evasion: float | None, flagged: float | None, pending: int, samples: int,
+             s: Settings) -> tuple[str, str]:
+    """retrain or evolve, and why; `flagged`: the share of disguised clean comments that is flagged,
+    `pending`: wrong answers not trained on yet."""
     if not samples:
         return "evolve", "the battle taught nothing"
     if evasion is not None and evasion > s.coevolution_evasion:
         return "retrain", f"{evasion:.1%} got through, more than {s.coevolution_evasion:.1%}"
+    if flagged is not None and flagged > s.coevolution_false_positives:
+        return "retrain", (f"{flagged:.1%} of the disguised clean comments were flagged, more than"
+                           f" {s.coevolution_false_positives:.1%}")
     if pending >= s.coevolution_new_samples:
         return "retrain", f"{pending} new samples, at least {s.coevolution_new_samples}"
     shown = "nothing was attacked" if evasion is None else f"{evasion:.1%} got through"
@@ -110,10 +116,12 @@ def decision(evasion: float | None, pending: int, samples: int, s: Settings) -> 
 @patch
 def _decide(self: CoEvolution) -> tuple[dict, dict]:
     done = self.state.done
-    action, why = decision(done["battle"]["evasion"]["rate"], done["collect"]["pending"],
-                           done["collect"]["samples"], self.settings)
+    fought, collected = done["battle"], done["collect"]
+    flagged = fought.get("false_positives", {}).get("rate")     # none in a state of an older run
+    action, why = decision(fought["evasion"]["rate"], flagged, collected["pending"],
+                           collected["samples"], self.settings)
     self.say(f"cycle {self.state.cycle}: {action}: {why}")
-    return {"action": action, "why": why}, {"pending": done["collect"]["pending"]}
+    return {"action": action, "why": why}, {"pending": collected["pending"]}
 
 @patch
 def _learn(self: CoEvolution) -> tuple[dict, dict]:
@@ -199,7 +207,8 @@ def _record(self: CoEvolution) -> tuple[dict, dict]:
 # %% ../../nbs/04_arena/03e_coevolution.ipynb #feda9865
 @dataclass(frozen=True)
 class Limits:
-    "When to stop; 0, and None, are no limit."
+    """When to stop; 0, and None, are no limit. `target_evasion`: an evasion rate that counts only
+    within `coevolution_false_positives`."""
     max_cycles: int = 0
     target_evasion: float | None = None
     max_minutes: float = 0.0
@@ -210,9 +219,10 @@ def reason_to_end(state: LoopState, limits: Limits, s: Settings) -> str:
         return ""
     seen, target = state.measured["seen"], limits.target_evasion
     evasion, flagged = (seen[k]["rate"] for k in ("evasion", "false_positives"))
-    if target is not None and evasion <= target:
+    affordable = flagged is not None and flagged <= s.coevolution_false_positives
+    if None not in (target, evasion) and evasion <= target and affordable:
         return (f"target reached: evasion {evasion:.1%}, with {flagged:.1%} of the disguised clean"
-                " comments flagged")
+                f" comments flagged, {s.coevolution_false_positives:.1%} allowed")
     if limits.max_cycles and state.cycle > limits.max_cycles:
         return f"{limits.max_cycles} cycles done"
     if state.stale >= s.coevolution_patience:

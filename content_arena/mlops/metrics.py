@@ -10,7 +10,9 @@ __all__ = ['ALIASES', 'RESULTS', 'TRIGGERS', 'OUTCOMES', 'ATTACK_CLASSES', 'LABE
 # %% ../../nbs/03_mlops/05_metrics.ipynb #b43e7d97
 import math
 import platform
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from fastcore.basics import patch
 from prometheus_client import (CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector,
@@ -63,12 +65,13 @@ class MetricFamilies:
         self.champion_changes = Counter("content_arena_champion_changes_total",
             "Times this process replaced the champion it serves by another version.", registry=r)
 
-# %% ../../nbs/03_mlops/05_metrics.ipynb #da2a5c2e
+# %% ../../nbs/03_mlops/05_metrics.ipynb #5c1f70aa
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RELOADS = ("changed", "unchanged", "failed")
 CAUSES = ("registry", "no_champion", "load", "model")
 DROPS = ("full", "failed", "suspended", "no_challenger")
 
+# %% ../../nbs/03_mlops/05_metrics.ipynb #da2a5c2e
 class ServingFamilies(MetricFamilies):
     "The named metrics, and those of the service's inside."
     def __init__(self, r: CollectorRegistry):
@@ -100,6 +103,10 @@ class ServingFamilies(MetricFamilies):
         self.class_detection_rate = Gauge("content_arena_battle_class_detection_rate",
             "Detected share of the last battle's attacks of a linguistic class, 0 to 1.",
             ["attack_class"], registry=r)
+        self.battle_false_positive_rate = Gauge("content_arena_battle_false_positive_rate",
+            "Flagged share of the last battle's disguised clean comments; NaN: none attacked.",
+            registry=r)
+        self.battle_false_positive_rate.set(math.nan)
         self.feedback = Counter("content_arena_feedback_total",
             "Labels handed in, by who gave them; replaced: given before; the others don't count.",
             ["source", "result"], registry=r)
@@ -182,6 +189,14 @@ def answered(self: Metrics, alias: str, toxic: int, clean: int, seconds: float) 
         if texts:
             one.inc(texts)
     series[0].observe(seconds)
+
+@patch
+def fought(self: Metrics, result: Mapping[str, Any]) -> None:
+    "A battle ended with `result`: its detection rate, and what that cost on clean comments."
+    if (detected := result.get("detection_rate")) is not None:
+        flagged = result.get("false_positive_rate")
+        self.battle_detection_rate.set(detected)
+        self.battle_false_positive_rate.set(math.nan if flagged is None else flagged)
 
 # %% ../../nbs/03_mlops/05_metrics.ipynb #b7a9df11
 def exposition(metrics: Metrics, accept: str = "") -> tuple[bytes, str]:

@@ -188,7 +188,7 @@ def _fetch(c: Connection, v: Version, folder: Path) -> tuple[Path, str]:
     "The model folder of `v`, fetched into `folder`, and where it came from."
     with c._talk(f"downloading {v}"):      # a service does it in two threads: no setting changes,
         uri = MlflowClient(c.uri).get_model_version_download_uri(v.name, v.version)   # none is read
-        place, problem = str(local_path(uri) or uri), ""         # (a models: URI asks the global one)
+        place, problem = str(local_path(uri) or uri), ""     # (a models: URI asks the global one)
         try:
             mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=c.uri,
                                                 registry_uri=c.uri)

@@ -201,8 +201,9 @@ def export(store: VersionStore) -> list[str]:
 
 # %% ../../nbs/03_mlops/12a_retention.ipynb #9b64c77f
 def rows(store: VersionStore) -> list[dict[str, Any]]:
-    """All versions, newest first: name, created, age_days, bytes, tag, f1, detection_rate, used
-    (list), state, lineage_id, mlflow_version, note. Damaged and archived ones are in it.
+    """All versions, newest first: name, created, age_days, bytes, tag, f1, detection_rate and the
+    false_positive_rate that it cost (of disguised comments, toxic and clean), used (list), state,
+    lineage_id, mlflow_version, note. Damaged and archived ones are in it.
 
     Raises RegistryError if MLflow can't be asked where they are used."""
     shelf = store.shelf()
@@ -216,7 +217,7 @@ def rows(store: VersionStore) -> list[dict[str, Any]]:
     table = [{"name": s.name, "created": s.created, "age_days": round(s.age_days, 2),
               "bytes": s.bytes if state == "whole" else shelf.archives[s.name][1], "tag": s.tag,
               "f1": s.facts.metrics.get("f1", s.facts.metrics.get("valid_f1")),
-              "detection_rate": s.facts.metrics.get("detection_rate"),
+              **{k: s.facts.metrics.get(k) for k in ("detection_rate", "false_positive_rate")},
               "used": used.get(s.name, []), "state": state, "lineage_id": s.facts.lineage_id,
               "mlflow_version": s.facts.mlflow_version, "note": s.note} for s, state in known]
     table += [{"name": n, "state": "damaged", "note": why, "used": []}

@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 
 # %% ../../nbs/03_mlops/12_versions.ipynb #3415904b
 _KEPT = ("valid_f1", "valid_precision", "valid_recall")
-_TOLD = ("f1", "precision", "detection_rate")
+_TOLD = ("f1", "precision", "detection_rate", "false_positive_rate")
 
 def facts_of(registry: RegistryReader, v: Version) -> Facts:
-    "What MLflow knows of a registered version; F1, precision, detection rate of its last test."
+    "What MLflow knows of a registered version; `_TOLD` are of its last test."
     logged = registry.metrics(v.run_id)                  # a training's `valid_f1` is its curve
     metrics = {k: logged.get(f"best_{k}", logged.get(k)) for k in _KEPT}
     metrics = {k: m for k, m in metrics.items() if m is not None}

@@ -170,8 +170,8 @@ def _fight(self: BattleRunner, battle: Battle, slot: ModelSlot, tags: dict[str, 
 def _tell(self: BattleRunner, battle: Battle) -> None:
     "Metrics and event store hear of it."
     r = battle.record
-    if r["status"] == "completed" and r["detection_rate"] is not None:
-        self.metrics.battle_detection_rate.set(r["detection_rate"])
+    if r["status"] == "completed":
+        self.metrics.fought(r)
     if r["status"] == "running":
         return
     try:

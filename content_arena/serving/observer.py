@@ -80,8 +80,7 @@ class StoreObserver:
             self.metrics.retrained(*key, runs=max(0, runs - self._counted.get(key, 0)))
         self._counted = now
         battle = newest_battle(store) or {}
-        if (rate := battle.get("detection_rate")) is not None:
-            self.metrics.battle_detection_rate.set(rate)
+        self.metrics.fought(battle)
         for name in ATTACK_CLASSES if battle else ():
             rate = (battle.get("by_class") or {}).get(name, {}).get("detection_rate")
             if rate is None:                           # an older battle's would be a lie
