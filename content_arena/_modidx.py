@@ -910,6 +910,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'content_arena.config.load_secrets': ('00_core/config.html#load_secrets', 'content_arena/config.py'),
                                       'content_arena.config.load_settings': ( '00_core/config.html#load_settings',
                                                                               'content_arena/config.py'),
+                                      'content_arena.config.quiet_libraries': ( '00_core/config.html#quiet_libraries',
+                                                                                'content_arena/config.py'),
                                       'content_arena.config.spare_loopback': ( '00_core/config.html#spare_loopback',
                                                                                'content_arena/config.py')},
             'content_arena.dashboard': { 'content_arena.dashboard.View': ('06_entry/dashboard.html#view', 'content_arena/dashboard.py'),

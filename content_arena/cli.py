@@ -30,7 +30,7 @@ from .cli_options import (
 from .cli_ensembles import ensemble_app
 from .cli_versions import cleanup, registry_check, registry_export, versions_app
 from .cli_watch import monitor_app, retrain_app
-from .config import SECTIONS, load_secrets, spare_loopback
+from .config import SECTIONS, load_secrets, quiet_libraries, spare_loopback
 from .failures import explain, interrupted
 
 # %% ../nbs/06_entry/06_cli.ipynb #405a8ac3
@@ -63,6 +63,7 @@ def main() -> None:
     "Entry point of `content-arena` and `python -m content_arena`."
     printable_output()
     spare_loopback()
+    quiet_libraries()
     try:
         app()
     except SystemExit as e:

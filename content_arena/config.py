@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'Settings', 'find_settings_file', 'load_settings', 'Secrets', 'load_secrets',
-           'spare_loopback']
+           'spare_loopback', 'quiet_libraries']
 
 # %% ../nbs/00_core/00_config.ipynb #0c9fd7e0
 import difflib
@@ -258,3 +258,8 @@ def spare_loopback(env: MutableMapping[str, str] | None = None) -> None:
     names = [name.strip() for name in given.split(",") if name.strip()]
     if "*" not in names:
         env["no_proxy"] = env["NO_PROXY"] = ",".join(dict.fromkeys([*names, *_HERE]))
+
+def quiet_libraries(env: MutableMapping[str, str] | None = None) -> None:
+    "Switch off what libraries draw on a terminal unasked, unless `env` says otherwise already."
+    env = os.environ if env is None else env
+    env.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

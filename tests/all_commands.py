@@ -1,8 +1,8 @@
 """Runs commands, many in one go: a process that reads a line with a list of cases, and answers with their results.
 
-A case is `{"arguments": [...], "environment": {...}, "without": [...],
-"stdout": an encoding or "/dev/full"}`, a result its exit code and what it printed. Each is a process forked from this one, which has the
-libraries loaded and has opened nothing.
+A case is `{"arguments": [...], "environment": {...}, "without": [...], "stdout": an encoding or
+"/dev/full"}`, a result its exit code and what it printed. Each is a process forked from this one,
+which has the libraries loaded and has opened nothing.
 """
 import io
 import json

@@ -18,6 +18,7 @@ VALUES = {"texts": "안녕 é 😀", "version": "3", "reason": "it is a test", "
           "decision": "ab", "event": "success", "battle": "ab", "n": "3", "keep": "3", "mode": "mean",
           "members": "1,2"}
 EXTRA = {("serve",): ["--port", "0"], ("cleanup",): ["--dry-run"]}
+KERNELS = {("pipeline", "run"), ("monitor", "report")}        # seconds each: where folders matter
 ENDLESS = {("serve",), ("retrain", "watch")}                  # until they are stopped
 
 
@@ -90,7 +91,8 @@ def _var(folder: Path) -> dict:
 
 PROXIES = {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",
            "ALL_PROXY": "socks5://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9"}
-# What is wrong -> what it does to a case; what an error names; how many commands fail so, at least; what the doctor says.
+# What is wrong -> what it does to a case; what an error names, and how many commands fail so at least;
+# what the doctor says.
 FAULTS = {
     "var_dir": (_var, "/file/", 15, r"missing\s+folders: .*var_dir.*artifact_dir"),
     "other folders": (lambda f: {"environment": below_a_file(
@@ -113,6 +115,8 @@ def test_no_command_answers_with_a_traceback(fault, run, three_versions_store, e
     every, cases = commands(), []
     assert len(every) > 30
     for i, (path, given) in enumerate(every.items()):
+        if path in KERNELS and fault in ("proxies", "ascii", "full disk"):
+            continue
         base = home(tmp_path / str(i), three_versions_store, events)
         more = change(tmp_path / str(i))
         cases.append(more | {"arguments": [*path, *EXTRA.get(path, []), *given],
@@ -121,11 +125,11 @@ def test_no_command_answers_with_a_traceback(fault, run, three_versions_store, e
     problems, naming = [], 0
     for case, done in zip(cases, run(cases), strict=True):
         errors = [line for line in done["err"].splitlines() if line.startswith("error: ")]
-        bad = [word for word in ("Traceback", "Exception ignored", "was destroyed")
+        bad = [word for word in ("Traceback", "Exception ignored", "was destroyed", "it/s]")
                if word in done["err"]]
         if len(errors) > 1 or (done["code"] == 1 and not errors and not done["out"]):
             bad.append(f"{len(errors)} lines that say what failed")    # a check answers by its list
-        if done["code"] not in (0, 1, 130) or bad:
+        if done["code"] not in (0, 1) or bad:
             problems.append((case["arguments"], done["code"], bad, done["err"][-700:]))
         naming += any(named in line for line in errors)
         if case["arguments"] == ["doctor"] and not re.search(diagnosis, done["out"] + done["err"]):

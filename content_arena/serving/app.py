@@ -373,13 +373,17 @@ def create_app(settings: Settings, secrets: Secrets | None = None,
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        try:
+            service.start()
+        except Exception as e:
+            app.state.failure = e                      # for `run`: uvicorn only logs its frames
+            raise
         yield
         await service.close()
 
     app = FastAPI(title="content_arena", version=content_arena.__version__, lifespan=lifespan,
                   description="Is a comment toxic? Korean and English.")
-    app.state.service = service
+    app.state.service, app.state.failure = service, None
     app.include_router(classify_routes(service))
     app.include_router(feedback_routes(service))
     app.include_router(operations_routes(service))
@@ -411,7 +415,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run(settings: Settings, *, secrets: Secrets | None = None,
         loader: Loader | None = None) -> None:
-    "Serve until SIGTERM or Ctrl-C; prints where. Raises ServeError if it can't listen."
+    """Serve until SIGTERM or Ctrl-C; prints where. Raises ServeError if it can't listen, and what
+    keeps its parts from starting."""
     log_as_json()
     app = create_app(settings, secrets, loader)
     with listen(settings.host, settings.port) as sock:
@@ -424,7 +429,10 @@ def run(settings: Settings, *, secrets: Secrets | None = None,
                                 proxy_headers=False, lifespan="on", ws="none",
                                 timeout_graceful_shutdown=30,
                                 timeout_keep_alive=75)      # longer than balancers keep theirs
+        logging.getLogger("uvicorn.error").addFilter(lambda _: app.state.failure is None)
         try:
             uvicorn.Server(config).run(sockets=[sock])
         except KeyboardInterrupt:
             pass
+        except SystemExit:
+            raise app.state.failure or ServeError("the service could not start") from None
