@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from warm import python
 
 from content_arena.config import load_settings
 from content_arena.training.tiny_base import make_tiny_base
@@ -49,7 +49,7 @@ def state_of(folder: Path, **more) -> dict[str, str]:
 
 
 def arena(environment: dict, *arguments: str, wait: bool = True):
-    command = [sys.executable, "-m", "content_arena", *arguments]
+    command = [python(), "-m", "content_arena", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if not wait:

@@ -11,6 +11,8 @@ from needs import needs
 # where a test sets it (test_environment.py).
 for _name in [n for n in os.environ if n.lower() in ("http_proxy", "https_proxy", "all_proxy")]:
     del os.environ[_name]
+# Commands that a test calls in its own process do not come through `cli.main`, which does this.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def pytest_addoption(parser):

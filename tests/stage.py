@@ -21,6 +21,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+from warm import python
 
 from content_arena.config import Secrets, load_settings
 from content_arena.json_files import write_json
@@ -177,7 +178,7 @@ class FileLoader:
 @contextmanager
 def process(*args: str):
     "This file as a process of its own, with pipes; ended if the test leaves it running."
-    p = subprocess.Popen([sys.executable, __file__, *args], stdin=subprocess.PIPE,
+    p = subprocess.Popen([python(), __file__, *args], stdin=subprocess.PIPE,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield p

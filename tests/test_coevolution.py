@@ -3,7 +3,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from commands import arena, make_home, settings_of
 from forks import copy_store
 from mlflow import MlflowClient
 from shelves import FakeRegistry, answer, death, model, start, steps
+from warm import python
 
 from content_arena.arena.coevolution import CoEvolution, Limits, Parts, decision, reason_to_end
 from content_arena.arena.history import read_history
@@ -170,10 +170,10 @@ def test_kill_9_in_each_step_and_the_same_command_again(tmp_path, undisturbed, s
 
 
 def test_kill_9_while_the_attacker_evolves(tmp_path):
-    "A filter that flags everything teaches nothing: each cycle evolves, once."
-    World(tmp_path).make("1", [""], "")
-    code, _ = answer(*start(dies_in, tmp_path, "learn"))
-    assert code == -signal.SIGKILL
+    "A filter that no disguise deceives teaches nothing: each cycle evolves, once."
+    World(tmp_path).make("1", [","], "")
+    code, said = answer(*start(dies_in, tmp_path, "learn"))
+    assert code == -signal.SIGKILL, said
     assert go_on(tmp_path) == "completed"
     rows = read_history(settings_at(tmp_path))
     assert [(r["action"], r["generation"]) for r in rows] == [
@@ -379,7 +379,7 @@ def test_kill_9_after_the_real_parts_did_their_work_and_before_it_is_saved(home,
     command = "coevolve", "--max-cycles", "1", "--json"
     settings = settings_of(environment)
     for part in ("the deployment stage", "the pipeline", "the snapshot", "the MLflow run"):
-        cut = subprocess.run([sys.executable, "-c", CUT, part, *command], env=environment,
+        cut = subprocess.run([python(), "-c", CUT, part, *command], env=environment,
                              capture_output=True, text=True, timeout=900)
         assert cut.returncode == -signal.SIGKILL, (part, cut.stderr)
     code, out, err = arena(environment, *command)

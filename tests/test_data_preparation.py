@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings as hypothesis_settings, strategies as st
+from warm import python
 
 from content_arena.config import load_settings
 from content_arena.text import canonical
@@ -543,7 +544,7 @@ print(prepare_dataset(settings, progress=False).id)
 
 
 def start(home, before=""):
-    return subprocess.Popen([sys.executable, "-c", PREPARE.format(before=before), str(home)],
+    return subprocess.Popen([python(), "-c", PREPARE.format(before=before), str(home)],
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -2,7 +2,6 @@
 import json
 import signal
 import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from commands import ROOT, arena, settings_of, state_of
 from prometheus_client.parser import text_string_to_metric_families
 from watch import Slack, free_port, wait_until
+from warm import python
 
 from content_arena.arena.attacks import attack, split_families
 from content_arena.mlops.alerting import TITLES
@@ -86,7 +86,7 @@ class Background:
     def __init__(self, environment: dict, log: Path, *arguments: str):
         self.log = log
         with open(log, "w") as out:
-            self.process = subprocess.Popen([sys.executable, "-m", "content_arena", *arguments],
+            self.process = subprocess.Popen([python(), "-m", "content_arena", *arguments],
                                             cwd=ROOT, env=environment, stdout=out,
                                             stderr=subprocess.STDOUT)
 

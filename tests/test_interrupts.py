@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import nbformat
 import pytest
 
 from commands import ROOT, state_of
+from warm import python
 
 CELLS = {"quick": "pass", "noisy": "import os; os.write(2, b'Traceback of a thread that nobody waits for')"}
 WAIT = """import os, signal, time
@@ -55,7 +55,7 @@ def start():
 
 
 def command_in(folder: Path, environment: dict, arguments: tuple[str, ...]) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "content_arena", *arguments], cwd=folder,
+    return subprocess.Popen([python(), "-m", "content_arena", *arguments], cwd=folder,
                             env=environment, text=True,
                             stdout=open(folder / "stdout", "w"), stderr=open(folder / "stderr", "w"))
 

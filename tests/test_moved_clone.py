@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import stage
+from click.testing import Result
 from forks import copy_store, forget_places
 from test_serving import register
 from typer.testing import CliRunner
@@ -31,18 +32,22 @@ def settings_in(clone: Path):
 
 def answer(clone: Path, *arguments: str) -> dict:
     "What a command that must succeed answers, as JSON."
-    code, said = command(clone, *arguments, "--json")
-    assert code == 0, said
-    return json.loads(next(line for line in reversed(said.splitlines()) if line[:1] == "{"))
+    done = call(clone, *arguments, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def command(clone: Path, *arguments: str) -> tuple[int, str]:
     "Exit code and all that `content-arena ARGUMENTS` says, in `clone`."
+    done = call(clone, *arguments)
+    return done.exit_code, done.output + str(done.exception or "")
+
+
+def call(clone: Path, *arguments: str) -> Result:
     s = settings_in(clone)
     keys = ("var_dir", "models_dir", "artifact_dir", "tracking_uri", "store_url", "dtype")
     pairs = [x for k in keys for x in ("-p", f"{k}={getattr(s, k)}")]
-    told = CliRunner().invoke(cli.app, [*arguments, *pairs])
-    return told.exit_code, told.output + str(told.exception or "")
+    return CliRunner().invoke(cli.app, [*arguments, *pairs])
 
 
 @pytest.fixture(scope="module")

@@ -26,16 +26,13 @@ class Asking(threading.Thread):
     def __init__(self, url: str):
         super().__init__(daemon=True)
         self.url, self.versions, self.failures, self.stop = url, [], [], threading.Event()
-        self.seconds: list[float] = []                 # that each answer took
 
     def run(self):
         with httpx.Client(timeout=30) as client:
             while not self.stop.is_set():
                 try:
-                    begun = time.perf_counter()
                     answer = client.post(f"{self.url}/classify", json={"text": "you are kind today"})
                     answer.raise_for_status()
-                    self.seconds.append(time.perf_counter() - begun)
                     self.versions.append(str(answer.json()["model_version"]))
                 except httpx.HTTPError as e:
                     self.failures.append(repr(e))
@@ -49,7 +46,8 @@ def wait_until_ready(url: str, service: subprocess.Popen) -> None:
                 return
         except httpx.HTTPError:
             pass
-        assert service.poll() is None and time.monotonic() < deadline, service.stderr.read()
+        assert service.poll() is None, service.stderr.read()
+        assert time.monotonic() < deadline, "not ready in time"
         time.sleep(0.2)
 
 
@@ -87,9 +85,6 @@ def test_better_challenger_is_reloaded_while_requests_go_on(home, first):
     assert not asking.failures, asking.failures[:3]
     assert asking.versions[0] == "1" and asking.versions[-1] == "2"
     assert asking.versions == sorted(asking.versions), "an old version answered after the new one"
-    switch = asking.versions.index("2")                # while the model is loaded, as while it is trained
-    around, before = asking.seconds[switch - 40:switch + 20], asking.seconds[:switch - 40]
-    assert len(before) > 100 and max(around) < 3 * max(before), "the reload held up the answers"
 
 
 def kill_when(process: subprocess.Popen, happened) -> None:

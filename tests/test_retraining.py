@@ -1,6 +1,5 @@
 """Automatic retraining with two schedulers, a store that goes away, clocks that jump, bad labels."""
 import subprocess
-import sys
 import threading
 from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 from scheduler import settings
 from watch import wait_until
+from warm import python
 
 from content_arena.mlops.lease import Lease
 from content_arena.store import EventStore, text_sha256
@@ -35,7 +35,7 @@ class Scheduler:
 
     def __init__(self, url: str, folder: Path):
         script = Path(__file__).with_name("scheduler.py")
-        self.process = subprocess.Popen([sys.executable, str(script), url, str(folder)], text=True,
+        self.process = subprocess.Popen([python(), str(script), url, str(folder)], text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.said: list[str] = []
         threading.Thread(target=self._listen, daemon=True).start()

@@ -1,6 +1,5 @@
 """The service's page for Prometheus: what is on it when all goes wrong, and that it does not grow."""
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from content_arena.mlops.run_metrics import FEATURES, GROUPS, RunFiles, publish,
 from content_arena.serving.app import create_app
 from content_arena.store import EventStore
 from stage import FileLoader, FileRegistry, serving, settings
+from warm import python
 from watch import DEPLOY, wait_until
 
 
@@ -114,7 +114,7 @@ def test_a_process_that_is_killed_while_it_publishes_leaves_whole_files(tmp_path
     """
     folder, numbers = tmp_path / "metrics", []
     for _ in range(3):
-        writer = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)],
+        writer = subprocess.Popen([python(), "-c", program, str(tmp_path)],
                                   stdout=subprocess.PIPE, text=True)
         try:
             assert writer.stdout.readline() == "begun\n"

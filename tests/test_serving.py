@@ -549,7 +549,7 @@ def test_a_reload_tells_what_became_of_the_challenger(folder, monkeypatch):
         registry.set(challenger="5")
         assert challenger() == {"result": "changed", "model_version": "5", "reason": ""}
         registry.set(challenger=None)
-        assert challenger() == {"result": "changed", "model_version": "", "reason": ""}
+        assert challenger() == {"result": "changed", "model_version": None, "reason": ""}
     with stage.service(folder) as url:
         assert challenger()["result"] == "off" and "shadow_sample" in challenger()["reason"]
 

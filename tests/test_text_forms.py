@@ -188,7 +188,7 @@ def test_pyfunc_registry_and_command_line(trained, engine, monkeypatch):
     for text in asked.text:
         result = CliRunner().invoke(app, ["classify", text, "--json"])
         assert result.exit_code == 0, result.output
-        answers.append(json.loads(result.output.splitlines()[-1])["results"][0]["toxic_score"])
+        answers.append(json.loads(result.stdout.splitlines()[-1])["results"][0]["toxic_score"])
     assert answers[0] == answers[1]
 
 

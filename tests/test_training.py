@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from warm import python
 
 from content_arena.config import load_settings
 from content_arena.inference.engine import Engine
@@ -173,7 +173,7 @@ print("finished", flush=True)
 
 def start(folder: Path) -> subprocess.Popen:
     code = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([python(), "-c", code], stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow

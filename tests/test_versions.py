@@ -552,7 +552,7 @@ def test_the_commands_of_a_day(shelf, empty_store, monkeypatch):
     def run(*arguments: str, code: int = 0) -> dict:
         done = CliRunner().invoke(app, [*arguments, "--json"])
         assert done.exit_code == code, done.output
-        return json.loads(done.output.splitlines()[-1])
+        return json.loads(done.stdout.splitlines()[-1])
     source = str(root / "sources" / "0")
     first = run("versions", "publish", "--folder", source)["name"]
     stable = run("versions", "save", "--tag", "stable")["name"]
