@@ -1,0 +1,82 @@
+"""The sentences of a report, read back against the record that they were made from."""
+import re
+from itertools import product
+
+import pandas as pd
+import pytest
+
+from content_arena.reports import battle as battle_reports, evaluation as reports
+from content_arena.mlops.evaluator import evidence_record
+from content_arena.mlops.lineage import Certificate
+
+SIDES = {"champion": dict(auc=0.871, detection_rate=0.896, false_positive_rate=0.426, attacked=503),
+         "challenger": dict(auc=0.912, detection_rate=0.842, false_positive_rate=0.226, attacked=503)}
+
+
+def side(role: str) -> dict:
+    "One model's part of the battle's record, with all that the table shows."
+    names = ("detection_rate", "false_positive_rate", "false_positive_rate_unattacked")
+    part = SIDES[role] | {"false_positive_rate_unattacked": 0.1}
+    part |= {"intervals": {n: [part[n] - 0.02, part[n] + 0.02] for n in names}}
+    return part | {"auc_error": 0.01, "detection_at_cost": part["detection_rate"],
+                   "clean_attacked": 497, "seen": part, "held_out": part}
+
+
+def record_of(champion: bool, fought: bool, promoted: bool) -> dict:
+    old = side("champion") if champion else None
+    battle = dict(sha256="0f" * 32, toxic=503, clean=497, champion=old, challenger=side("challenger"),
+                  cost=0.426, auc_change=0.041 if champion else None,
+                  auc_change_error=0.008 if champion else None)
+    lineages = {"1": ["a"]} if champion else {}
+    certificate = Certificate(1200, {"a": 5}, lineages | {"2": ["a"]}, 0.8, 0, ())
+    return {"champion": {"version": "1"} if champion else None, "challenger": {"version": "2"},
+            "should_promote": promoted, "certificate": certificate.to_dict(),
+            "evidence": evidence_record(1200, None, battle if fought else None)}
+
+
+def page_of(record: dict) -> str:
+    "Everything that a report says about its evidence, as plain text."
+    table = battle_reports.show_fixed_battle(record)
+    shown = table.to_string() if isinstance(table, pd.DataFrame) else table.data
+    return "\n".join([reports.evidence_lines(record), shown, record["certificate"]["sentence"],
+                      reports.how_to_roll_back(record)])
+
+
+def contradictions(page: str, record: dict) -> list[str]:
+    "What `page` says and `record` does not."
+    battle, found = record["evidence"]["battle"], []
+    if battle["present"] and "no battle" in page:
+        found.append("a battle that was fought is called absent")
+    if not battle["present"] and ("disguised" in page or "AUC" in page):
+        found.append("figures of a battle that was not fought")
+    if not record["champion"] and re.search(r"both|the champion detects|version 1\b", page):
+        found.append("a second model")
+    if not record["should_promote"] and "back, in the registry" in page:
+        found.append("a rollback of what was not promoted")
+    for role in ("champion", "challenger"):
+        told = re.search(rf"the {role} detects ([\d.]+)% .*? flags ([\d.]+)% .*?AUC ([\d.]+)", page)
+        here = battle.get(role)
+        if bool(told) != bool(here):
+            found.append(f"{role}: a sentence without a record, or a record without one")
+        elif told and [float(x) for x in told.groups()] != pytest.approx(
+                [100 * here["detection_rate"], 100 * here["false_positive_rate"], here["auc"]]):
+            found.append(f"{role}: other numbers")
+    if battle["present"] and re.search(r"([\d,]+) disguised toxic", page)[1] != str(battle["toxic"]):
+        found.append("another number of comments")
+    return found
+
+
+@pytest.mark.parametrize("champion, fought, promoted", list(product([True, False], repeat=3)))
+def test_a_report_says_what_its_record_says(champion, fought, promoted):
+    record = record_of(champion, fought, promoted)
+    assert contradictions(page_of(record), record) == []
+
+
+@pytest.mark.parametrize("said", [
+    "Battle: absent: no battle evidence was gathered", "the datasets behind both models",
+    "the champion detects 1.0% of the toxic ones and flags 2.0% of the clean ones (AUC 0.5",
+    "brings version 1 back, in the registry"])
+def test_a_sentence_that_is_not_of_the_record_is_found(said):
+    "What the first model's reports said, and the like."
+    record = record_of(champion=False, fought=True, promoted=False)
+    assert contradictions(f"{said}\n{page_of(record)}", record)
