@@ -38,7 +38,7 @@ def pytest_runtest_makereport(item, call):
     report = yield
     if outside.required and report.skipped and not outside.reason_of(report).startswith(outside.ABSENT):
         report.outcome = "failed"
-        report.longrepr = f"skipped, but not by tests/needs.py: {outside.reason_of(report)}"
+        report.longrepr = f"skipped, but not by tests/support/needs.py: {outside.reason_of(report)}"
     return report
 
 

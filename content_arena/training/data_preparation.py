@@ -8,7 +8,6 @@ __all__ = ['SPLITS', 'STRATA', 'TOLERANCE', 'SYNTHETIC', 'SCHEMA', 'FINGERPRINT_
 
 # %% ../../nbs/05_training/10_data_preparation.ipynb #332fa652
 import hashlib
-import importlib.util
 import io
 import json
 import logging
@@ -32,6 +31,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ..core.config import Settings, load_settings
+from ..core.files import code_digest
 from ..core.text import mask, nfc
 from ..data.grouping import FINGERPRINT, NUM_PERM, cluster, fingerprints
 from ..data.grouping import merge_groups
@@ -40,13 +40,11 @@ from ..data.train_only import REASONS, TrainOnly, train_only_rows
 
 # %% ../../nbs/05_training/10_data_preparation.ipynb #3abfe6a2
 SPLITS = ("train", "valid", "test")
-_MODULES = ("text", "data.embedded_corpus", "data.readers", "data.grouping",
+_MODULES = ("core.text", "data.embedded_corpus", "data.readers", "data.grouping",
             "data.train_only", "training.data_preparation")
 
 def _code_digest() -> str:
-    specs = [importlib.util.find_spec(f"content_arena.{m}") for m in _MODULES]
-    code = [Path(s.origin).read_bytes() for s in specs if s and s.origin]
-    return hashlib.sha256(b"\0".join(code) + unicodedata.unidata_version.encode()).hexdigest()
+    return code_digest(_MODULES, unicodedata.unidata_version)
 
 def recipe_of(settings: Settings) -> dict[str, Any]:
     """The settings that shape a data set, by name, and the digest of each source.

@@ -9,7 +9,6 @@ __all__ = ['FORMAT', 'STATUSES', 'schedule', 'arena_digest', 'attacker_facts', '
 # %% ../../../nbs/10_arena/battles/30_battle.ipynb #35268bbf
 import copy
 import hashlib
-import importlib.util
 import itertools
 import json
 import os
@@ -32,7 +31,7 @@ from ..attackers.bandit import BanditState, add_learnt, load_state
 from .record import from_row, measure, to_row
 from .corpus import BattleError, Corpus
 from ...disguises.targets import Scorer
-from ...core.files import write_json
+from ...core.files import code_digest, write_json
 
 # %% ../../../nbs/10_arena/battles/30_battle.ipynb #4cb75ec7
 def _number(*parts: Any) -> int:
@@ -64,16 +63,18 @@ def schedule(corpus: Corpus, *, rounds: int, seed: int, batch: int,
     return [chosen[at:at + size] for at in range(0, rounds, size)]
 
 # %% ../../../nbs/10_arena/battles/30_battle.ipynb #bcade8e6
-_CODE = ("text", *("arena." + name for name in (
-    "rules", "korean_sound", "korean_shape", "korean_script", "signs", "english", "targets",
-    "validity", "attacks", "attempts", "search", "bandit", "endpoint", "llm_attacker",
-    "attackers", "evolution", "battle_record", "battle")))
+_CODE = ("core.text",
+         *("disguises." + name for name in (
+             "rules", "korean_sound", "korean_shape", "korean_script", "signs", "english",
+             "targets", "validity", "families")),
+         *("arena.attackers." + name for name in (
+             "attempts", "search", "bandit", "endpoint", "llm", "mix")),
+         "arena.coevolution.evolution", "arena.battles.record", "arena.battles.battle")
 
 @cache
 def arena_digest() -> str:
     "sha256 (hex) of the code that attacks and counts."
-    specs = (importlib.util.find_spec(f"content_arena.{name}") for name in _CODE)
-    return hashlib.sha256(b"\0".join(Path(s.origin).read_bytes() for s in specs)).hexdigest()
+    return code_digest(_CODE)
 
 def attacker_facts(attacker: Attacker) -> dict[str, Any]:
     "Name, limits and rules of an attacker, without what it has learnt."
