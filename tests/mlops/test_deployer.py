@@ -339,7 +339,7 @@ class RegistryLoader(stage.FileLoader):
 @pytest.mark.slow
 def test_three_versions_through_the_model_registry(tmp_path):
     "Bootstrapped, promoted, rolled back; the aliases, the service and the version's tags agree."
-    from test_model_registry import make_settings, train
+    from forks import log_run, make_settings
     from content_arena.mlops.model_registry import ModelRegistry
     s = make_settings(tmp_path)
     registry = ModelRegistry(s)
@@ -348,7 +348,7 @@ def test_three_versions_through_the_model_registry(tmp_path):
         s = make_settings(tmp_path, inference_url=url)
         results = []
         for old, new in ((None, "1"), ("1", "2"), ("2", "3")):
-            assert registry.register_challenger(train(s, f"model-{new}")).version == new
+            assert registry.register_challenger(log_run(s, f"model-{new}")).version == new
             d = stage.ModelDeployer(registry, s, stage.Notices(tmp_path),
                                     client=stage.InferenceClient(s, Secrets(), backoff_s=0.01))
             decision = stage.recorded(registry, old, new, "promote" if old else "bootstrap")

@@ -175,6 +175,10 @@ class FileLoader:
                       started=self.folder / "scoring", held=self.folder / "held")
 
 
+#: Signal -> exit code of the service: after the shutdown SIGTERM ends it as it ends any process, Ctrl-C is done with.
+ENDS = {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: 0}
+
+
 @contextmanager
 def process(*args: str):
     "This file as a process of its own, with pipes; ended if the test leaves it running."
