@@ -293,13 +293,13 @@ def deployer(folder: Path, url: str, *, kill="", evaluator=None, **explicit) -> 
 
 
 class Asking:
-    "An evaluator that says so on stdout and goes on when a line comes on stdin."
+    "An evaluator that says so on stdout, with its process, and goes on when a line comes on stdin."
 
     def __init__(self, old: str, new: str):
         self.old, self.new = old, new
 
     def compare(self, test):
-        print("comparing", flush=True)
+        print(f"comparing in {os.getpid()}", flush=True)
         sys.stdin.readline()
         return compared(self.old, self.new)
 
