@@ -24,7 +24,8 @@ from .gate import (BATTLE, SIDE, Decision, Evidence, Slice, budget_statement,
 from .lineage import LineageError, certify
 from .model_registry import ModelRegistry, RegistryReader, Version
 # more than is used here, so that all of it can be had from mlops.evaluator
-from ..monitoring.shadow_statistics import COMPARED, SHADOW, ShadowEvaluator, length_bucket
+from ..monitoring.shadow_statistics import (
+    COMPARED, SHADOW, ShadowEvaluator, length_bucket)
 from ..core.statistics import (LABEL, METRICS, count_patterns, detectable_effect,
                                             detection_power, differences, mcnemar, metrics_of,
                                             paired_bootstrap, required_samples, significance,
