@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'STAGE_TIMEOUT_S', 'PipelineError', 'read_json', 'Run', 'find_unfinished', 'declared_parameters',
-           'parse_parameters', 'write_html', 'run_stage', 'notebooks_dir', 'run_pipeline', 'find_finished',
-           'run_full_pipeline']
+           'write_html', 'run_stage', 'notebooks_dir', 'run_pipeline', 'find_finished', 'run_full_pipeline']
 
 # %% ../../nbs/13_workflows/20_pipeline.ipynb #21b1bdf0
 import asyncio
@@ -25,7 +24,7 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import Preprocessor
 from papermill.exceptions import PapermillExecutionError
 
-from ..core.config import Settings, SettingsError, load_settings
+from ..core.config import Settings, load_settings
 from ..core.files import write_json
 from ..mlops.model_registry import ModelRegistry
 from .run_outcome import note_failure, note_success
@@ -141,19 +140,6 @@ def declared_parameters(notebook: Path) -> list[str]:
     if "run_dir" not in names:
         raise PipelineError(f"{notebook.name}: the parameter run_dir is missing")
     return names
-
-def parse_parameters(pairs: Sequence[str]) -> dict[str, str]:
-    """`['epochs=3', …]` as a dict. Raises SettingsError for a pair without `=` or a name given
-    twice."""
-    values: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or name.strip() in values:
-            raise SettingsError(
-                f"-p {pair}: write name=value" if not equals else f"-p {name} is given twice"
-            )
-        values[name.strip()] = value.strip()
-    return values
 
 # %% ../../nbs/13_workflows/20_pipeline.ipynb #9a0abe18
 class _ForReaders(Preprocessor):
