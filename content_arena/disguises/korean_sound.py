@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-from .rules import TAIL_OF, Edit, is_syllable, join, rule, split, syllable_rule
+from .rules import (
+    TAIL_OF, Edit, is_syllable, join, rule, split, syllable_rule)
 from ..core.text import canonical
 
 # %% ../../nbs/04_disguises/20_korean_sound.ipynb #5b8fca1c
