@@ -63,7 +63,7 @@ def schedule(corpus: Corpus, *, rounds: int, seed: int, batch: int,
     return [chosen[at:at + size] for at in range(0, rounds, size)]
 
 # %% ../../../nbs/10_arena/battles/30_battle.ipynb #bcade8e6
-_CODE = ("core.text",
+_CODE = ("core.hangul", "core.text",
          *("disguises." + name for name in (
              "rules", "korean_sound", "korean_shape", "korean_script", "signs", "english",
              "targets", "validity", "families")),

@@ -21,7 +21,7 @@ from .robustness import robustness
 from .samples import Sample, choose_samples, merged, variant_limit
 from ...core.scoring import Scorer
 from ...training.characters import TfidfBaseline, choose_threshold
-from ...disguises.views import ViewsScorer, with_views
+from ...disguises.views import ViewsScorer
 
 # %% ../../../nbs/10_arena/coevolution/70_defence.ipynb #226ce8e5
 class AtCost:
