@@ -174,180 +174,134 @@ class Reload:
     previous: str
     changed: bool
 
-def _start(work: Coroutine, tasks: set[asyncio.Task]) -> asyncio.Task:
-    "Run `work` in the background; `tasks` keeps it alive until it is done."
+def _in_background(work: Coroutine, tasks: set[asyncio.Task]) -> asyncio.Task:
+    "Run `work` as a task; `tasks` keeps it alive until it is done."
     task = asyncio.create_task(work)
     tasks.add(task)
     task.add_done_callback(tasks.discard)
     task.add_done_callback(lambda t: t.cancelled() or t.exception())     # somebody may have left
     return task
 
-class _Coalescing:
-    """Runs `_load` one at a time; callers that come while one runs share the next.
+class ModelHost:
+    """Serves the version behind `alias`: `slot` (None: no model, `problem` says why and `remedy`
+    what to do), `reload()`; `settled` is set while it serves and nothing is being loaded.
 
-    `settled` is set while something is served and nothing is being loaded."""
-    def __init__(self) -> None:
+    `loader` finds and loads versions, `metrics` hear of every change, `on_load` gets each loaded
+    model before it is used, `first` is the host whose loads go first, `batching` goes to its
+    `MicroBatcher`. `failures`: so many loads failed in a row."""
+    def __init__(self, loader: Loader, metrics: Metrics, alias: str = "champion",
+                 on_load: Callable[[Scorer], None] | None = None, *,
+                 first: "ModelHost | None" = None, **batching: Any):
+        self.loader, self.metrics, self.alias, self.on_load = loader, metrics, alias, on_load
+        self.first, self.batching = first, batching
+        self.slot: ModelSlot | None = None
+        self.problem, self.remedy = "the model is still being loaded", "wait for it"
+        self.settled, self.failures, self._timer = asyncio.Event(), 0, None
         self._one, self._waiting = asyncio.Lock(), None
         self._loads: set[asyncio.Task] = set()
-        self.slot: ModelSlot | None = None
-        self.settled = asyncio.Event()
-
-    async def reload(self) -> Reload:
-        "Serve the version that is champion when this is called, or later. Raises LoadFailed."
-        if self._waiting is None:
-            self.settled.clear()
-            self._waiting = _start(self._next(), self._loads)
-        return await asyncio.shield(self._waiting)
-
-    async def _next(self) -> Reload:
-        async with self._one:
-            self._waiting = None      # who asks from here on may know of a newer champion
-            try:
-                return await self._load()
-            finally:
-                if self.slot is not None and self._waiting is None:
-                    self.settled.set()
-
-    async def _load(self) -> Reload:
-        raise NotImplementedError
-
-# %% ../../nbs/11_serving/30_model_host.ipynb #2fa56ac7
-class _Swapping(_Coalescing):
-    def __init__(self, metrics: Metrics, alias: str):
-        super().__init__()
-        self.metrics, self.alias = metrics, alias
-        self.problem, self.remedy = "the model is still being loaded", "wait for it"
         self._retiring: set[asyncio.Task] = set()
+        self._failed: tuple[str, str] | None = None
         metrics.serving(alias, None)
 
-    @staticmethod
-    def _key(model: Found | ModelSlot) -> tuple[str, str]:
-        return model.version, model.sha256
 
-    def _serves(self, found: Found) -> bool:
-        return self.slot is not None and self._key(self.slot) == self._key(found)
-
-    def _swap(self, fresh: ModelSlot | None) -> Reload:
-        old, self.slot = self.slot, fresh
-        if old is not None:
-            _start(old.retire(), self._retiring)
-            if fresh is not None and self.alias == "champion":
-                self.metrics.champion_changes.inc()
-        logger.info("%s is version %s", self.alias, fresh.version if fresh else "none")
-        return Reload(fresh, old.version if old else "", changed=old is not fresh)
-
-    async def close(self) -> None:
-        "Stop loading, let running requests finish and free the models."
-        for load in list(self._loads):
-            load.cancel()
+# %% ../../nbs/11_serving/30_model_host.ipynb #66c15dda
+@patch
+async def reload(self: ModelHost) -> Reload:
+    "Serve the version that is champion when this is called, or later. Raises LoadFailed."
+    if self._waiting is None:
         self.settled.clear()
-        slot, self.slot, self.problem = self.slot, None, "the service is shutting down"
-        await asyncio.gather(*self._retiring, *([slot.retire()] if slot else []))
+        self._waiting = _in_background(self._next(), self._loads)
+    return await asyncio.shield(self._waiting)
+
+@patch
+async def _next(self: ModelHost) -> Reload:
+    async with self._one:
+        self._waiting = None      # who asks from here on may know of a newer champion
+        try:
+            return await self._load()
+        finally:
+            if self.slot is not None and self._waiting is None:
+                self.settled.set()
+
+
+# %% ../../nbs/11_serving/30_model_host.ipynb #2fa56ac7
+def _key(model: Found | ModelSlot) -> tuple[str, str]:
+    return model.version, model.sha256
+
+@patch
+def _serves(self: ModelHost, found: Found) -> bool:
+    return self.slot is not None and _key(self.slot) == _key(found)
+
+@patch
+def _swap(self: ModelHost, fresh: ModelSlot | None) -> Reload:
+    old, self.slot = self.slot, fresh
+    if old is not None:
+        _in_background(old.retire(), self._retiring)
+        if fresh is not None and self.alias == "champion":
+            self.metrics.champion_changes.inc()
+    logger.info("%s is version %s", self.alias, fresh.version if fresh else "none")
+    return Reload(fresh, old.version if old else "", changed=old is not fresh)
+
 
 # %% ../../nbs/11_serving/30_model_host.ipynb #a8d81b0e
-class _Finding(_Swapping):
-    "Asks the loader what to serve."
-    def __init__(self, loader: Loader, metrics: Metrics, alias: str = "champion",
-                 on_load: Callable[[Scorer], None] | None = None, **batching: Any):
-        super().__init__(metrics, alias)
-        self.loader, self.on_load, self.batching = loader, on_load, batching
+@patch
+async def _find(self: ModelHost) -> Found | None:
+    try:
+        found = await asyncio.to_thread(self.loader.find, self.alias)
+    except Exception as e:
+        raise LoadFailed(f"the registry can't be read: {type(e).__name__}: {e}",
+                         "registry") from e
+    if found is None and self.alias == "champion":
+        raise LoadFailed("the registry has no champion", "no_champion")
+    return found
 
-    async def _find(self) -> Found | None:
+@patch
+async def _follow(self: ModelHost, found: Found | None) -> Reload:
+    swapped = None
+    while found is not None and not self._serves(found):
+        fresh = await prepare(self.loader, found, self.alias, **self.batching)
         try:
-            found = await asyncio.to_thread(self.loader.find, self.alias)
+            if self.on_load:
+                self.on_load(fresh.scorer)
+            now = await self._find()
         except Exception as e:
-            raise LoadFailed(f"the registry can't be read: {type(e).__name__}: {e}",
-                             "registry") from e
-        if found is None and self.alias == "champion":
-            raise LoadFailed("the registry has no champion", "no_champion")
-        return found
+            await fresh.retire()
+            what = f"version {found.version} can't be used: {type(e).__name__}: {e}"
+            raise e if isinstance(e, LoadFailed) else LoadFailed(what, cause_of(e)) from e
+        if now is not None and _key(now) == _key(found):
+            swapped = self._swap(fresh)
+        else:
+            await fresh.retire()
+        found = now
+    if found is None:
+        swapped = self._swap(None)
+    self.metrics.serving(self.alias, found.version if found else None,
+                         measured_f1(found) if found else None)
+    return swapped or Reload(self.slot, self.slot.version, changed=False)
 
-    async def _follow(self, found: Found | None) -> Reload:
-        swapped = None
-        while found is not None and not self._serves(found):
-            fresh = await prepare(self.loader, found, self.alias, **self.batching)
-            try:
-                if self.on_load:
-                    self.on_load(fresh.scorer)
-                now = await self._find()
-            except Exception as e:
-                await fresh.retire()
-                what = f"version {found.version} can't be used: {type(e).__name__}: {e}"
-                raise e if isinstance(e, LoadFailed) else LoadFailed(what, cause_of(e)) from e
-            if now is not None and self._key(now) == self._key(found):
-                swapped = self._swap(fresh)
-            else:
-                await fresh.retire()
-            found = now
-        if found is None:
-            swapped = self._swap(None)
-        self.metrics.serving(self.alias, found.version if found else None,
-                             measured_f1(found) if found else None)
-        return swapped or Reload(self.slot, self.slot.version, changed=False)
 
 # %% ../../nbs/11_serving/30_model_host.ipynb #12e1500a
 RETRY_S, RETRY_MAX_S = 1.0, 60.0
 
-class _Persistent(_Finding):
-    "Tries a load that failed again by itself, later each time; `failures`: so many in a row."
-    failures, _timer = 0, None
+@patch
+def _forget_retry(self: ModelHost) -> None:
+    if self._timer is not None:
+        self._timer.cancel()
+        self._timer = None
 
-    def _forget_retry(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+@patch
+def _try_later(self: ModelHost, e: LoadFailed) -> None:
+    self.failures += 1
+    wait = min(RETRY_S * 2 ** min(self.failures - 1, 30), RETRY_MAX_S)
+    again = lambda: _in_background(self.reload(), self._loads)
+    self._timer = asyncio.get_running_loop().call_later(wait, again)
+    self.problem = f"{e}; attempt {self.failures} failed, the next follows {wait:g} s later"
+    self.remedy = e.remedy
+    self.metrics.load_failed(self.alias, e.cause, self.failures)
+    logger.warning("no new %s is served: %s (cause: %s)", self.alias, self.problem, e.cause)
 
-    def _worked(self) -> None:
-        self.failures = 0
-        self.metrics.load_failed(self.alias, "", 0)
-
-    def _try_later(self, e: LoadFailed) -> None:
-        self.failures += 1
-        wait = min(RETRY_S * 2 ** min(self.failures - 1, 30), RETRY_MAX_S)
-        again = lambda: _start(self.reload(), self._loads)
-        self._timer = asyncio.get_running_loop().call_later(wait, again)
-        self.problem = f"{e}; attempt {self.failures} failed, the next follows {wait:g} s later"
-        self.remedy = e.remedy
-        self.metrics.load_failed(self.alias, e.cause, self.failures)
-        logger.warning("no new %s is served: %s (cause: %s)", self.alias, self.problem, e.cause)
-
-    async def close(self) -> None:
-        "Stop loading, let running requests finish and free the models."
-        self._forget_retry()
-        await super().close()
 
 # %% ../../nbs/11_serving/30_model_host.ipynb #9ef4229e
-class ModelHost(_Persistent):
-    """Serves the version behind `alias`: `slot` (None: no model, `problem` says why and `remedy`
-    what to do), `reload()`.
-
-    `loader` finds and loads versions, `metrics` hear of every change, `on_load` gets each loaded
-    model before it is used, `first` is the host whose loads go first, `batching` goes to its
-    `MicroBatcher`."""
-    _failed: tuple[str, str] | None = None
-
-    def __init__(self, *args: Any, first: _Coalescing | None = None, **more: Any):
-        super().__init__(*args, **more)
-        self.first = first
-
-    @property
-    def waiting(self) -> int:
-        "Texts in the queue of the model that serves."
-        return self.slot.batcher.waiting if self.slot else 0
-
-    def wait_idle(self, timeout_s: float = 1.0) -> bool:
-        "Block until the model that serves has nothing to do; True if so within `timeout_s`."
-        return self.slot is None or self.slot.batcher.idle.wait(timeout_s)
-
-    def start(self, poll_s: float = 0) -> asyncio.Task:
-        """Load in the background, and look again every `poll_s` seconds (0: only on `reload`).
-
-        Returns the first load, a task that gives a `Reload` or raises LoadFailed."""
-        if poll_s:
-            _start(self._watch(poll_s), self._loads)
-        return _start(self.reload(), self._loads)
-
-# %% ../../nbs/11_serving/30_model_host.ipynb #a6ba46a2
 @patch
 async def _load(self: ModelHost) -> Reload:
     if self.first is not None:
@@ -358,15 +312,18 @@ async def _load(self: ModelHost) -> Reload:
         found = await self._find()
         done = await self._follow(found)
         self._failed, result = None, "changed" if done.changed else "unchanged"
-        self._worked()
+        self.failures = 0
+        self.metrics.load_failed(self.alias, "", 0)
         return done
     except LoadFailed as e:
-        self._failed = self._key(found) if found else None
+        self._failed = _key(found) if found else None
         self._try_later(e)
         raise
     finally:
         self.metrics.reloaded(self.alias, result, time.perf_counter() - began)
 
+
+# %% ../../nbs/11_serving/30_model_host.ipynb #a6ba46a2
 @patch
 async def _watch(self: ModelHost, poll_s: float) -> None:
     while True:
@@ -375,7 +332,39 @@ async def _watch(self: ModelHost, poll_s: float) -> None:
             found = await self._find()
             if found is None and self.slot is not None:
                 await self.reload()
-            elif found and not self._serves(found) and self._key(found) != self._failed:
+            elif found and not self._serves(found) and _key(found) != self._failed:
                 await self.reload()
         except LoadFailed as e:
             logger.warning("watching %s: %s", self.alias, e)
+
+@patch
+def start(self: ModelHost, poll_s: float = 0) -> asyncio.Task:
+    """Load in the background, and look again every `poll_s` seconds (0: only on `reload`).
+
+    Returns the first load, a task that gives a `Reload` or raises LoadFailed."""
+    if poll_s:
+        _in_background(self._watch(poll_s), self._loads)
+    return _in_background(self.reload(), self._loads)
+
+
+# %% ../../nbs/11_serving/30_model_host.ipynb #47b4ab88
+@patch(as_prop=True)
+def waiting(self: ModelHost) -> int:
+    "Texts in the queue of the model that serves."
+    return self.slot.batcher.waiting if self.slot else 0
+
+@patch
+def wait_idle(self: ModelHost, timeout_s: float = 1.0) -> bool:
+    "Block until the model that serves has nothing to do; True if so within `timeout_s`."
+    return self.slot is None or self.slot.batcher.idle.wait(timeout_s)
+
+@patch
+async def close(self: ModelHost) -> None:
+    "Stop loading, let running requests finish and free the models."
+    self._forget_retry()
+    for load in list(self._loads):
+        load.cancel()
+    self.settled.clear()
+    slot, self.slot, self.problem = self.slot, None, "the service is shutting down"
+    await asyncio.gather(*self._retiring, *([slot.retire()] if slot else []))
+

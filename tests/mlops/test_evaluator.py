@@ -31,7 +31,7 @@ from content_arena.mlops.decisions import decide_again, differences_found
 from content_arena.mlops.evaluator import ChampionChallengerEvaluator, EvaluationError
 from content_arena.mlops.gate import Evidence, Slice, decide
 from content_arena.mlops.lineage import LineageError
-from content_arena.mlops.model_registry import ModelRegistry, Move, _move
+from content_arena.mlops.model_registry import ModelRegistry, Move
 from content_arena.monitoring.shadow_statistics import shadow_evidence
 from content_arena.store.events import EventStore, text_sha256
 from content_arena.data.grouping import fingerprints
@@ -365,7 +365,7 @@ def learn(settings, number: str, lineage: list[str], rows: list[str] | None) -> 
         client.create_registered_model(registry.name)
     source = f"file:///nowhere/{number}"
     client.create_model_version(registry.name, source, run.info.run_id, tags=tags)
-    _move(registry, Move("register", number))
+    registry._move(Move("register", number))
 
 
 @pytest.fixture
@@ -374,9 +374,9 @@ def registry(settings):  # noqa: F811
     registry = ModelRegistry(settings)
     learn(settings, "1", ["b"], ["some row", "another row of it"])
     learn(settings, "2", ["b", "c"], ["a third row that is its own"])
-    _move(registry, Move("register", "1"))
+    registry._move(Move("register", "1"))
     registry.promote_challenger(DecisionChain(registry).by_hand("1", "first"))
-    _move(registry, Move("register", "2"))
+    registry._move(Move("register", "2"))
     return registry
 
 

@@ -9,7 +9,6 @@ import pytest
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
-from content_arena.mlops import model_registry as mr
 from content_arena.mlops.decision_records import DecisionChain, Moves
 from content_arena.core.mlflow_server import TrackingServerError, check_reachable
 from content_arena.mlops.model_registry import ModelRegistry, Move, RegistryError, RegistryReader
@@ -162,8 +161,8 @@ def promote_and_die(pipe, root: Path, die_after: int) -> None:
     registry, seen = ModelRegistry(make_settings(root)), []
     registry.settle()
     if registry.get_challenger() is None:
-        with registry._alone():
-            mr._move(registry, Move("register", registry.get_previous().version))
+        with registry._exclusive():
+            registry._move(Move("register", registry.get_previous().version))
     decision = DecisionChain(registry).by_hand(registry.get_challenger().version, "again")
     for verb in WRITES:
         def call(self, *args, _original=getattr(mlflow.MlflowClient, verb)):
