@@ -28,10 +28,10 @@ def _model(settings: Any, alias: str, version: str | None) -> tuple[Any, Any]:
                 "previous": registry.get_previous}
     if version is None and alias not in by_alias:
         raise RegistryError(f"no alias {alias!r}; accepted: {', '.join(by_alias)}, or --version")
-    found = registry.get_version(version) if version else by_alias[alias]()
-    if found is None:
+    registered = registry.get_version(version) if version else by_alias[alias]()
+    if registered is None:
         raise RegistryError(f"no version is {alias!r} yet: run content-arena pipeline run first")
-    return found, load_engine(registry, found, "" if version else alias, settings)
+    return registered, load_engine(registry, registered, "" if version else alias, settings)
 
 def _percent(part: dict, name: str) -> str:
     if part.get(name) is None:
@@ -100,10 +100,10 @@ def battle_run(
     attacker_of(order, settings)                      # refused before a model is loaded
     if order.corpus or settings.battle_corpus:
         corpus_of(order, settings, {})
-    found, engine = _model(settings, alias, version)
+    registered, engine = _model(settings, alias, version)
     about = {"alias": "" if version else alias, "origin": "command line"}
     say = lambda text: print(text, file=sys.stderr, flush=True)
-    battle = fight(order, engine, settings, found.tags, about=about, say=say)
+    battle = fight(order, engine, settings, registered.tags, about=about, say=say)
     _keep(settings, battle, say)
     show_result(as_json, battle.record, lambda c: _show(c, battle.record))
 
@@ -115,14 +115,14 @@ def _find(settings: Any, battle: str | None) -> Any:
     from content_arena.arena.battles.corpus import BattleError
     records = list_battles(battles_dir(settings))
     if battle is None:
-        found = [r["id"] for r in records if "detection_rate" in r][:1]
-        if not found:
+        ids = [r["id"] for r in records if "detection_rate" in r][:1]
+        if not ids:
             raise BattleError("no battle was fought yet: content-arena battle run")
     else:
-        found = [r["id"] for r in records if r["id"].startswith(battle)]
-        if len(found) != 1:
-            raise BattleError(f"{len(found)} battles start with {battle!r}: see `battle list`")
-    return Battle.open(battles_dir(settings) / found[0])
+        ids = [r["id"] for r in records if r["id"].startswith(battle)]
+        if len(ids) != 1:
+            raise BattleError(f"{len(ids)} battles start with {battle!r}: see `battle list`")
+    return Battle.open(battles_dir(settings) / ids[0])
 
 @battle_app.command("list")
 def battle_list(p: Parameter = None, as_json: AsJson = False) -> None:
@@ -143,10 +143,10 @@ def battle_list(p: Parameter = None, as_json: AsJson = False) -> None:
 @battle_app.command("show")
 def battle_show(battle: str, p: Parameter = None, as_json: AsJson = False) -> None:
     "One battle with all its numbers; those so far if it is not over."
-    found = _find(settings_from(None, p), battle)
-    value = found.record
-    if "detection_rate" not in value and found.chunks():
-        value = value | found.measured()
+    fought = _find(settings_from(None, p), battle)
+    value = fought.record
+    if "detection_rate" not in value and fought.chunks():
+        value = value | fought.measured()
     show_result(as_json, value, lambda c: _show(c, value))
 
 # %% ../../nbs/14_cli/50_battle.ipynb #0c0013d7
@@ -158,10 +158,10 @@ def battle_report(
     "The arena report of a battle: nbs/pipelines/05_battle.ipynb, executed, as a page."
     from content_arena.workflows.pipeline import Run, notebooks_dir, run_stage
     settings = settings_from(None, p)
-    found = _find(settings, battle)
-    run = Run(settings.path("runs_dir") / f"battle-{found.record['id']}")
-    run.put("battle", {"folder": str(found.folder), "var_dir": str(settings.path("var_dir"))})
+    fought = _find(settings, battle)
+    run = Run(settings.path("runs_dir") / f"battle-{fought.record['id']}")
+    run.put("battle", {"folder": str(fought.folder), "var_dir": str(settings.path("var_dir"))})
     executed: Path = run_stage(notebooks_dir(settings) / "05_battle.ipynb", run.folder, settings)
-    value = {"status": "reported", "battle": found.record["id"],
+    value = {"status": "reported", "battle": fought.record["id"],
              "report_html": str(executed.with_suffix(".html"))}
     show_result(as_json, value, lambda c: c.print(f"report   {value['report_html']}"))

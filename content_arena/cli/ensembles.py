@@ -64,14 +64,14 @@ def _measured(row: dict) -> str:
 def ensemble_list(p: Parameter = None, as_json: AsJson = False) -> None:
     "The ensembles in MODEL_REGISTRY.json."
     from content_arena.mlops.ensemble_versions import list_ensembles
-    found = list_ensembles(settings_from(None, p))
+    rows = list_ensembles(settings_from(None, p))
     lines = [["name", "version", "recipe", "valid F1", "aliases"]]
-    for r in found:
+    for r in rows:
         f1 = r["metrics"].get("valid_f1")
         lines.append([r["name"], r.get("version", "-"), _recipe(r),
                       "-" if f1 is None else f"{f1:.4f}", ", ".join(r["aliases"]) or "-"])
-    show_result(as_json, {"ensembles": found}, lambda c: c.print(
-        aligned(lines) if found else "no ensembles yet: content-arena ensemble create",
+    show_result(as_json, {"ensembles": rows}, lambda c: c.print(
+        aligned(lines) if rows else "no ensembles yet: content-arena ensemble create",
         markup=False))
 
 # %% ../../nbs/14_cli/80_ensembles.ipynb #bb734a3e

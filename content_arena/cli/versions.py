@@ -87,11 +87,11 @@ def versions_restore(
 @versions_app.command("list")
 def versions_list(p: Parameter = None, as_json: AsJson = False) -> None:
     "All versions, newest first: age, size, tag, quality, and where each is used."
-    found = _retention(p).rows()
+    rows = _retention(p).rows()
     number = lambda x: "-" if x is None else f"{x:.4f}"
     lines = [["version", "age", "size", "tag", "F1", "detection", "false pos.", "state",
               "used"]]
-    for r in found:
+    for r in rows:
         if r["state"] == "damaged":
             lines.append([r["name"], *"------", "damaged", r["note"]])
         else:
@@ -99,8 +99,8 @@ def versions_list(p: Parameter = None, as_json: AsJson = False) -> None:
                           number(r["f1"]), number(r["detection_rate"]),
                           number(r["false_positive_rate"]), r["state"],
                           ", ".join(r["used"]) or "-"])
-    show_result(as_json, {"versions": found}, lambda c: c.print(
-        aligned(lines) if found else "no versions yet: content-arena versions publish",
+    show_result(as_json, {"versions": rows}, lambda c: c.print(
+        aligned(lines) if rows else "no versions yet: content-arena versions publish",
         markup=False))
 
 @versions_app.command("prune")
@@ -153,12 +153,12 @@ def registry_check(
     """List where MODEL_REGISTRY.json, MLflow and the disk disagree, and models in use whose files
     are missing or changed (each is fetched, each hash checked); exits with 1 if there are any."""
     retention = _retention(p)
-    found = retention.check(verify=verify)
+    problems = retention.check(verify=verify)
     good = ("file, MLflow and disk agree; the files of"
             f" {len(retention.needed())} versions in use were read")
-    show_result(as_json, {"status": "differs" if found else "agrees", "disagreements": found},
-                lambda c: c.print("\n".join(found) or good, markup=False))
-    if found:
+    show_result(as_json, {"status": "differs" if problems else "agrees", "disagreements": problems},
+                lambda c: c.print("\n".join(problems) or good, markup=False))
+    if problems:
         raise typer.Exit(1)
 
 # %% ../../nbs/14_cli/30_versions.ipynb #016e5d05

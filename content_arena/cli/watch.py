@@ -67,9 +67,9 @@ def _auto(store: Any, settings: Any) -> Any:
     from content_arena.mlops.alerting import Notifier
     from content_arena.workflows.retraining import AutoRetrain
     def champion() -> tuple[str, float | None]:
-        found = _champion(settings)
-        f1 = found.tags.get("f1") if found else None
-        return found.version if found else "", float(f1) if f1 else None
+        version = _champion(settings)
+        f1 = version.tags.get("f1") if version else None
+        return version.version if version else "", float(f1) if f1 else None
     def learn(situation: Any) -> Any:
         from content_arena.workflows.retrain_evasions import learn_all
         return learn_all(situation, _champion(settings))

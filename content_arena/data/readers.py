@@ -125,12 +125,12 @@ def refuse_twice(names: Iterable[str], used: Iterable[str], name: str,
                         " others")
 
 def _need(columns: Iterable[str], needed: Iterable[str], name: str) -> None:
-    found, missing = list(columns), [c for c in needed if c not in columns]
+    names, missing = list(columns), [c for c in needed if c not in columns]
     if missing:
-        shown = [c if len(c) <= 30 and " " not in c else mask(c)[:30] for c in map(str, found[:20])]
+        shown = [c if len(c) <= 30 and " " not in c else mask(c)[:30] for c in map(str, names[:20])]
         raise DataError(f"{name}: no column {' and no column '.join(missing)};"
                         f" found: {', '.join(shown)}. Rename the columns, or give it a header line")
-    refuse_twice(found, dict.fromkeys([*needed, *OPTIONAL_COLUMNS]), name)
+    refuse_twice(names, dict.fromkeys([*needed, *OPTIONAL_COLUMNS]), name)
 
 # %% ../../nbs/03_data/40_readers.ipynb #6b18c2d3
 def read_delimited(text: str, name: str, needed: Iterable[str], delimiter: str = ",",
@@ -324,10 +324,10 @@ def fetch(file: PublicFile, path: Path, base_url: str = GITHUB_RAW) -> Path:
 
 # %% ../../nbs/03_data/40_readers.ipynb #1523a5f6
 def _check_sha256(file: PublicFile, path: Path, where: str) -> None:
-    if (found := file_sha256(path)) != file.sha256:
-        raise DataError(f"{file.name}: refused, {where} has sha256 {found}, expected {file.sha256}."
-                        " It is not the published file: delete it, or use it under its own name"
-                        " (csv:PATH)")
+    if (actual := file_sha256(path)) != file.sha256:
+        raise DataError(f"{file.name}: refused, {where} has sha256 {actual}, expected"
+                        f" {file.sha256}. It is not the published file: delete it, or use it"
+                        " under its own name (csv:PATH)")
 
 def find_public_file(file: PublicFile, settings: Settings, base_url: str = GITHUB_RAW) -> Path:
     """Where `file` lies: in `data_dir`, else in `<var_dir>/sources`, downloaded on first use.

@@ -30,7 +30,7 @@ def lookalikes() -> dict[str, tuple[str, ...]]:
                 and unicodedata.name(chr(code), "").startswith(_ALPHABETS) \
                 and skeleton(chr(code)) == skeleton(letter):
             table.setdefault(letter, []).append(chr(code))
-    return {letter: tuple(sorted(found)) for letter, found in table.items()}
+    return {letter: tuple(sorted(letters)) for letter, letters in table.items()}
 
 @rule("iconological", "letter_shapes", "en", example=("idiot", "іdіоt"), reading=skeleton,
       note="nothing is lost: it looks the same")
@@ -143,10 +143,10 @@ def by_ear(s: str) -> str:
       note="nothing is lost to the ear")
 def phonetic(text: str, rng: random.Random) -> Iterable[Edit]:
     "Spelling by ear (`you losers` → `u loserz`)."
-    found = sorted((m.start(), m.end(), new) for pattern, new in _BY_EAR
+    edits = sorted((m.start(), m.end(), new) for pattern, new in _BY_EAR
                    for m in pattern.finditer(text))
     end = 0
-    for start, stop, new in found:
+    for start, stop, new in edits:
         if start >= end:
             end = stop
             yield start, stop, new

@@ -132,8 +132,8 @@ def syllable_edits(text: str, options: Callable[[str], Sequence[str]],
                    rng: random.Random) -> Iterable[Edit]:
     "An edit for each Hangul syllable of `text` that has `options`, with one of them."
     for i, c in enumerate(text):
-        if "가" <= c <= "힣" and (found := options(c)):
-            yield i, i + 1, pick(found, rng)
+        if "가" <= c <= "힣" and (replacements := options(c)):
+            yield i, i + 1, pick(replacements, rng)
 
 def syllable_rule(linguistic_class: str, family: str, **about: Any) -> Callable[[Callable], Rule]:
     "Decorator: like `rule`, for Korean, of a function from a syllable to what may stand for it."
@@ -148,5 +148,5 @@ def syllable_rule(linguistic_class: str, family: str, **about: Any) -> Callable[
 def mapped(text: str, table: dict[str, Sequence[str]], rng: random.Random) -> Iterable[Edit]:
     "An edit for each character of `text` that `table` knows, with one of its replacements."
     for i, c in enumerate(text):
-        if found := table.get(c):
-            yield i, i + 1, pick(found, rng)
+        if replacements := table.get(c):
+            yield i, i + 1, pick(replacements, rng)

@@ -41,15 +41,15 @@ def repaired(s: str) -> tuple[str, ...]:
     with the right layout."""
     s = nfc(s)                                            # the form in which every model reads it
     visible = strip_invisible(s)
-    found = [s, visible, compose_jamo(visible)]
-    plain, folded = canonical(s), " ".join(found[-1].casefold().split())
+    views = [s, visible, compose_jamo(visible)]
+    plain, folded = canonical(s), " ".join(views[-1].casefold().split())
     if plain != folded:                                   # more than case and white space
-        found.append(plain)
-    if (seen := skeleton(s)) != plain:
-        found.append(seen)
+        views.append(plain)
+    if (shape := skeleton(s)) != plain:
+        views.append(shape)
     if (typed := mistyped(visible)) != visible:
-        found.append(typed)
-    return tuple(dict.fromkeys(found))
+        views.append(typed)
+    return tuple(dict.fromkeys(views))
 
 # %% ../../nbs/04_disguises/95_views.ipynb #5b46caed
 class ViewsScorer:
@@ -75,11 +75,11 @@ class ViewsScorer:
         if self.mode == "last":
             return np.asarray(self.scorer.scores([v[-1] for v in views], *args, **kwargs))
         owner = np.repeat(np.arange(len(views)), [len(v) for v in views])
-        found = np.asarray(self.scorer.scores([s for v in views for s in v], *args, **kwargs))
+        scores = np.asarray(self.scorer.scores([s for v in views for s in v], *args, **kwargs))
         if self.mode == "mean":
-            return np.bincount(owner, found, len(views)) / np.maximum(np.bincount(owner), 1)
-        best = np.zeros(len(views), dtype=found.dtype)
-        np.maximum.at(best, owner, found)
+            return np.bincount(owner, scores, len(views)) / np.maximum(np.bincount(owner), 1)
+        best = np.zeros(len(views), dtype=scores.dtype)
+        np.maximum.at(best, owner, scores)
         return best
 
 # %% ../../nbs/04_disguises/95_views.ipynb #4185a69e

@@ -221,5 +221,5 @@ def ensemble_tags(folder: Path) -> dict[str, str]:
     spec = read_spec(folder)
     if spec.get("kind") != "ensemble":
         return {}
-    told = {k: spec[k] for k in ("mode", "weights", "threshold")}
-    return {"members": json.dumps(dict(recipe_of(spec).members)), "ensemble": json.dumps(told)}
+    shown = {k: spec[k] for k in ("mode", "weights", "threshold")}
+    return {"members": json.dumps(dict(recipe_of(spec).members)), "ensemble": json.dumps(shown)}

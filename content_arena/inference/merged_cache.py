@@ -100,9 +100,9 @@ def load_merged(folder: Path, sha256: str, base: Callable[[], BaseModel], cache_
             except ModelError as e:
                 logger.warning("%s; merging it again", e)
                 shutil.rmtree(place)
-        found = base()
-        classifier, _ = load_dense(folder, found, dtype=dtype, device=device)
-        tokenizer = load_tokenizer(found.path)
+        base_model = base()
+        classifier, _ = load_dense(folder, base_model, dtype=dtype, device=device)
+        tokenizer = load_tokenizer(base_model.path)
         try:
             _keep(classifier, tokenizer, place)
             tokenizer = shared_tokenizer(place, lambda: tokenizer)

@@ -158,14 +158,14 @@ def append(self: DecisionChain, kind: str, version: str, content: Mapping[str, A
 @patch
 def _by_person(self: DecisionChain, kind: str, version: str, champion: str, reason: str,
                by: str) -> str:
-    told = {"version": str(version), "champion": str(champion), "reason": reason[:2000],
-            "sha256": self.registry.get_version(version).sha256}
+    facts = {"version": str(version), "champion": str(champion), "reason": reason[:2000],
+             "sha256": self.registry.get_version(version).sha256}
     if head := self.head():
         last = self._read(head)
-        if last.get("kind") == kind and {k: last[k] for k in told} == told \
+        if last.get("kind") == kind and {k: last[k] for k in facts} == facts \
                 and head["id"] not in {e["decision"] for e in self.registry.history()}:
             return head["id"]
-    return self.append(kind, version, told | {"by": by or whoami()})
+    return self.append(kind, version, facts | {"by": by or whoami()})
 
 @patch
 def rollback(self: DecisionChain, champion: str, version: str, reason: str, by: str = "") -> str:

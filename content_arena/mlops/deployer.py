@@ -156,8 +156,8 @@ class ModelDeployer:
         self.journal = Journal(self.folder) if journal is None else journal
 
     async def _version_at(self, alias: str) -> str | None:
-        found = await asyncio.to_thread(getattr(self.registry, f"get_{alias}"))
-        return found.version if found else None
+        version = await asyncio.to_thread(getattr(self.registry, f"get_{alias}"))
+        return version.version if version else None
 
     async def _tell(self, status: str, reason: str, **facts: Any) -> dict[str, Any]:
         sent = await asyncio.to_thread(self.notifier.notify, status, reason=reason, **facts)

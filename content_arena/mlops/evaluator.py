@@ -178,11 +178,11 @@ def evidence_record(rows: int, shadow: Mapping | None, battle: Mapping | None) -
     _lacking("battle", battle, BATTLE)
     for role in ("champion", "challenger"):
         _lacking(f"battle ({role})", battle and battle[role], SIDE)
-    found = {"shadow": (shadow, SHADOW + COMPARED, _shadow_sentence),
+    kinds = {"shadow": (shadow, SHADOW + COMPARED, _shadow_sentence),
              "battle": (battle, BATTLE, _battle_sentence)}
     record: dict[str, Any] = {"offline": {"present": True, "rows": rows,
                                           "sentence": f"{rows:,} test comments were scored"}}
-    for kind, (given, keys, sentence) in found.items():
+    for kind, (given, keys, sentence) in kinds.items():
         record[kind] = {"present": False, "sentence": f"absent: no {kind} evidence was gathered"} \
             if given is None else {"present": True, "sentence": sentence(given)} | {
                 k: given[k] for k in keys if k in given}

@@ -108,15 +108,15 @@ def check_significance(e: Evidence, s: Settings) -> Check:
         return Check("significance", "undecided", f"this test set is spent: decision {k} of"
                      f" {budget}; label a fresh one of at least {rows} rows",
                      {"decision_number": k, "budget": budget})
-    found = significance(e.counts, alpha, s.bootstrap_resamples, e.seed)
-    numbers = asdict(found) | {"decision_number": k, "budget": budget}
-    result = "pass" if found.proven else "fail" if found.upper <= 0 else "undecided"
+    gain = significance(e.counts, alpha, s.bootstrap_resamples, e.seed)
+    numbers = asdict(gain) | {"decision_number": k, "budget": budget}
+    result = "pass" if gain.proven else "fail" if gain.upper <= 0 else "undecided"
     means = {"pass": "the gain is no luck", "fail": "it is no gain",
              "undecided": "it may be luck"}[result]
     where = f" (decision {k} of {budget} on this test set)" if budget else ""
-    return Check("significance", result, f"{means}: F1 changed by {found.lower:+.4f} to"
-                 f" {found.upper:+.4f}, each bound {found.level:.2%} sure; p = {found.p_value:.2g}"
-                 f" where {1 - found.level:.2g} is allowed{where}", numbers)
+    return Check("significance", result, f"{means}: F1 changed by {gain.lower:+.4f} to"
+                 f" {gain.upper:+.4f}, each bound {gain.level:.2%} sure; p = {gain.p_value:.2g}"
+                 f" where {1 - gain.level:.2g} is allowed{where}", numbers)
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #bddeeafc
 def _slice_change(sl: Slice, s: Settings, seed: int) -> dict[str, Any]:
@@ -274,19 +274,19 @@ def decide(e: Evidence, s: Settings) -> Decision:
     "Ask all checks in order and draw the verdict. Raises GateError if a check can't be asked."
     first = (FIRST_CONDITIONS, FIRST_FURTHER)
     conditions, further = (CONDITIONS, FURTHER) if e.has_champion else first
-    held = [replace(c(e, s), condition=True) for c in conditions]
+    required = [replace(c(e, s), condition=True) for c in conditions]
     more = [c(e, s) for c in further]
     said = lambda checks, result: tuple(c.sentence for c in checks if c.result == result)
-    if few := said(held, "undecided"):
+    if few := said(required, "undecided"):
         verdict, reasons = "inconclusive", few
-    elif failed := said(held, "fail") or said(more, "fail"):
+    elif failed := said(required, "fail") or said(more, "fail"):
         verdict, reasons = "reject", failed
     elif open_ := said(more, "undecided"):
         verdict, reasons = "inconclusive", open_
     else:
         verdict = "promote" if e.has_champion else "bootstrap"
-        reasons = said(held + more, "pass")
-    return Decision(verdict, reasons, (*held, *more))
+        reasons = said(required + more, "pass")
+    return Decision(verdict, reasons, (*required, *more))
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #b0ef5eed
 def budget_statement(e: Evidence, s: Settings, power: float = 0.8) -> dict[str, Any]:
@@ -294,16 +294,16 @@ def budget_statement(e: Evidence, s: Settings, power: float = 0.8) -> dict[str, 
     k, budget, n = e.decision_number, s.test_set_budget, sum(e.counts)
     alpha = decision_alpha(1 - s.confidence, k, budget)
     method = "Bonferroni with weights 1/k" if budget else "none"
-    told = {"decision_number": k, "budget": budget, "alpha": alpha, "confidence": 1 - alpha,
-            "method": method, "power": power, "detectable_effect": None}
+    numbers = {"decision_number": k, "budget": budget, "alpha": alpha, "confidence": 1 - alpha,
+               "method": method, "power": power, "detectable_effect": None}
     which = f"decision {k} of {budget or 'any number'} on this test set"
     if not alpha:
-        return told | {"sentence": f"This is {which}: it is spent, label a fresh one."}
+        return numbers | {"sentence": f"This is {which}: it is spent, label a fresh one."}
     if not np.array(e.counts)[[1, 2, 5, 6]].any():
-        return told | {"sentence": f"This is {which}; the two models never differ on it."}
+        return numbers | {"sentence": f"This is {which}; the two models never differ on it."}
     effect = detectable_effect(e.counts, n, alpha, power, s.min_f1_gain)
     left = f" It is good for {budget - k} more." if budget else ""
-    return told | {"detectable_effect": effect, "sentence":
-                   f"This test set ({n} rows) can see a difference of {effect:.3f} with"
-                   f" {power:.0%} power."
-                   f" This is {which}, at {1 - alpha:.2%} confidence.{left}"}
+    return numbers | {"detectable_effect": effect, "sentence":
+                      f"This test set ({n} rows) can see a difference of {effect:.3f} with"
+                      f" {power:.0%} power."
+                      f" This is {which}, at {1 - alpha:.2%} confidence.{left}"}

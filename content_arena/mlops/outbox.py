@@ -39,8 +39,8 @@ class Outbox:
     def _told(self) -> list[tuple[float, str]]:
         now, longest = self.clock(), max(HOUR, self.repeat_s)
         try:
-            told = json.loads((self.folder / "told.json").read_text())
-            return [(float(at), str(key)) for at, key in told if 0 <= now - float(at) < longest]
+            entries = json.loads((self.folder / "told.json").read_text())
+            return [(float(at), str(key)) for at, key in entries if 0 <= now - float(at) < longest]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError) as e:
@@ -57,8 +57,8 @@ class Outbox:
 def told_at(self: Outbox, key: str) -> float | None:
     "When the notice `key` was told within `repeat_s`, seconds since 1970; else None."
     now = self.clock()
-    found = [at for at, k in self._told() if k == key and now - at < self.repeat_s]
-    return max(found, default=None)
+    moments = [at for at, k in self._told() if k == key and now - at < self.repeat_s]
+    return max(moments, default=None)
 
 @patch
 def has_room(self: Outbox) -> bool:

@@ -233,12 +233,12 @@ def read(self: EventStore, table: str, *, since: datetime | None = None,
 @patch
 def find(self: EventStore, table: str, ids: Collection[str]) -> dict[str, dict[str, Any]]:
     "Id -> row of those of `ids` that `table` has."
-    t, rest, found = find_table(table), sorted(ids), {}
+    t, rest, rows = find_table(table), sorted(ids), {}
     with _speaking(self.address), self.engine.connect() as connection:
         for i in range(0, len(rest), 10_000):
-            rows = connection.execute(sa.select(t).where(t.c.id.in_(rest[i:i + 10_000])))
-            found |= {row["id"]: dict(row) for row in rows.mappings()}
-    return found
+            result = connection.execute(sa.select(t).where(t.c.id.in_(rest[i:i + 10_000])))
+            rows |= {row["id"]: dict(row) for row in result.mappings()}
+    return rows
 
 # %% ../../nbs/02_store/30_events.ipynb #f5dc485e
 @patch

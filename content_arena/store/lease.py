@@ -52,8 +52,8 @@ class Lease:
     def held_by(self) -> str | None:
         "Who holds an unexpired lease; None: nobody."
         _, content = self.newest()
-        held = content and not content.get("released")
-        alive = held and datetime.fromisoformat(content["until"]) > self.clock()
+        running = content and not content.get("released")
+        alive = running and datetime.fromisoformat(content["until"]) > self.clock()
         return content["holder"] if alive else None
 
 # %% ../../nbs/02_store/60_lease.ipynb #722cf136

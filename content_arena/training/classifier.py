@@ -460,9 +460,9 @@ def start_from(classifier: ContentClassifier, folder: Path, spec: dict) -> None:
     config, now = _read_json(folder, "adapter_config.json"), network.peft_config["default"]
     wanted = {"base_model_sha256": spec["base_model_sha256"], "head": spec["head"],
               "lora_r": now.r, "lora_alpha": now.lora_alpha}
-    found = {"base_model_sha256": old["base_model_sha256"], "head": old["head"],
+    saved = {"base_model_sha256": old["base_model_sha256"], "head": old["head"],
              "lora_r": config.get("r"), "lora_alpha": config.get("lora_alpha")}
-    if differ := [k for k in wanted if wanted[k] != found[k]]:
+    if differ := [k for k in wanted if wanted[k] != saved[k]]:
         raise ModelError(f"training can't start from {Path(folder).name}: {', '.join(differ)}"
                          " differ; use the settings it was trained with, or leave init_from empty")
     try:

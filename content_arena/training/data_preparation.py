@@ -421,13 +421,13 @@ def _store(base: Path, pointer: Path, manifest: dict[str, Any], files: dict[str,
     for left_by_a_kill in base.rglob(".unfinished-*"):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
     try:
-        found = open_dataset(folder)        # the same rows by another way: it may be in use
+        dataset = open_dataset(folder)        # the same rows by another way: it may be in use
     except DataError:
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         _write(folder, files | {"manifest.json": text.encode()})
-        found = open_dataset(folder)
-    _write(pointer.parent, {pointer.name: json.dumps({"id": found.id}).encode()})
-    return found
+        dataset = open_dataset(folder)
+    _write(pointer.parent, {pointer.name: json.dumps({"id": dataset.id}).encode()})
+    return dataset
 
 def prepare_dataset(settings: Settings, *, progress: bool = True) -> Dataset:
     """The data set that `settings` asks for, from the cache if it was prepared before.
@@ -440,8 +440,8 @@ def prepare_dataset(settings: Settings, *, progress: bool = True) -> Dataset:
     recipe_sha = _digest({"recipe": recipe, "code": _code_digest()})
     pointer = base / "recipes" / recipe_sha / "dataset.json"
     with _locked(base):
-        found = _cached(base, pointer)
-        return found or _store(base, pointer, *_build(settings, recipe, progress))
+        known = _cached(base, pointer)
+        return known or _store(base, pointer, *_build(settings, recipe, progress))
 
 # %% ../../nbs/05_training/10_data_preparation.ipynb #56ac1ad6
 def prepared_dataset(settings: Settings, id: str) -> Dataset:

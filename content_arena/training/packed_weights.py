@@ -67,20 +67,20 @@ def _read_vocabulary(r: _Reader) -> tuple[dict[str, int], list[str], np.ndarray]
 
 def _read_replacements(r: _Reader) -> dict[str, str]:
     n, size = r.values("iI")
-    end, found = r.at + size, {}
+    end, replacements = r.at + size, {}
     for _ in range(n):
         codepoint, k = r.values("IB")
-        found[chr(codepoint)] = "".join(map(chr, r.values(f"{k}I")))
+        replacements[chr(codepoint)] = "".join(map(chr, r.values(f"{k}I")))
     if r.at != end:
         raise PackedFormatError(f"normalisation map ends at {r.at}, header says {end}")
-    return found
+    return replacements
 
 # %% ../../nbs/05_training/20_packed_weights.ipynb #40913517
 F32, Q4_0 = 0, 1
 _BLOCK, _BLOCK_BYTES = 32, 18      # 32 weights: one fp16 scale and 16 bytes of two nibbles each
 
 def _read_tensors(r: _Reader) -> dict[str, tuple[int, memoryview]]:
-    found = {}
+    tensors = {}
     for _ in range(r.values("i")[0]):
         name = bytes(r.take(r.values("H")[0])).decode("ascii")
         kind, count, offset, size = r.values("BIQQ")
@@ -88,8 +88,8 @@ def _read_tensors(r: _Reader) -> dict[str, tuple[int, memoryview]]:
         if size != wanted or offset + size > len(r.data):
             raise PackedFormatError(f"tensor {name} of type {kind}: {count} values in {size} bytes"
                                     f" at {offset}, file has {len(r.data)}")
-        found[name] = (kind, r.data[offset:offset + size])
-    return found
+        tensors[name] = (kind, r.data[offset:offset + size])
+    return tensors
 
 def read_packed(path: str | Path) -> PackedModel:
     """Parse the packed model at `path`; tensors stay memory-mapped.

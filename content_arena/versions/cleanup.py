@@ -43,15 +43,15 @@ class Item:
 
 def size_of(path: Path) -> int:
     "Bytes below `path` (or of it), each file once."
-    seen, total = set(), 0
+    counted, total = set(), 0
     paths = [path] if path.is_file() else path.rglob("*")
     for file in paths:
         try:
             status = file.lstat()
         except OSError:                                  # gone meanwhile
             continue
-        if not file.is_dir() and (status.st_dev, status.st_ino) not in seen:
-            seen.add((status.st_dev, status.st_ino))
+        if not file.is_dir() and (status.st_dev, status.st_ino) not in counted:
+            counted.add((status.st_dev, status.st_ino))
             total += status.st_size
     return total
 
@@ -236,17 +236,18 @@ def plan(self: Cleanup) -> list[Item]:
 
     Raises VersionError (a damaged version), RegistryFileError, RegistryError, CleanupError."""
     settings = self.store.settings
-    found = [*self._versions(), *self._leftovers(), *_runs(settings), *_logs(settings),
+    items = [*self._versions(), *self._leftovers(), *_runs(settings), *_logs(settings),
              *_battles(settings), *_artifacts(settings), *self._caches()]
-    held = {p: pid for p, pid in open_paths(*_roots(settings)).items() if p.name[-5:] != ".lock"}
-    for i, item in enumerate(found):
+    open_files = {p: pid for p, pid in open_paths(*_roots(settings)).items()
+                  if p.name[-5:] != ".lock"}
+    for i, item in enumerate(items):
         if item.action == "keep":
             continue
-        if pid := holder(item.path, held):
-            found[i] = replace(item, action="keep", why=f"held by process {pid}")
+        if pid := holder(item.path, open_files):
+            items[i] = replace(item, action="keep", why=f"held by process {pid}")
         elif not _free(item):
-            found[i] = replace(item, action="keep", why=f"a process holds {Path(item.lock).name}")
-    return found
+            items[i] = replace(item, action="keep", why=f"a process holds {Path(item.lock).name}")
+    return items
 
 # %% ../../nbs/09_versions/70_cleanup.ipynb #1d185c81
 def _remove(item: Item) -> None:

@@ -32,29 +32,29 @@ class Retention:
 def used_models(self: Retention, shelf: Shelf) -> dict[str, list[str]]:
     "sha256 of a model -> where it is used; RegistryError if MLflow can't be asked."
     kept = {s.model_sha256 for s in shelf.snapshots.values()}
-    versions, found = self.store.registry.versions(), {}
+    versions, uses = self.store.registry.versions(), {}
     for v in versions:
         for alias in v.aliases:
-            found.setdefault(v.sha256, []).append(f"@{alias} (v{v.version})")
+            uses.setdefault(v.sha256, []).append(f"@{alias} (v{v.version})")
     for sha256, why in listed_models(self.store.file.read(), versions).items():
-        found.setdefault(sha256, []).append(why)
+        uses.setdefault(sha256, []).append(why)
     for v in versions:
-        if v.members and (v.sha256 in found or v.sha256 in kept):
+        if v.members and (v.sha256 in uses or v.sha256 in kept):
             for sha256 in v.members.values():
-                found.setdefault(sha256, []).append(f"member of v{v.version}, an ensemble")
-    return found
+                uses.setdefault(sha256, []).append(f"member of v{v.version}, an ensemble")
+    return uses
 
 @patch
 def used_versions(self: Retention, shelf: Shelf) -> dict[str, list[str]]:
     "Version -> where it itself is used, whatever its model."
-    marks, held = self.store.file.read()["coevolution"], open_paths(self.store.versions)
-    found = {}
+    marks, open_files = self.store.file.read()["coevolution"], open_paths(self.store.versions)
+    uses = {}
     for name in shelf.snapshots:
-        pid = holder(self.store.versions / name, held)
-        found[name] = [*["coevolution-latest"] * (name == shelf.latest),
-                       *["marked keep"] * marks.get(name, {}).get("keep", False),
-                       *([f"held by process {pid}"] if pid else [])]
-    return found
+        pid = holder(self.store.versions / name, open_files)
+        uses[name] = [*["coevolution-latest"] * (name == shelf.latest),
+                      *["marked keep"] * marks.get(name, {}).get("keep", False),
+                      *([f"held by process {pid}"] if pid else [])]
+    return uses
 
 @patch
 def in_use(self: Retention, shelf: Shelf) -> dict[str, list[str]]:
@@ -68,22 +68,22 @@ def in_use(self: Retention, shelf: Shelf) -> dict[str, list[str]]:
 def protected(self: Retention, shelf: Shelf, keep: int) -> dict[str, list[str]]:
     "Version -> every reason to keep it; what is missing here may be pruned."
     marks, newest = self.store.file.read()["coevolution"], sorted(shelf.snapshots, reverse=True)
-    found = self.used_versions(shelf)
+    reasons = self.used_versions(shelf)
     for name in newest:
         tag = shelf.snapshots[name].tag
-        found[name] += [*[f"one of the newest {keep}"] * (name in newest[:keep]),
-                        *[f"tagged {tag}"] * bool(tag),
-                        *["marked archive"] * marks.get(name, {}).get("archive", False)]
+        reasons[name] += [*[f"one of the newest {keep}"] * (name in newest[:keep]),
+                          *[f"tagged {tag}"] * bool(tag),
+                          *["marked archive"] * marks.get(name, {}).get("archive", False)]
     for sha256, why in self.used_models(shelf).items():
         copies = [n for n in newest if shelf.snapshots[n].model_sha256 == sha256]
-        for name in [n for n in copies if found[n]] or copies[:1]:
-            found[name] += why
-    alive = {shelf.snapshots[n].facts.lineage_id for n in newest if found[n]}
+        for name in [n for n in copies if reasons[n]] or copies[:1]:
+            reasons[name] += why
+    alive = {shelf.snapshots[n].facts.lineage_id for n in newest if reasons[n]}
     for name in newest:
         if (lineage := shelf.snapshots[name].facts.lineage_id) not in alive:
             alive.add(lineage)
-            found[name].append(f"the last copy of lineage {lineage}")
-    return {name: why for name, why in found.items() if why}
+            reasons[name].append(f"the last copy of lineage {lineage}")
+    return {name: why for name, why in reasons.items() if why}
 
 # %% ../../nbs/09_versions/60_retention.ipynb #c5110522
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ def verdicts(self: Retention, keep: int) -> list[Verdict]:
                            + "; ".join(shelf.damaged.values()))
     why = self.protected(shelf, keep)
     stays = {shelf.snapshots[name].model_sha256: name for name in why}
-    found = []
+    result = []
     for name, s in sorted(shelf.snapshots.items(), reverse=True):
         twin = stays.get(s.model_sha256)
         none = [f"the same model as {twin}, which stays" if twin else "no reason to keep it"]
         action = "keep" if name in why else "delete"
-        found.append(Verdict(name, action, "; ".join(why.get(name, none)), s.bytes))
-    return found
+        result.append(Verdict(name, action, "; ".join(why.get(name, none)), s.bytes))
+    return result
 
 @patch
 def prune(self: Retention, keep: int, *, dry_run: bool = False) -> list[Verdict]:
@@ -185,9 +185,9 @@ def needed(self: Retention) -> list[Version]:
     "The registered versions that hold an alias or belong to a listed ensemble, and their members."
     versions = self.store.registry.versions()
     listed = listed_models(self.store.file.read(), versions)
-    found = [v for v in versions if v.aliases or v.sha256 in listed]
-    members = {sha256 for v in found for sha256 in v.members.values()}
-    return [v for v in versions if v in found or v.sha256 in members]
+    wanted = [v for v in versions if v.aliases or v.sha256 in listed]
+    members = {sha256 for v in wanted for sha256 in v.members.values()}
+    return [v for v in versions if v in wanted or v.sha256 in members]
 
 @patch
 def check(self: Retention, *, verify: bool = False) -> list[str]:

@@ -42,8 +42,8 @@ def facts_of(registry: RegistryReader, v: Version) -> Facts:
     metrics = {k: m for k, m in metrics.items() if m is not None}
     metrics |= {k: float(v.tags[k]) for k in _TOLD if v.tags.get(k)}
     lineage = tuple(v.lineage) if "lineage" in v.tags else ()
-    told = {k: v.tags.get(k, "") for k in ("dataset_id", "base_model", "base_model_sha256")}
-    return Facts(metrics, lineage, mlflow_version=v.version, run_id=v.run_id, **told)
+    tags = {k: v.tags.get(k, "") for k in ("dataset_id", "base_model", "base_model_sha256")}
+    return Facts(metrics, lineage, mlflow_version=v.version, run_id=v.run_id, **tags)
 
 def _facts_for(registry: RegistryReader, folder: Path, sha256: str) -> Facts:
     "Facts of a model folder: those of the registered version with its hash, else its own."
@@ -239,14 +239,14 @@ def publish(self: VersionStore, source: Path, *, facts: Facts | None = None, tag
 def publish_version(self: VersionStore, number: str | int | None = None, *,
                     alias: str = "champion", tag: str = "", note: str = "") -> Snapshot:
     "Publish version `number` of the registered model, or the one behind `alias`. VersionError."
-    found = self.registry.get_version(number) if number else \
+    version = self.registry.get_version(number) if number else \
         next((v for v in self.registry.versions() if alias in v.aliases), None)
-    if found is None:
+    if version is None:
         raise VersionError(f"no version is {self.settings.registered_model}@{alias}: run"
                            " content-arena pipeline run first")
-    folder = self.registry.download(found)
-    return self.publish(folder, facts=facts_of(self.registry, found), tag=tag,
-                        note=note or f"{found}{f', {alias}' if not number else ''}")
+    folder = self.registry.download(version)
+    return self.publish(folder, facts=facts_of(self.registry, version), tag=tag,
+                        note=note or f"{version}{f', {alias}' if not number else ''}")
 
 # %% ../../nbs/09_versions/50_shelf.ipynb #da91aeb9
 @patch

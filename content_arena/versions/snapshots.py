@@ -131,7 +131,7 @@ def no_tick(n: int) -> None:
 
 def model_files(folder: Path) -> dict[str, int]:
     "Path in `folder` -> bytes, of all its files. VersionError for a link or a special file."
-    found = {}
+    sizes = {}
     for here, folders, names in os.walk(folder):
         for name in [*folders, *names]:
             path = Path(here, name)
@@ -140,8 +140,8 @@ def model_files(folder: Path) -> dict[str, int]:
                 raise VersionError(f"{path.relative_to(folder)} in {folder.name} is a link or a"
                                    " special file: a model holds plain files only")
             if stat.S_ISREG(mode):
-                found[path.relative_to(folder).as_posix()] = path.stat().st_size
-    return dict(sorted(found.items()))
+                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return dict(sorted(sizes.items()))
 
 def file_sha256(path: Path, tick: Tick = no_tick) -> str:
     "sha256 (hex) of a file, read in chunks."

@@ -35,8 +35,8 @@ def earlier_samples(store: EventStore, split: FamilySplit) -> list[Sample]:
     results = store.read("retrain_events", columns=["result"]).result
     files = [r["samples_file"] for r in results if r and r.get("samples_file")]
     held_out = {r.name for r in split.rules(held_out=True)}
-    found = load_samples(Path(files[-1])) if files else []
-    return [s for s in found if not held_out & set(attack_rules(s.attack))]
+    samples = load_samples(Path(files[-1])) if files else []
+    return [s for s in samples if not held_out & set(attack_rules(s.attack))]
 
 # %% ../../nbs/13_workflows/80_retrain_evasions.ipynb #2180168d
 def _fought_again(s: Situation, champion: Version, parts: RealParts, split: FamilySplit,

@@ -83,17 +83,17 @@ def _capped(rows: pd.DataFrame, by: str, share: float) -> pd.DataFrame:
 
 def new_samples(s: Situation) -> pd.DataFrame:
     "Confirmed labels since the last run that may be trained on: text_sha256, text, label, ..."
-    found = confirmed_labels(s.store, s.settings, since=s.last_run, until=s.now)
-    usable = found.text.map(lambda t: not problem_of(t, s.settings.max_text_chars)).astype(bool)
-    found = found[usable]
-    if found.empty:
-        return found.assign(source=[], reviewer=[])
+    labels = confirmed_labels(s.store, s.settings, since=s.last_run, until=s.now)
+    usable = labels.text.map(lambda t: not problem_of(t, s.settings.max_text_chars)).astype(bool)
+    labels = labels[usable]
+    if labels.empty:
+        return labels.assign(source=[], reviewer=[])
     given = s.store.read_labels(until=s.now).dropna(subset="text_sha256").groupby("text_sha256")
     who = given[["source", "reviewer"]].last().fillna("unknown").astype(str)
-    found = found.join(who, on="text_sha256")
+    labels = labels.join(who, on="text_sha256")
     for by in ("source", "reviewer"):
-        found = _capped(found, by, s.settings.retrain_source_share)
-    return found.reset_index(drop=True)
+        labels = _capped(labels, by, s.settings.retrain_source_share)
+    return labels.reset_index(drop=True)
 
 def check_new_samples(s: Situation) -> Trigger:
     "How many confirmed labels with text came since the last run."

@@ -142,19 +142,19 @@ def run_once(self: AutoRetrain, force: bool = False) -> dict[str, Any]:
     """Run if a trigger fired and nothing speaks against it. `status`: idle, waiting, busy (another
     process is at it), lost (it took too long, and another took over), or how the run ended."""
     self._mend_times()
-    found = self.decide(force)
-    if not found["start"] and not len(self._unended()):
-        return {"status": "waiting" if found["waits_until"] else "idle", **found}
+    decision = self.decide(force)
+    if not decision["start"] and not len(self._unended()):
+        return {"status": "waiting" if decision["waits_until"] else "idle", **decision}
     lease = self.lease()
     if not lease.acquire():
         holder = lease.held_by() or "another process"
-        return {"status": "busy", **found, "why": f"{holder} is at it"}
+        return {"status": "busy", **decision, "why": f"{holder} is at it"}
     with kept(lease):
         self._bury()
-        found = self.decide(force)
-        if not found["start"]:
-            return {"status": "waiting" if found["waits_until"] else "idle", **found}
-        return {**found, **self._run(lease, found)}
+        decision = self.decide(force)
+        if not decision["start"]:
+            return {"status": "waiting" if decision["waits_until"] else "idle", **decision}
+        return {**decision, **self._run(lease, decision)}
 
 @patch
 def _mend_times(self: AutoRetrain) -> None:
@@ -189,12 +189,12 @@ def _train(self: AutoRetrain, situation: Situation, start: str, about: dict[str,
         self.tell("failed", reason=f"nothing was learnt: {type(e).__name__}: {e}", trigger=start)
         raise
     about |= learnt | {"train_sources": list(settings.train_sources)}
-    told = {"trigger": start} | {k: learnt[k] for k in ("labels", "variants") if k in learnt}
+    facts = {"trigger": start} | {k: learnt[k] for k in ("labels", "variants") if k in learnt}
     if start == "evasion" and not learnt["labels"] and learnt.get("variants") == 0:
         about["why"] = "none of the attacks that got through may be learnt from"
-        self.tell("skipped", reason=f"{reason}; {about['why']}", **told)
+        self.tell("skipped", reason=f"{reason}; {about['why']}", **facts)
         return "skipped"
-    self.tell("retraining", reason=reason, **told)
+    self.tell("retraining", reason=reason, **facts)
     result = self.pipeline(settings)
     about |= {k: result.get(k) for k in ("model_version", "run_dir", "mlflow_run_id")}
     return result["status"] if result.get("status") in OUTCOMES else "skipped"
@@ -203,13 +203,13 @@ def _train(self: AutoRetrain, situation: Situation, start: str, about: dict[str,
 PATIENCE_S = 600
 
 @patch
-def _run(self: AutoRetrain, lease: Lease, found: dict[str, Any]) -> dict[str, Any]:
+def _run(self: AutoRetrain, lease: Lease, decision: dict[str, Any]) -> dict[str, Any]:
     id, situation = f"run-{lease.token:09}", self.situation()
-    about = {"triggers": found["triggers"], "holder": lease.holder}
+    about = {"triggers": decision["triggers"], "holder": lease.holder}
     self.store.add("retrain_events", [{"id": id, "time": situation.now, "status": "running",
-                                       "reason": found["start"], "result": about}])
+                                       "reason": decision["start"], "result": about}])
     try:
-        status = self._train(situation, found["start"], about)
+        status = self._train(situation, decision["start"], about)
     except Exception as e:
         logger.exception("retraining failed")
         status, about["error"] = "failed", f"{type(e).__name__}: {e}"

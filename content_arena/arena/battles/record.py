@@ -65,11 +65,11 @@ def rates(frame: pd.DataFrame) -> dict[str, Any]:
              "recall_unattacked": (toxic.before, toxic),
              "false_positive_rate": (clean.after, clean),
              "false_positive_rate_unattacked": (clean.before, clean)}
-    found = {name: interval(hits, rows.comment) for name, (hits, rows) in parts.items()}
+    shares = {name: interval(hits, rows.comment) for name, (hits, rows) in parts.items()}
     return {"attacked": len(toxic), "detected": int(toxic.after.sum()),
             "clean_attacked": len(clean), "false_positives": int(clean.after.sum()),
-            **{name: share for name, (share, _) in found.items()},
-            "intervals": {name: bounds for name, (_, bounds) in found.items()}}
+            **{name: share for name, (share, _) in shares.items()},
+            "intervals": {name: bounds for name, (_, bounds) in shares.items()}}
 
 # %% ../../../nbs/10_arena/battles/20_record.ipynb #a24ecb7d
 def _kinds(kind: str) -> dict[str, str]:
@@ -83,9 +83,9 @@ def _parts(frame: pd.DataFrame, names: Mapping[str, str] | None) -> dict[str, An
     each = frame.assign(kind=kinds).explode("kind").dropna(subset="kind")
     return {str(kind): rates(part) for kind, part in each.groupby("kind", sort=True)}
 
-def _side(rules: Iterable[str], seen: set[str], held_out: set[str]) -> str:
+def _side(rules: Iterable[str], trained: set[str], held_out: set[str]) -> str:
     rules = set(rules)
-    return "" if not rules else "seen" if rules <= seen else "held_out" if rules <= held_out \
+    return "" if not rules else "seen" if rules <= trained else "held_out" if rules <= held_out \
         else "other"
 
 # %% ../../../nbs/10_arena/battles/20_record.ipynb #051f7093
