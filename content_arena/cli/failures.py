@@ -22,8 +22,8 @@ from ..core.mlflow_server import sqlite_file
 def places(settings: Settings) -> dict[str, Path]:
     "Setting -> the folder or SQLite file that it names, for all that name one here."
     named = {key: settings.path(key) for key in
-                    ("var_dir", "runs_dir", "models_dir", "artifact_dir", "data_dir")
-                    if getattr(settings, key)}
+             ("var_dir", "runs_dir", "models_dir", "artifact_dir", "data_dir")
+             if getattr(settings, key)}
     for key, uri in (("tracking_uri", settings.mlflow_uri()), ("store_url", settings.store_url)):
         if file := sqlite_file(uri):
             named[key] = (settings.root / file).resolve()

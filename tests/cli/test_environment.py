@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import all_commands
 from all_commands import leaves
 from commands import state_of
 from content_arena.cli.main import app
@@ -48,7 +49,7 @@ def home(folder: Path, store: Path, events: Path | None = None) -> dict[str, str
 @pytest.fixture(scope="module")
 def run():
     "Runs cases, see all_commands.py; results in their order."
-    process = subprocess.Popen([sys.executable, Path(__file__).with_name("all_commands.py")],
+    process = subprocess.Popen([sys.executable, all_commands.__file__],
                                text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(cases: list[dict]) -> list[dict]:

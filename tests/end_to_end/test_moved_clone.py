@@ -12,7 +12,7 @@ import pytest
 import stage
 from click.testing import Result
 from forks import copy_store, forget_places
-from test_serving import register
+from tiny_models import register
 from typer.testing import CliRunner
 
 from content_arena.cli import main as cli

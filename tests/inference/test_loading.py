@@ -27,7 +27,7 @@ from content_arena.training.base_models import resolve_base_model
 from content_arena.training.classifier import build_classifier, load_tokenizer, save_model
 from content_arena.training.qlora_trainer import probe_scores
 from content_arena.testing.tiny_base import make_tiny_base
-from test_serving import register
+from tiny_models import register
 
 TEXTS = ["you are kind", "you are awful today", "바보"]
 FORMATS = ("float32", "bfloat16")

@@ -7,7 +7,8 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from test_repository import names_used, parsed
+from comparisons import ENGINES, TEST, Fake, learn
+from repository_files import names_used, parsed
 from typer.testing import CliRunner
 
 import stage
@@ -20,18 +21,16 @@ from content_arena.mlops.evaluator import ChampionChallengerEvaluator
 from content_arena.mlops.model_registry import ModelRegistry, RegistryError
 from content_arena.workflows import deployment as entry
 from content_arena.data.grouping import fingerprints
-from test_evaluator import ENGINES, TEST, Fake, learn, registry  # noqa: F401  (registry: fixture)
-from test_model_registry import settings  # noqa: F401  (fixture)
 
 
 @pytest.fixture
-def compare(registry, settings):  # noqa: F811
+def compare(registry, settings):
     evaluator = ChampionChallengerEvaluator(registry, settings)
     return lambda **engines: evaluator.compare(TEST, engines=ENGINES | engines)
 
 
 @pytest.fixture
-def three(registry, settings, compare):  # noqa: F811
+def three(registry, settings, compare):
     "A log of three decisions: promote, reject, promote."
     log = DecisionLog(registry)
     log.record(compare(), code="c1")
@@ -41,14 +40,14 @@ def three(registry, settings, compare):  # noqa: F811
     return log
 
 
-def stored(settings, suffix: str) -> list:  # noqa: F811
+def stored(settings, suffix: str) -> list:
     return sorted(settings.path("artifact_dir").rglob(f"decisions/*.{suffix}"))
 
 
 HONEST = Verified(decisions=4, moves=1, older=0)        # the first champion was made by hand
 
 
-def test_an_honest_history(three, registry):  # noqa: F811
+def test_an_honest_history(three, registry):
     assert three.verify() == HONEST
     assert three.list().verdict.tolist() == ["by hand", "promote", "reject", "promote"]
     record = three.show(three.list().id[2])
@@ -59,7 +58,7 @@ def test_an_honest_history(three, registry):  # noqa: F811
     assert set(tags["3"].values()) == {"promote (as challenger)"}
 
 
-def test_a_recorded_comparison_names_its_record(registry, compare):  # noqa: F811
+def test_a_recorded_comparison_names_its_record(registry, compare):
     comparison = compare()
     recorded = DecisionLog(registry).record(comparison, code="c")
     assert comparison["decision"] == "" and len(recorded["decision"]) == 64
@@ -78,7 +77,7 @@ def test_a_record_from_before_a_check_existed_still_gives_its_verdict(compare):
 
 
 @pytest.mark.parametrize("suffix", ["json", "parquet"])
-def test_one_changed_byte_anywhere_is_noticed(three, settings, suffix):  # noqa: F811
+def test_one_changed_byte_anywhere_is_noticed(three, settings, suffix):
     for file in stored(settings, suffix):
         good = file.read_bytes()
         for position in (0, len(good) // 3, len(good) - 1):
@@ -91,14 +90,14 @@ def test_one_changed_byte_anywhere_is_noticed(three, settings, suffix):  # noqa:
     assert three.verify() == HONEST
 
 
-def test_a_missing_file_is_named(three, settings):  # noqa: F811
+def test_a_missing_file_is_named(three, settings):
     file = stored(settings, "parquet")[0]
     file.unlink()
     with pytest.raises(DecisionError, match=f"{file.name} is missing in run"):
         three.verify()
 
 
-def test_a_chain_that_was_cut_or_lost_is_noticed(three, registry):  # noqa: F811
+def test_a_chain_that_was_cut_or_lost_is_noticed(three, registry):
     head = registry.notes("decisions.head")["decisions.head"]
     earlier = json.dumps(three._read(json.loads(head))["previous"])
     for forged in (earlier, ""):
@@ -109,7 +108,7 @@ def test_a_chain_that_was_cut_or_lost_is_noticed(three, registry):  # noqa: F811
     assert three.verify() == HONEST
 
 
-def test_a_verdict_that_the_rows_do_not_give_is_noticed(three, registry, settings):  # noqa: F811
+def test_a_verdict_that_the_rows_do_not_give_is_noticed(three, registry, settings):
     "A forger who rewrites the last record with a name that fits, and the tags too."
     link = three.head()
     record = three._read(link)
@@ -141,7 +140,7 @@ def test_death_before_the_head_moves_changes_nothing(three, compare, monkeypatch
     assert three.verify().decisions == 5
 
 
-def test_rivals_line_up_one_behind_the_other(registry, settings, compare):  # noqa: F811
+def test_rivals_line_up_one_behind_the_other(registry, settings, compare):
     comparisons = [compare(challenger=Fake("2", right)) for right in (0.6, 0.7, 0.9)]
     barrier, failed = threading.Barrier(3), []
 
@@ -161,7 +160,7 @@ def test_rivals_line_up_one_behind_the_other(registry, settings, compare):  # no
     assert DecisionLog(registry).verify().decisions == 4
 
 
-def test_an_empty_history_is_sound(settings):  # noqa: F811
+def test_an_empty_history_is_sound(settings):
     log = DecisionLog(ModelRegistry(settings))
     assert log.verify() == Verified(0, 0, 0) and log.list().empty
     with pytest.raises(DecisionError, match="0 decisions start with 'ab'"):
@@ -184,7 +183,7 @@ def test_these_are_all_the_places_that_move_the_champion():
 
 
 @pytest.mark.parametrize("verb", ["promote_challenger", "rollback"])
-def test_no_move_can_be_asked_for_without_a_record(verb, registry):  # noqa: F811
+def test_no_move_can_be_asked_for_without_a_record(verb, registry):
     asked = inspect.signature(getattr(ModelRegistry, verb)).parameters["decision"]
     assert asked.default is inspect.Parameter.empty
     for nothing in ("", "ab" * 32):
@@ -195,12 +194,12 @@ def test_no_move_can_be_asked_for_without_a_record(verb, registry):  # noqa: F81
 
 class Fakes:
     "Stands for `load_engine`: no model has to be trained."
-    def __call__(self, registry, version, alias, settings):  # noqa: F811
+    def __call__(self, registry, version, alias, settings):
         return ENGINES["champion" if version.version == "1" else "challenger"]
 
 
 @pytest.fixture
-def by_command(registry, settings, monkeypatch):  # noqa: F811
+def by_command(registry, settings, monkeypatch):
     "What `content-arena deploy` calls, on fake engines."
     monkeypatch.setattr(evaluator, "load_engine", Fakes())
     data = SimpleNamespace(id="t", frame=lambda split: TEST,
@@ -210,7 +209,7 @@ def by_command(registry, settings, monkeypatch):  # noqa: F811
     return lambda: asyncio.run(entry.evaluate_and_deploy(s))
 
 
-def by_hand(registry, *arguments) -> dict:  # noqa: F811
+def by_hand(registry, *arguments) -> dict:
     s = registry.settings
     pairs = [f"{k}={getattr(s, k)}" for k in ("tracking_uri", "var_dir", "models_dir",
                                               "artifact_dir")]
@@ -220,7 +219,7 @@ def by_hand(registry, *arguments) -> dict:  # noqa: F811
     return json.loads(told.stdout.splitlines()[-1])
 
 
-def test_deploy_leaves_a_record_and_so_does_a_rollback(registry, by_command):  # noqa: F811
+def test_deploy_leaves_a_record_and_so_does_a_rollback(registry, by_command):
     done = by_command()
     log = DecisionLog(registry)
     assert (done["status"], registry.get_champion().version) == ("promoted", "2")
@@ -236,7 +235,7 @@ def test_deploy_leaves_a_record_and_so_does_a_rollback(registry, by_command):  #
         "status": "verified", "decisions": 3, "moves": 3, "older": 0}
 
 
-def test_a_rejection_has_its_record_too(registry, by_command, monkeypatch):  # noqa: F811
+def test_a_rejection_has_its_record_too(registry, by_command, monkeypatch):
     monkeypatch.setitem(ENGINES, "challenger", Fake("2", 0.5))
     done = by_command()
     assert (done["status"], registry.get_champion().version) == ("rejected", "1")
@@ -246,7 +245,7 @@ def test_a_rejection_has_its_record_too(registry, by_command, monkeypatch):  # n
         registry.promote_challenger(done["comparison"]["decision"])
 
 
-def test_a_promotion_by_hand_says_who(registry):  # noqa: F811
+def test_a_promotion_by_hand_says_who(registry):
     by_hand(registry, "registry", "promote", "2", "--reason", "I know better")
     log = DecisionLog(registry)
     why = log.find(registry.history()[-1]["decision"])
@@ -254,7 +253,7 @@ def test_a_promotion_by_hand_says_who(registry):  # noqa: F811
     assert log.verify() == Verified(decisions=2, moves=2, older=0)
 
 
-def test_a_deployer_can_not_be_given_a_verdict_that_nobody_recorded(registry, settings, compare):  # noqa: F811
+def test_a_deployer_can_not_be_given_a_verdict_that_nobody_recorded(registry, settings, compare):
     d = ModelDeployer(registry, settings, stage.Notices(settings.path("var_dir")),
                       client=InferenceClient(settings, Secrets(), backoff_s=0))
     rejected = DecisionLog(registry).record(compare(challenger=Fake("2", 0.5)), code="c")
@@ -266,7 +265,7 @@ def test_a_deployer_can_not_be_given_a_verdict_that_nobody_recorded(registry, se
 
 
 def test_death_between_record_and_move_leaves_a_decision_that_moved_nothing(
-        registry, by_command, monkeypatch):  # noqa: F811
+        registry, by_command, monkeypatch):
     class Killed(BaseException):
         pass
 
@@ -281,7 +280,7 @@ def test_death_between_record_and_move_leaves_a_decision_that_moved_nothing(
     assert DecisionLog(registry).verify() == Verified(decisions=3, moves=2, older=0)
 
 
-def test_a_move_past_the_registry_is_noticed(three, registry):  # noqa: F811
+def test_a_move_past_the_registry_is_noticed(three, registry):
     registry._client.set_registered_model_alias(registry.name, "champion", "2")
     with pytest.raises(DecisionError, match="@champion is v2, but .* made it v1: .*without a record"):
         three.verify()
@@ -292,7 +291,7 @@ def test_a_move_past_the_registry_is_noticed(three, registry):  # noqa: F811
         three.verify()
 
 
-def test_moves_from_before_records_were_required_are_counted(registry, compare, settings):  # noqa: F811
+def test_moves_from_before_records_were_required_are_counted(registry, compare, settings):
     "A registry as the version before this rule left it: events without a decision, no record of theirs."
     for key, text in registry.notes("event.").items():
         old = json.dumps(json.loads(text) | {"decision": ""})

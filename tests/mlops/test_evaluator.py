@@ -1,6 +1,4 @@
 """The decision: statistics against brute force, promise under simulation, a real registry."""
-import hashlib
-import json
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -9,10 +7,10 @@ from functools import partial
 from itertools import product
 from types import SimpleNamespace
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from comparisons import ENGINES, TEST, TEXTS, Fake, learn
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 from scipy.special import expit
 from scipy.stats import binom, norm, rankdata
@@ -26,17 +24,14 @@ from content_arena.core.config import load_settings
 from content_arena.mlops import evaluator as ev
 from content_arena.mlops import gate
 from content_arena.core import statistics
-from content_arena.mlops.decision_records import DecisionChain
 from content_arena.mlops.decisions import decide_again, differences_found
 from content_arena.mlops.evaluator import ChampionChallengerEvaluator, EvaluationError
 from content_arena.mlops.gate import Evidence, Slice, decide
 from content_arena.mlops.lineage import LineageError
-from content_arena.mlops.model_registry import ModelRegistry, Move
 from content_arena.monitoring.shadow_statistics import shadow_evidence
 from content_arena.store.events import EventStore, text_sha256
 from content_arena.data.grouping import fingerprints
 from content_arena.data.readers import load_source
-from test_model_registry import settings  # noqa: F401  (fixture)
 
 hypothesis_settings.register_profile("evaluator", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("evaluator")
@@ -317,71 +312,6 @@ def test_more_data_is_not_rejected_for_sparing_clean_comments(data_dir):
 
 
 # --- the comparison, on a real registry ----------------------------------------------------------
-
-N = 1200
-TEXTS = [hashlib.sha256(f"test {i}".encode()).hexdigest()[:30 + i % 30] for i in range(N)]
-TEST = pd.DataFrame({"text": TEXTS, "label": np.arange(N) % 2, "source": "made",
-                     "lang": ["ko", "en", "ko"] * (N // 3)})
-
-
-class Fake:
-    "Right on a share of the rows."
-    size_mb = 2.0
-
-    def __init__(self, version: str, right: float):
-        self.version, self.sha256 = version, f"sha{version}"
-        self.threshold, self.closed = {"1": 0.3, "2": 0.7}.get(version, 0.6), False
-        wrong = np.random.default_rng(int(version)).permutation(N)[int(right * N):]
-        flip = np.zeros(N, int)
-        flip[wrong] = 1
-        near = self.threshold - 0.1 + 0.2 * (TEST.label.to_numpy() ^ flip)     # not near another's
-        self.answers = dict(zip(TEXTS, near))
-
-    def scores(self, texts):
-        return np.array([self.answers[t] for t in texts])
-
-    def latency_ms(self, texts):
-        return {"p50_ms": 3.0, "p95_ms": 7.5}
-
-    def close(self):
-        self.closed = True
-
-
-def learn(settings, number: str, lineage: list[str], rows: list[str] | None) -> None:
-    "Version `number`, made challenger; its run logged fingerprints of `rows`, and of one more."
-    client = mlflow.MlflowClient(settings.mlflow_uri())
-    experiment = client.get_experiment_by_name("e") or client.get_experiment(
-        client.create_experiment("e", artifact_location=settings.path("artifact_dir").as_uri()))
-    run = client.create_run(experiment.experiment_id)
-    if rows is not None:
-        file = settings.path("var_dir") / f"{lineage[-1]}.parquet"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        prints = fingerprints([*rows, f"what {lineage[-1]} was validated on"])
-        prints.assign(split=[*["train"] * len(rows), "valid"]).to_parquet(file)
-        client.log_artifact(run.info.run_id, str(file), "lineage")
-    tags = {"lineage": json.dumps(lineage), "model_sha256": f"sha{number}"}
-    registry = ModelRegistry(settings)
-    if number == "1":
-        client.create_registered_model(registry.name)
-    source = f"file:///nowhere/{number}"
-    client.create_model_version(registry.name, source, run.info.run_id, tags=tags)
-    registry._move(Move("register", number))
-
-
-@pytest.fixture
-def registry(settings):  # noqa: F811
-    "v1, trained on b, is champion; v2, trained on b and then c, the challenger."
-    registry = ModelRegistry(settings)
-    learn(settings, "1", ["b"], ["some row", "another row of it"])
-    learn(settings, "2", ["b", "c"], ["a third row that is its own"])
-    registry._move(Move("register", "1"))
-    registry.promote_challenger(DecisionChain(registry).by_hand("1", "first"))
-    registry._move(Move("register", "2"))
-    return registry
-
-
-ENGINES = {"champion": Fake("1", 0.80), "challenger": Fake("2", 0.88)}
-
 
 def test_a_comparison_finds_the_ancestors_data_in_other_runs(registry, settings):
     result = ChampionChallengerEvaluator(registry, settings).compare(TEST, engines=ENGINES)

@@ -13,7 +13,7 @@ from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.training import qlora_trainer
 from content_arena.data.grouping import fingerprints
 from content_arena.training.qlora_trainer import QLoRATrainer
-from test_training import comments, tiny_settings
+from tiny_models import comments, tiny_settings
 
 PARTS = {"ancestor": slice(0, 80), "own": slice(80, 160), "test": slice(160, 200)}
 ROWS = comments(200).assign(text=lambda f: [f"{t} {hashlib.sha256(t.encode()).hexdigest()}" for t in f.text])   # none near another

@@ -12,33 +12,13 @@ from mlflow.exceptions import MlflowException
 from content_arena.mlops.decision_records import DecisionChain, Moves
 from content_arena.core.mlflow_server import TrackingServerError, check_reachable
 from content_arena.mlops.model_registry import ModelRegistry, Move, RegistryError, RegistryReader
-from forks import WRITES, aliases, copy_store, die, killed, make_settings, process, statuses
-
-
-@pytest.fixture
-def settings(tmp_path, empty_store):
-    return copy_store(empty_store, tmp_path).settings
+from forks import WRITES, aliases, copy_store, die, killed, log_run, make_settings, process, statuses
 
 
 @pytest.fixture
 def registry(tmp_path, three_versions_store) -> ModelRegistry:
     "v1 is `previous`, v2 is champion, v3 the challenger; no model files."
     return copy_store(three_versions_store, tmp_path)
-
-
-def train(settings, name: str = "model") -> str:
-    "Log a run as the trainer does, with a model folder of one file; returns its id."
-    from content_arena.training.classifier import write_manifest
-    from content_arena.training.tracking import connect
-    folder = settings.path("var_dir") / "work" / name
-    folder.mkdir(parents=True)
-    (folder / "content_filter.json").write_text(name)
-    tags = dict(dataset_id="d", lineage='["d"]', base_model="tiny", base_model_sha256="0" * 64,
-                model_sha256=write_manifest(folder))
-    with mlflow.start_run(experiment_id=connect(settings), tags=tags) as run:
-        mlflow.pyfunc.log_model(name="model", loader_module="content_arena.core.config",
-                                pip_requirements=[], data_path=str(folder))
-    return run.info.run_id
 
 
 # --- death at every write ------------------------------------------------------------------------
@@ -116,7 +96,7 @@ def test_a_move_stands_if_the_registry_file_can_not_be_written(registry, caplog,
 
 
 def test_death_between_creating_a_version_and_nominating_it(settings, monkeypatch):
-    run_id = train(settings)
+    run_id = log_run(settings)
     registry = ModelRegistry(settings)
     with monkeypatch.context() as m, pytest.raises(Killed):
         on_write(m, [], 0)
@@ -273,7 +253,7 @@ def cached(settings) -> list[str]:
 
 def test_a_model_that_was_exchanged_in_the_store_is_refused(settings, tmp_path):
     registry = ModelRegistry(settings)
-    version = registry.register_challenger(train(settings))
+    version = registry.register_challenger(log_run(settings))
     stored, = (tmp_path / "artifacts").rglob("content_filter.json")
     good = stored.read_text()
     stored.write_text("exchanged")
@@ -287,7 +267,7 @@ def test_a_model_that_was_exchanged_in_the_store_is_refused(settings, tmp_path):
 
 def test_a_broken_download_leaves_nothing(settings, monkeypatch, tmp_path):
     registry = ModelRegistry(settings)
-    version = registry.register_challenger(train(settings))
+    version = registry.register_challenger(log_run(settings))
 
     def half(uri, dst_path, **where):
         (Path(dst_path) / "data").mkdir()

@@ -93,6 +93,19 @@ def test_packages_import_upwards_only():
     assert all(set(line.split("■")[1].split()) <= {"·"} for line in drawn), "right of the diagonal"
 
 
+def test_the_map_in_architecture_is_current(plant):
+    assert house.page() == (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), "scripts/map --write"
+    root = plant({"01_core/10_text": ("core.text", ""), "02_mlops/10_gate": ("mlops.gate", "")})
+    (root / "ARCHITECTURE.md").write_text("# Map\n<!-- map -->\n<!-- /map -->\nend\n")
+    before = house.page(root)
+    assert " 2 mlops" in before and before.endswith("<!-- /map -->\nend\n")
+    plant({"02_mlops/10_gate": ("mlops.gate", "from content_arena.core.text import x")})
+    assert house.page(root) != before
+    (root / "ARCHITECTURE.md").write_text("# Map\n")
+    with pytest.raises(ValueError, match="marks"):
+        house.page(root)
+
+
 @pytest.mark.parametrize("upper, lower, problems", [
     ("x = 1", "from content_arena.core.text import x", 0),
     ("x = 1", "from ..core.text import x", 0),

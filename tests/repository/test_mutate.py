@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from repository_files import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CODE = """def double(n):
     "Twice."
     return 2 * n

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 from needs import MAY_BE_MISSING, PARTS, chosen
-from test_tests import files_of_tests, needed_parts
+from repository_files import ROOT, files_of_tests, needed_parts
 
-ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = """
 import pytest
 

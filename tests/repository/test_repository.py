@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from os.path import commonprefix
 from pathlib import Path
@@ -20,84 +20,20 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from repository_files import (
+    PACKAGE, ROOT, assert_none, code, directive, dotted, exported_lines, imported, modules_of, names_used, notebook,
+    notebooks, parsed)
 
 from content_arena.core.config import Settings, load_settings
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "content_arena"
 BY_HAND = {"__init__.py", "__main__.py", "_modidx.py"}  # nbdev marks the last one in its own way
 MAX_CELL, MAX_NOTEBOOK, MAX_LINE = 45, 450, 100
-
-
-def assert_none(problems: Mapping[str, Iterable[str]] | Iterable[str]) -> None:
-    "Fail with one problem a line."
-    if isinstance(problems, Mapping):
-        problems = (f"{path}: {problem}" for path, found in problems.items() for problem in found)
-    problems = list(problems)
-    assert not problems, "\n" + "\n".join(problems)
 
 
 # Reading notebooks -------------------------------------------------------------------------------
 
 
-def notebooks(root: Path = ROOT) -> dict[str, nbformat.NotebookNode]:
-    "Path relative to `root` -> notebook, in the order in which a newcomer reads them."
-    files = sorted(p for p in (root / "nbs").rglob("*.ipynb") if p.parent.name[0] != ".")
-    return {p.relative_to(root).as_posix(): nbformat.read(p, as_version=4) for p in files}
-
-
-def code(nb: nbformat.NotebookNode) -> Iterator[tuple[int, str]]:
-    return ((i, c.source) for i, c in enumerate(nb.cells) if c.cell_type == "code")
-
-
-def directive(source: str, name: str) -> str | None:
-    "What follows `#| name` in a cell, maybe nothing; None if the cell has no such directive."
-    found = re.search(rf"^#\s*\|\s*{name}\b[ \t:]*(.*)$", source, re.MULTILINE)
-    return found and found[1].strip()
-
-
-def exported_lines(source: str) -> list[str] | None:
-    "The lines that a cell adds to its module, or None if it is not exported."
-    if directive(source, "exporti?") is None:
-        return None
-    return [line for line in source.strip().splitlines() if not re.match(r"#\s*\|", line)]
-
-
-def modules_of(root: Path = ROOT) -> dict[str, list[str]]:
-    "Module, without the package's name -> the notebooks that claim it, in reading order."
-    made: dict[str, list[str]] = {}
-    for path, nb in notebooks(root).items():
-        for _, source in code(nb):
-            if name := directive(source, "default_exp"):
-                made.setdefault(name, []).append(path)
-    return made
-
-
 # Reading the package -----------------------------------------------------------------------------
-
-
-def parsed(root: Path = ROOT) -> dict[str, ast.Module]:
-    "Module, without the package's name -> its syntax tree; `''` is the package itself."
-    trees = {}
-    for file in sorted((root / PACKAGE).rglob("*.py")):
-        parts = file.relative_to(root / PACKAGE).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if name != "_modidx":
-            trees[name] = ast.parse(file.read_text(encoding="utf-8"), str(file))
-    return trees
-
-
-def imported(name: str, tree: ast.Module, is_package: bool) -> Iterator[tuple[int, str]]:
-    "Line and full dotted name of everything that a module imports, in functions too."
-    here = [PACKAGE, *filter(None, name.split("."))]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            up = node.level - (1 if is_package else 0)
-            base = here[:len(here) - up] if node.level else []
-            base = ".".join([*base, *filter(None, [node.module])])
-            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
 
 
 def import_problems(root: Path = ROOT) -> list[str]:
@@ -123,24 +59,6 @@ def import_problems(root: Path = ROOT) -> list[str]:
     return problems
 
 
-def dotted(node: ast.AST) -> str:
-    "`os.environ` for the node of that expression; empty for anything but names and attributes."
-    if isinstance(node, ast.Attribute):
-        return f"{dotted(node.value)}.{node.attr}"
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def names_used(name: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    "What a module imports, each attribute it reads (dotted), and `f()` and `f(keyword=)` of calls."
-    yield from imported(name, tree, False)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            yield node.lineno, dotted(node)
-        elif isinstance(node, ast.Call):
-            yield node.lineno, f"{dotted(node.func)}()"
-            yield from ((node.lineno, f"{dotted(node.func)}({k.arg}=)") for k in node.keywords)
-
-
 def only_in(allowed: str | None, pattern: str, root: Path = ROOT) -> list[str]:
     "Uses of names that match `pattern` outside the modules that match `allowed` (None: anywhere)."
     return [f"{PACKAGE}.{name}:{line} uses {use}" for name, tree in parsed(root).items()
@@ -158,24 +76,6 @@ PICKLE = (r"^(pickle|cloudpickle|dill|joblib|shelve|marshal)\b|(^|\.)torch\.(loa
           r"|\((allow_pickle|python_model)=\)$|^mlflow\.(sklearn|pytorch|xgboost)\b")
 
 # A repository with faults ------------------------------------------------------------------------
-
-
-@pytest.fixture
-def plant(tmp_path: Path) -> Callable[..., Path]:
-    "plant(('00_core/00_config', 'config', 'x = 1'), ...): a repository of notebooks and modules."
-    def make(*specs: tuple[str, str, str]) -> Path:
-        for path, module, source in specs:
-            cells = [nbformat.v4.new_code_cell(f"#| default_exp {module}"),
-                     nbformat.v4.new_code_cell(f"#| export\n{source}")]
-            file = tmp_path / "nbs" / f"{path}.ipynb"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            nbformat.write(nbformat.v4.new_notebook(cells=cells), file)
-            made = tmp_path / PACKAGE / (module.replace(".", "/") + ".py")
-            made.parent.mkdir(parents=True, exist_ok=True)
-            made.write_text(source)
-            (made.parent / "__init__.py").touch()
-        return tmp_path
-    return make
 
 
 # Modules -----------------------------------------------------------------------------------------
@@ -314,13 +214,6 @@ def test_notebooks_keep_to_the_style(check: Callable):
               if check is not export_problems or re.match(r"nbs/\d\d_", path)}
     assert chosen
     assert_none({path: check(nb) for path, nb in chosen.items()})
-
-
-def notebook(*sources: str, output: str = "", top: str = "# T\n\n> S") -> nbformat.NotebookNode:
-    shown = [nbformat.v4.new_output("stream", text=output)] if output else []
-    return nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_markdown_cell(top),
-        *(nbformat.v4.new_code_cell(source, outputs=shown) for source in sources)])
 
 
 @pytest.mark.parametrize("check, faulty", [

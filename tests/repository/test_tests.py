@@ -9,16 +9,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_repository import (                          # noqa: F401 (plant is a fixture)
-    ROOT, assert_none, code, dotted, exported_lines, names_used, notebook, notebooks, plant)
-
-
-def files_of_tests(root: Path = ROOT) -> list[Path]:
-    return sorted((root / "tests").glob("*.py"))
-
-
-def tree_of(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+from repository_files import (
+    ROOT, assert_none, code, dotted, exported_lines, files_of_tests, names_used, notebook, notebooks, tree_of)
 
 
 @pytest.fixture
@@ -41,13 +33,6 @@ def skips(root: Path = ROOT) -> list[str]:
     return [f"tests/{file.name}:{line} uses {use}: say what it needs, with needs(...) of tests/needs.py"
             for file in files_of_tests(root) if file.name != "needs.py"
             for line, use in names_used("tests", tree_of(file)) if re.search(SKIPS, use)]
-
-
-def needed_parts(file: Path) -> Iterator[str]:
-    "What a file of tests needs from outside."
-    for node in ast.walk(tree_of(file)):
-        if isinstance(node, ast.Call) and dotted(node.func) in ("needs", "pytest.mark.needs"):
-            yield from (a.value for a in node.args if isinstance(a, ast.Constant))
 
 
 def test_nothing_is_skipped_past_needs():

@@ -1,12 +1,10 @@
 """The service on a real socket: under load, under attack, and while it is being ended."""
 import json
-import signal
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import httpx
 import numpy as np
@@ -15,14 +13,10 @@ from hypothesis import HealthCheck, given, settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import stage
+from clients import load, reload, until
+from tiny_models import register
 from content_arena.core.config import Secrets
 from content_arena.serving.app import ServeError, create_app, run
-
-
-@pytest.fixture
-def folder(tmp_path):
-    stage.FileRegistry(tmp_path).set(champion="1")
-    return tmp_path
 
 
 class Keeping(stage.FileLoader):
@@ -39,52 +33,7 @@ class Keeping(stage.FileLoader):
         return self.loaded[-1]
 
 
-def until(happened, seconds=30):
-    "Wait for something that has no event; fails after `seconds`."
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
-
-
 # --- hot reload ----------------------------------------------------------------------------------
-
-class Asked(NamedTuple):
-    "What a client got (`status`: HTTP, or the error), and when, seconds."
-    client: int
-    status: int | str
-    version: str | None
-    began: float
-    ended: float
-
-
-@contextmanager
-def load(url, clients=4):
-    "Clients that ask without a pause; yields the list of what they got, as `Asked`."
-    got, stop = [], threading.Event()
-
-    def ask(client):
-        with httpx.Client(base_url=url, timeout=30) as c:
-            while not stop.is_set():
-                began, version = time.perf_counter(), None
-                try:
-                    r = c.post("/classify/batch", json={"texts": ["one", "another comment"]})
-                    status, version = r.status_code, r.json().get("model_version")
-                except httpx.HTTPError as e:
-                    status = repr(e)
-                got.append(Asked(client, status, version, began, time.perf_counter()))
-    with ThreadPoolExecutor(clients) as pool:
-        asking = [pool.submit(ask, i) for i in range(clients)]
-        try:
-            yield got
-        finally:
-            stop.set()
-            [a.result() for a in asking]
-
-
-def reload(url):
-    return httpx.post(f"{url}/reload", timeout=120)
-
 
 def slowest(got, began):
     "Seconds of the slowest request that was not over at `began`."
@@ -227,11 +176,7 @@ def test_it_starts_without_a_champion_and_takes_one_up(tmp_path):
         assert not reload(url).json()["changed"]
 
 
-#: Signal -> exit code: after the shutdown SIGTERM ends it as it ends any process, Ctrl-C is done with.
-ENDS = {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: 0}
-
-
-@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("end", stage.ENDS)
 def test_a_signal_lets_running_requests_finish(end, folder):
     with stage.service_process(folder, delay_s=0.5) as (p, url), ThreadPoolExecutor(1) as pool:
         reload(url)
@@ -240,7 +185,7 @@ def test_a_signal_lets_running_requests_finish(end, folder):
         until((folder / "scoring").exists)
         p.send_signal(end)
         assert asked.result(30).json()["model_version"] == "1"
-        assert p.wait(30) == ENDS[end]
+        assert p.wait(30) == stage.ENDS[end]
         assert "Traceback" not in p.stderr.read()
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/health")
@@ -387,31 +332,6 @@ def test_openapi_states_the_limits_and_every_error(url):
 
 
 # --- with real models ----------------------------------------------------------------------------
-
-def register(settings, base_folder, seed: int, threshold: float = 0.35):
-    "A tiny model with random weights as the next challenger, logged as the trainer does."
-    import mlflow
-    import torch
-    from content_arena.mlops.model_registry import ModelRegistry
-    from content_arena.training.base_models import resolve_base_model
-    from content_arena.training.classifier import build_classifier, load_tokenizer, save_model
-    from content_arena.training.qlora_trainer import probe_scores
-    from content_arena.training.tracking import connect, log_model
-    base = resolve_base_model(str(base_folder), settings.path("var_dir") / "cache", progress=False)
-    classifier, spec = build_classifier(base, quantization="none", lora_r=4, dtype=torch.float32)
-    torch.manual_seed(seed)
-    for name, p in classifier.named_parameters():
-        if "lora_B" in name or "head" in name:
-            p.data.normal_(std=0.5)
-    spec |= {"max_length": 16, "temperature": 1.0, "threshold": threshold,
-             "probe": probe_scores(classifier, load_tokenizer(base.path), 1.0)}
-    folder = settings.path("var_dir") / f"trained-{seed}"
-    tags = dict(dataset_id="d", lineage='["d"]', base_model=str(base_folder),
-                base_model_sha256=base.sha256, model_sha256=save_model(classifier, folder, spec))
-    with mlflow.start_run(experiment_id=connect(settings), tags=tags) as run:
-        log_model(folder, {"model_sha256": tags["model_sha256"]})
-    return ModelRegistry(settings).register_challenger(run.info.run_id)
-
 
 @pytest.mark.slow
 def test_it_serves_the_champion_of_the_model_registry(tmp_path):

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 import stage
+from clients import load, reload, until
 from content_arena.core.config import Secrets
 from content_arena.serving import model_host as models
 from content_arena.serving.app import create_app
 from content_arena.store.events import EventStore
 from content_arena.training.building import BadModel
-from test_serving import ENDS, folder, load, reload, until       # noqa: F401 (folder is a fixture)
 
 
 # --- fuzzing -------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def test_ending_it_in_the_middle_answers_and_records_what_was_accepted(end, fold
         until(lambda: not listens(url))
         held.unlink()
         answered = [a.result(60) for a in asked]
-        assert process.wait(60) == ENDS[end]
+        assert process.wait(60) == stage.ENDS[end]
     assert [a.status_code for a in answered] == [200] * 8
     said = {v["prediction_id"] for a in answered for v in a.json()["results"]}
     with EventStore.open(f"sqlite:///{folder}/events.db") as store:

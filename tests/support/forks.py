@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import sys
 import traceback
 from contextlib import closing, contextmanager
 from functools import cache
@@ -16,6 +17,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import httpcore  # noqa: F401  loaded with the first request otherwise
+import mlflow
 from mlflow import MlflowClient
 from mlflow.store.db import utils
 from mlflow.store.model_registry import sqlalchemy_store as _registry_store  # noqa: F401
@@ -58,7 +60,8 @@ def _run(role, pipe, args) -> None:
 def process(role, *args):
     "`role(pipe, *args)` in a process; yields it and our end of the pipe; ended if left running."
     context.set_forkserver_preload([__name__, role.__module__])
-    path = str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")
+    home = Path(sys.modules[role.__module__].__file__).parent
+    path = str(Path(__file__).parent), str(home), os.environ.get("PYTHONPATH", "")
     with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, path))):
         forkserver.ensure_running()
     here, there = context.Pipe()
@@ -136,6 +139,21 @@ def copy_store(store: Path, root: Path) -> ModelRegistry:
     follow_artifacts(settings)
     forget_places()
     return ModelRegistry(settings)
+
+
+def log_run(settings, name: str = "model") -> str:
+    "Log a run as the trainer does, with a model folder of one file; returns its id."
+    from content_arena.training.classifier import write_manifest     # brings torch: only if needed
+    from content_arena.training.tracking import connect
+    folder = settings.path("var_dir") / "work" / name
+    folder.mkdir(parents=True)
+    (folder / "content_filter.json").write_text(name)
+    tags = dict(dataset_id="d", lineage='["d"]', base_model="tiny", base_model_sha256="0" * 64,
+                model_sha256=write_manifest(folder))
+    with mlflow.start_run(experiment_id=connect(settings), tags=tags) as run:
+        mlflow.pyfunc.log_model(name="model", loader_module="content_arena.core.config",
+                                pip_requirements=[], data_path=str(folder))
+    return run.info.run_id
 
 
 def aliases(registry) -> dict[str, str]:

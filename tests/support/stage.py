@@ -175,6 +175,10 @@ class FileLoader:
                       started=self.folder / "scoring", held=self.folder / "held")
 
 
+#: Signal -> exit code of the service: after the shutdown SIGTERM ends it as it ends any process, Ctrl-C is done with.
+ENDS = {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: 0}
+
+
 @contextmanager
 def process(*args: str):
     "This file as a process of its own, with pipes; ended if the test leaves it running."
@@ -289,13 +293,13 @@ def deployer(folder: Path, url: str, *, kill="", evaluator=None, **explicit) -> 
 
 
 class Asking:
-    "An evaluator that says so on stdout and goes on when a line comes on stdin."
+    "An evaluator that says so on stdout, with its process, and goes on when a line comes on stdin."
 
     def __init__(self, old: str, new: str):
         self.old, self.new = old, new
 
     def compare(self, test):
-        print("comparing", flush=True)
+        print(f"comparing in {os.getpid()}", flush=True)
         sys.stdin.readline()
         return compared(self.old, self.new)
 

@@ -11,9 +11,8 @@ import sys
 import threading
 import types
 import unicodedata
-from functools import cache, partial
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pandas as pd
 import pytest
+import tiny_models
+from tiny_models import comments, tiny_settings, train
 from warm import python
 
-from content_arena.core.config import load_settings
 from content_arena.inference.engine import Engine
 from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.reports.evaluation import training_figure, training_summary
@@ -22,31 +22,6 @@ from content_arena.training.base_models import resolve_base_model
 from content_arena.training.classifier import read_spec, verify_model
 from content_arena.training.loop import TrainingError
 from content_arena.training.qlora_trainer import QLoRATrainer, classification_metrics
-from content_arena.testing.tiny_base import make_tiny_base
-
-
-def comments(n: int = 120) -> pd.DataFrame:
-    rng = np.random.default_rng(0)
-    words = rng.choice(["kind", "awful"], size=n)
-    rows = [(f"you are {w} {rng.choice(['today', 'friend', 'you'])} {i}", int(w == "awful"))
-            for i, w in enumerate(words)]
-    return pd.DataFrame(rows, columns=["text", "label"])
-
-
-def tiny_settings(folder: Path, kind: str = "encoder", **more):
-    base = folder / kind
-    if not base.exists():
-        make_tiny_base(base, kind)
-    values = dict(base_model=str(base), epochs=4, batch_tokens=64, eval_every=5, checkpoint_every=3,
-                  learning_rate=0.01, head_learning_rate=0.05, max_length=16,
-                  var_dir=str(folder / "var"), artifact_dir=str(folder / "artifacts"),
-                  tracking_uri=f"sqlite:///{folder}/mlflow.db")
-    return load_settings(env={}, **{**values, **more})
-
-
-def train(settings, work: Path) -> str:
-    frame = comments()
-    return QLoRATrainer(settings, progress=False).train(frame[:90], frame[90:], work_dir=work)
 
 
 @pytest.mark.parametrize("kind, head", [("encoder", "mean"), ("decoder", "standard")])
@@ -158,7 +133,7 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_training as t
+import tiny_models as t
 import content_arena.training.loop as loop
 step = loop._step
 def slow(*args):
@@ -172,7 +147,7 @@ print("finished", flush=True)
 
 
 def start(folder: Path) -> subprocess.Popen:
-    code = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
+    code = KILLED.format(tests=str(Path(tiny_models.__file__).parent), folder=str(folder))
     return subprocess.Popen([python(), "-c", code], stdout=subprocess.PIPE, text=True)
 
 

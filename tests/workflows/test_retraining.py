@@ -6,6 +6,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+import scheduler
 from scheduler import settings
 from watch import wait_until
 from warm import python
@@ -34,8 +35,7 @@ class Scheduler:
     "One of several; `said`: its words so far."
 
     def __init__(self, url: str, folder: Path):
-        script = Path(__file__).with_name("scheduler.py")
-        self.process = subprocess.Popen([python(), str(script), url, str(folder)], text=True,
+        self.process = subprocess.Popen([python(), scheduler.__file__, url, str(folder)], text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.said: list[str] = []
         threading.Thread(target=self._listen, daemon=True).start()
