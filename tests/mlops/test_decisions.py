@@ -99,7 +99,7 @@ def test_a_missing_file_is_named(three, settings):
 
 def test_a_chain_that_was_cut_or_lost_is_noticed(three, registry):
     head = registry.notes("decisions.head")["decisions.head"]
-    earlier = json.dumps(three._read(json.loads(head))["previous"])
+    earlier = json.dumps(three._read_record(json.loads(head))["previous"])
     for forged in (earlier, ""):
         registry.note("decisions.head", lambda _: forged)
         with pytest.raises(DecisionError, match="not in the chain"):
@@ -111,7 +111,7 @@ def test_a_chain_that_was_cut_or_lost_is_noticed(three, registry):
 def test_a_verdict_that_the_rows_do_not_give_is_noticed(three, registry, settings):
     "A forger who rewrites the last record with a name that fits, and the tags too."
     link = three.head()
-    record = three._read(link)
+    record = three._read_record(link)
     rows = three._file(link, f"{link['id']}.parquet")
     record["comparison"]["settings"]["min_f1_gain"] = 0.5      # "that was the rule at the time"
     data = decisions.canonical_json(record)
