@@ -45,32 +45,33 @@ _LINES = (("detection rate", "detection_rate"), ("  of those flagged before",
           ("evasion rate", "evasion_rate"), ("false positives", "false_positive_rate"),
           ("  undisguised", "false_positive_rate_unattacked"))
 
-def _show(c: Console, r: dict) -> None:
-    c.print(f"battle {r['id']}  [bold]{r['status']}[/]"
-            + (f": {r['reason']}" if r.get("reason") else ""))
-    if "corpus" in r:
-        c.print(f"{r['strategy']}, seed {r['seed']}, {r.get('rounds_done', 0)} of {r['rounds']}"
-                f" rounds, version {r['model_version'] or '-'}, {r['corpus']['name']}")
-    if "detection_rate" not in r:
+def _show(console: Console, record: dict) -> None:
+    console.print(f"battle {record['id']}  [bold]{record['status']}[/]"
+                  + (f": {record['reason']}" if record.get("reason") else ""))
+    if "corpus" in record:
+        console.print(f"{record['strategy']}, seed {record['seed']},"
+                      f" {record.get('rounds_done', 0)} of {record['rounds']} rounds, version"
+                      f" {record['model_version'] or '-'}, {record['corpus']['name']}")
+    if "detection_rate" not in record:
         return
     for label, name in _LINES:
-        c.print(f"{label:26} {_percent(r, name)}")
-    if r.get("held_out_known"):
-        c.print(f"{'held out, but trained on':26} {', '.join(r['held_out_known'])}")
-    c.print(f"{'invalid variants':26} {r['invalid']} of {r['variants']}"
-            f" ({r['invalid_share']:.1%}); outcomes {r['outcomes']}")
-    if r.get("questions"):
-        c.print(f"{'language model':26} {r['questions']}")
-    groups = [("seen", r["seen"]), ("held out", r["held_out"]),
-              *(("class " + k, v) for k, v in r["by_class"].items()),
-              *(("language " + k, v) for k, v in r["by_lang"].items())]
+        console.print(f"{label:26} {_percent(record, name)}")
+    if record.get("held_out_known"):
+        console.print(f"{'held out, but trained on':26} {', '.join(record['held_out_known'])}")
+    console.print(f"{'invalid variants':26} {record['invalid']} of {record['variants']}"
+                  f" ({record['invalid_share']:.1%}); outcomes {record['outcomes']}")
+    if record.get("questions"):
+        console.print(f"{'language model':26} {record['questions']}")
+    groups = [("seen", record["seen"]), ("held out", record["held_out"]),
+              *(("class " + k, v) for k, v in record["by_class"].items()),
+              *(("language " + k, v) for k, v in record["by_lang"].items())]
     rows = [{"": name, "toxic": v["attacked"], "detected": _percent(v, "detection_rate"),
              "clean": v["clean_attacked"], "false positives": _percent(v, "false_positive_rate")}
             for name, v in groups]
-    c.print(framed_table(rows, ("", "toxic", "detected", "clean", "false positives")))
+    console.print(framed_table(rows, ("", "toxic", "detected", "clean", "false positives")))
 
 # %% ../../nbs/14_cli/50_battle.ipynb #c57af394
-def _keep(settings: Any, battle: Any, say: Any) -> None:
+def _add_to_store(settings: Any, battle: Any, say: Any) -> None:
     from content_arena.arena.battles.orders import keep_battle
     from content_arena.store.events import EventStore
     from content_arena.store.schema import StoreError
@@ -104,7 +105,7 @@ def battle_run(
     about = {"alias": "" if version else alias, "origin": "command line"}
     say = lambda text: print(text, file=sys.stderr, flush=True)
     battle = fight(order, engine, settings, registered.tags, about=about, say=say)
-    _keep(settings, battle, say)
+    _add_to_store(settings, battle, say)
     show_result(as_json, battle.record, lambda c: _show(c, battle.record))
 
 # %% ../../nbs/14_cli/50_battle.ipynb #e87b6da2

@@ -39,9 +39,9 @@ CHECKS: dict[str, Check] = {}
 def check(name: str) -> Callable[[Check], Check]:
     """Register a check under `name`; it takes settings and secrets, and returns a state and one
     line of text."""
-    def register(f: Check) -> Check:
-        CHECKS[name] = f
-        return f
+    def register(examine: Check) -> Check:
+        CHECKS[name] = examine
+        return examine
     return register
 
 def examine(settings: Settings, secrets: Secrets) -> list[dict[str, str]]:

@@ -71,8 +71,8 @@ def _auto(store: Any, settings: Any) -> Any:
         f1 = version.tags.get("f1") if version else None
         return version.version if version else "", float(f1) if f1 else None
     def learn(situation: Any) -> Any:
-        from content_arena.workflows.retrain_evasions import learn_all
-        return learn_all(situation, _champion(settings))
+        from content_arena.workflows.retrain_evasions import learn_labels_and_evasions
+        return learn_labels_and_evasions(situation, _champion(settings))
     def pipeline(changed: Any) -> dict:
         from content_arena.workflows.retrain_evasions import run_noted
         return run_noted(changed, say=lambda text: print(text, file=sys.stderr, flush=True))
@@ -80,10 +80,10 @@ def _auto(store: Any, settings: Any) -> Any:
                        tell=Notifier(settings).notify)
 
 # %% ../../nbs/14_cli/70_watch.ipynb #a3434445
-def _show(c: Console, v: dict) -> None:
-    status = v.get("status") or f"would start: {v['start']}"
-    c.print(f"[bold]{status}[/]  {v.get('why', '')}")
-    _rows(c, v.get("triggers", []), ("name", "fired", "value", "limit", "says"))
+def _show(console: Console, value: dict) -> None:
+    status = value.get("status") or f"would start: {value['start']}"
+    console.print(f"[bold]{status}[/]  {value.get('why', '')}")
+    _rows(console, value.get("triggers", []), ("name", "fired", "value", "limit", "says"))
 
 @retrain_app.command("check")
 def retrain_check(profile: Profile = None, p: Parameter = None, as_json: AsJson = False) -> None:

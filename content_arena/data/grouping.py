@@ -70,7 +70,8 @@ BANDS, BAND_ROWS = 32, 4
 def _minhash(signature: np.ndarray) -> LeanMinHash:
     return LeanMinHash(seed=1, hashvalues=signature, scheme="affine32")
 
-def _meetings(indexed: np.ndarray, asking: np.ndarray | None = None) -> Iterator[tuple[int, int]]:
+def _candidate_pairs(indexed: np.ndarray, asking: np.ndarray | None = None
+                     ) -> Iterator[tuple[int, int]]:
     "Pairs (row of `indexed`, row of `asking`, else later row of `indexed`) that share a band."
     index = MinHashLSH(num_perm=NUM_PERM, params=(BANDS, BAND_ROWS))
     for i, row in enumerate(map(_minhash, indexed)):
@@ -89,7 +90,7 @@ def _near(indexed: np.ndarray, asking: np.ndarray | None, threshold: float,
     canonical `texts` of `indexed` are given, by the exact one."""
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is a similarity in (0, 1], got {threshold}")
-    pairs = np.array(list(_meetings(indexed, asking)), dtype=np.int64).reshape(-1, 2)
+    pairs = np.array(list(_candidate_pairs(indexed, asking)), dtype=np.int64).reshape(-1, 2)
     other = indexed if asking is None else asking
     estimates = [np.zeros(0)]
     for block in np.array_split(pairs, max(1, len(pairs) // 50_000)):        # bounded memory

@@ -124,7 +124,7 @@ def refuse_twice(names: Iterable[str], used: Iterable[str], name: str,
         raise DataError(f"{name}: {said}: which one is meant can't be known; remove or rename the"
                         " others")
 
-def _need(columns: Iterable[str], needed: Iterable[str], name: str) -> None:
+def _require_columns(columns: Iterable[str], needed: Iterable[str], name: str) -> None:
     names, missing = list(columns), [c for c in needed if c not in columns]
     if missing:
         shown = [c if len(c) <= 30 and " " not in c else mask(c)[:30] for c in map(str, names[:20])]
@@ -139,7 +139,7 @@ def read_delimited(text: str, name: str, needed: Iterable[str], delimiter: str =
     has it, or one that we would read, twice."""
     records = _split(text, delimiter, quoting)
     header = [column(h) for h in next(records)[1]]
-    _need(header, needed, name)
+    _require_columns(header, needed, name)
     for line, fields, problem in records:
         if problem is None and len(fields) != len(header):
             problem = f"{len(fields)} fields, the header has {len(header)}"
@@ -168,7 +168,7 @@ def read_jsonl(text: str, name: str, needed: Iterable[str]) -> Iterator[Record]:
             if line.strip()]
     objects = [row for _, row, problem in rows if problem is None]
     if objects:
-        _need(dict.fromkeys(k for row in objects for k in row), needed, name)
+        _require_columns(dict.fromkeys(k for row in objects for k in row), needed, name)
     for n, row, problem in rows:
         missing = [] if problem else [c for c in needed if c not in row]
         yield n, row, problem or (f"no key {' and no key '.join(missing)}" if missing else None)
@@ -179,7 +179,7 @@ def read_parquet(path: Path, name: str, needed: Iterable[str]) -> Iterator[Recor
     or has it twice."""
     try:
         written = pq.read_schema(path).names
-        _need([column(c) for c in written], needed, name)
+        _require_columns([column(c) for c in written], needed, name)
         wanted = [c for c in written if column(c) in {*needed, *OPTIONAL_COLUMNS}]
         table = pq.read_table(path, columns=wanted)
         table = table.rename_columns([column(c) for c in table.column_names])
@@ -358,7 +358,7 @@ def _read_hub(name: str, settings: Settings) -> tuple[Iterator[Record], str]:
         raise DataError(f"{name}: cannot be loaded ({type(e).__name__}: {e}); check the id, the"
                         " split and the network") from e
     named = [column(c) for c in table.column_names]
-    _need(named, columns, f"{name} (settings hub_text_column, hub_label_column)")
+    _require_columns(named, columns, f"{name} (settings hub_text_column, hub_label_column)")
     pairs = zip(*(table[table.column_names[named.index(c)]] for c in columns))
     licence = getattr(table.info, "license", "") or "not stated: see the hub page"
     return ((n, dict(zip(columns, pair)), None) for n, pair in enumerate(pairs, 1)), licence

@@ -101,21 +101,21 @@ def rule(linguistic_class: str, family: str, lang: str, *, example: tuple[str, s
     return register
 
 # %% ../../nbs/04_disguises/10_rules.ipynb #6e2b0e24
-def bare(s: str) -> str:
-    "The canonical view of the letters and digits of `s`: no spaces, signs, emoji."
-    return canonical("".join(c for c in nfc(s) if c.isalnum()))
+def bare(text: str) -> str:
+    "The canonical view of the letters and digits of `text`: no spaces, signs, emoji."
+    return canonical("".join(c for c in nfc(text) if c.isalnum()))
 
-def canonical_reading(s: str) -> str:
+def canonical_reading(text: str) -> str:
     "What the canonical view restores: invisible characters, jamo, widths and case."
-    return canonical(s)
+    return canonical(text)
 
 # %% ../../nbs/04_disguises/10_rules.ipynb #b9823cfd
 LEADS, VOWELS, TAILS = "".join(CHOSUNGS), "".join(JOONGSUNGS), ["", *JONGSUNGS[1:]]
 TAIL_OF = {c: i for i, c in enumerate(TAILS)}
 
-def is_syllable(c: str) -> bool:
-    "Whether the character `c` is a Hangul syllable."
-    return "가" <= c <= "힣"
+def is_syllable(letter: str) -> bool:
+    "Whether the character `letter` is a Hangul syllable."
+    return "가" <= letter <= "힣"
 
 @lru_cache(maxsize=11172)
 def split(syllable: str) -> tuple[str, str, str]:

@@ -61,9 +61,9 @@ def lexicon_spans(text: str) -> list[Span]:
     "Spans of the listed words in `text`."
     return list(_found(text))
 
-def listed(s: str) -> set[str]:
-    "The listed words that a reader of `s` finds, invisible characters removed and jamo composed."
-    shown = compose_jamo(strip_invisible(s))
+def listed(text: str) -> set[str]:
+    "The listed words that a reader of `text` finds: no invisible characters, jamo composed."
+    shown = compose_jamo(strip_invisible(text))
     return {shown[a:b].lower() for a, b in _found(shown)}
 
 # %% ../../nbs/04_disguises/70_targets.ipynb #e4cac0e5

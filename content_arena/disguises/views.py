@@ -24,28 +24,28 @@ def _keys(word: str) -> str:
     shown = convert_roman_to_hangul(word)
     return shown if all("가" <= c <= "힣" for c in shown) else word
 
-def mistyped(s: str) -> str:
-    "`s` with Korean that was typed with the English layout restored; `s` itself if there is none."
-    words = _LATIN.findall(s)
+def mistyped(text: str) -> str:
+    "`text`, Korean typed with the English layout restored; `text` itself if there is none."
+    words = _LATIN.findall(text)
     read = {w: _keys(w) for w in words}
     korean = [read[w] for w in words if read[w] != w]
     if 2 * len(korean) <= len(words) or sum(map(len, korean)) < 2:
-        return s
-    return _LATIN.sub(lambda m: read[m[0]], s)
+        return text
+    return _LATIN.sub(lambda m: read[m[0]], text)
 
 # %% ../../nbs/04_disguises/95_views.ipynb #3f503c24
-def repaired(s: str) -> tuple[str, ...]:
-    """`s` in NFC, and what it becomes by each repair that changes what is read.
+def repaired(text: str) -> tuple[str, ...]:
+    """`text` in NFC, and what it becomes by each repair that changes what is read.
 
     Repairs: without invisible characters, jamo composed, canonical, look-alikes replaced, typed
     with the right layout."""
-    s = nfc(s)                                            # the form in which every model reads it
-    visible = strip_invisible(s)
-    views = [s, visible, compose_jamo(visible)]
-    plain, folded = canonical(s), " ".join(views[-1].casefold().split())
+    text = nfc(text)                                        # the form in which every model reads it
+    visible = strip_invisible(text)
+    views = [text, visible, compose_jamo(visible)]
+    plain, folded = canonical(text), " ".join(views[-1].casefold().split())
     if plain != folded:                                   # more than case and white space
         views.append(plain)
-    if (shape := skeleton(s)) != plain:
+    if (shape := skeleton(text)) != plain:
         views.append(shape)
     if (typed := mistyped(visible)) != visible:
         views.append(typed)

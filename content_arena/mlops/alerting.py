@@ -97,13 +97,13 @@ class Delivery:
 
 class _TryAgain(Exception): pass
 
-def _within(seconds: float, f: Callable, *args: Any) -> Any:
-    "`f(*args)`, or _TryAgain after `seconds`."
+def _within(seconds: float, call: Callable, *args: Any) -> Any:
+    "`call(*args)`, or _TryAgain after `seconds`."
     answers: queue.SimpleQueue = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            answers.put((f(*args), None))
+            answers.put((call(*args), None))
         except BaseException as e:
             answers.put((None, e))
 

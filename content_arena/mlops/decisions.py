@@ -89,11 +89,11 @@ class DecisionLog(DecisionChain):
 # %% ../../nbs/08_mlops/60_decisions.ipynb #caaff35c
 LIST_COLUMNS = ["number", "id", "time", "verdict", "champion", "challenger", "f1 gain", "test set"]
 
-def _row(id: str, r: dict[str, Any]) -> dict[str, Any]:
-    row = {"number": r["number"], "id": id[:12], "time": r["time"], "verdict": kind_of(r),
-           "champion": r.get("champion") or None, "challenger": r.get("version"), "f1 gain": None,
-           "test set": ""}
-    if c := r.get("comparison"):
+def _row(id: str, record: dict[str, Any]) -> dict[str, Any]:
+    row = {"number": record["number"], "id": id[:12], "time": record["time"],
+           "verdict": kind_of(record), "champion": record.get("champion") or None,
+           "challenger": record.get("version"), "f1 gain": None, "test set": ""}
+    if c := record.get("comparison"):
         row |= {"verdict": c["verdict"], "champion": (c["champion"] or {}).get("version"),
                 "challenger": c["challenger"]["version"],
                 "f1 gain": (c["improvement"] or {}).get("f1"),
@@ -126,11 +126,11 @@ class Verified:
     older: int
 
 @patch
-def _check_rows(self: DecisionLog, link: dict[str, str], r: dict[str, Any], name: str) -> None:
+def _check_rows(self: DecisionLog, link: dict[str, str], record: dict[str, Any], name: str) -> None:
     data = self._file(link, f"{link['id']}.parquet")
-    if sha256(data) != r["rows_sha256"]:
+    if sha256(data) != record["rows_sha256"]:
         raise DecisionError(f"{name}: its stored scores were changed")
-    if wrong := differences_found(r["comparison"], pd.read_parquet(io.BytesIO(data))):
+    if wrong := differences_found(record["comparison"], pd.read_parquet(io.BytesIO(data))):
         raise DecisionError(f"{name}: {'; '.join(wrong)}")
 
 @patch

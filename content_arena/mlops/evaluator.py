@@ -24,7 +24,8 @@ from .gate import (BATTLE, SIDE, Decision, Evidence, Slice, budget_statement,
 from .lineage import LineageError, certify
 from .model_registry import ModelRegistry, RegistryReader, Version
 # more than is used here, so that all of it can be had from mlops.evaluator
-from ..monitoring.shadow_statistics import COMPARED, SHADOW, ShadowEvaluator, length_bucket
+from ..monitoring.shadow_statistics import (
+    COMPARED, SHADOW, ShadowEvaluator, length_bucket)
 from ..core.statistics import (LABEL, METRICS, count_patterns, detectable_effect,
                                             detection_power, differences, mcnemar, metrics_of,
                                             paired_bootstrap, required_samples, significance,
@@ -155,20 +156,20 @@ def _lacking(kind: str, given: Mapping | None, keys: Sequence[str]) -> None:
     if given is not None and (missing := sorted(set(keys) - set(given))):
         raise EvaluationError(f"{kind} evidence lacks {', '.join(missing)}: gather it again")
 
-def _battle_sentence(b: Mapping[str, Any]) -> str:
+def _battle_sentence(battle: Mapping[str, Any]) -> str:
     "Who read which disguised comments, and with what result."
     sides = [f"the {role} detects {x['detection_rate']:.1%} of the toxic ones and flags"
              f" {x['false_positive_rate']:.1%} of the clean ones (AUC {x['auc']:.3f})"
-             for role in ("champion", "challenger") if (x := b[role])]
-    who = ("champion and challenger" if b["champion"] else
+             for role in ("champion", "challenger") if (x := battle[role])]
+    who = ("champion and challenger" if battle["champion"] else
            "the challenger alone, without a champion,")
-    return (f"{who} read {b['toxic']:,} disguised toxic and {b['clean']:,} disguised clean comments"
-            f" (variants {b['sha256'][:12]}): {'; '.join(sides)}")
+    return (f"{who} read {battle['toxic']:,} disguised toxic and {battle['clean']:,} disguised"
+            f" clean comments (variants {battle['sha256'][:12]}): {'; '.join(sides)}")
 
-def _shadow_sentence(s: Mapping[str, Any]) -> str:
-    same = "–" if s["agreement"] is None else f"{s['agreement']:.1%}"
-    return (f"{s['rows']:,} comments in the shadow of the champion, {s['labelled']:,} of them"
-            f" labelled; agreement {same}")
+def _shadow_sentence(shadow: Mapping[str, Any]) -> str:
+    same = "–" if shadow["agreement"] is None else f"{shadow['agreement']:.1%}"
+    return (f"{shadow['rows']:,} comments in the shadow of the champion, {shadow['labelled']:,} of"
+            f" them labelled; agreement {same}")
 
 def evidence_record(rows: int, shadow: Mapping | None, battle: Mapping | None) -> dict[str, Any]:
     """What the decision rests on, by kind: offline, shadow, battle; each with its `sentence`.

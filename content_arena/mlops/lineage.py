@@ -23,7 +23,7 @@ class LineageError(RuntimeError):
 
 COLUMNS = {"canonical_sha", "skeleton_sha", "signature", "split"}
 
-def _read(file: Path, run_id: str) -> pd.DataFrame:
+def _read_fingerprints(file: Path, run_id: str) -> pd.DataFrame:
     try:
         table = pd.read_parquet(file)
     except Exception as e:
@@ -51,7 +51,7 @@ def load_fingerprints(registry: RegistryReader, versions: Sequence[Version]
             for run_id in filter(None, runs):
                 path = f"lineage/{dataset_id}.parquet"
                 if file := registry.artifact(run_id, path, Path(tmp)):
-                    tables[dataset_id] = _read(file, run_id)
+                    tables[dataset_id] = _read_fingerprints(file, run_id)
                     break
             else:
                 users = ", ".join(f"v{v.version}" for v in versions if dataset_id in v.lineage)

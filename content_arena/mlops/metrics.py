@@ -118,19 +118,20 @@ class ServingFamilies(MetricFamilies):
                          "python": platform.python_version()})
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #a09afbc4
-def _begin_at_zero(m: ServingFamilies) -> None:
+def _begin_at_zero(metrics: ServingFamilies) -> None:
     for alias in ("champion", "challenger"):
         for result in RELOADS:
-            m.reloads.labels(alias, result)
+            metrics.reloads.labels(alias, result)
         for cause in CAUSES:
-            m.failed_loads.labels(alias, cause)
-    for counter, values in ((m.shadow_compared, ("true", "false")), (m.shadow_dropped, DROPS),
-                            (m.refused, ("full", "timeout"))):
+            metrics.failed_loads.labels(alias, cause)
+    for counter, values in ((metrics.shadow_compared, ("true", "false")),
+                            (metrics.shadow_dropped, DROPS),
+                            (metrics.refused, ("full", "timeout"))):
         for value in values:
             counter.labels(value)
     for source in (*LABELLERS, "other"):
         for result in LABELS:
-            m.feedback.labels(source, result)
+            metrics.feedback.labels(source, result)
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #9a1665d6
 class Metrics(ServingFamilies):

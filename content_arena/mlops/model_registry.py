@@ -102,23 +102,26 @@ def _tag_model(self: ModelRegistry, key: str, value: str) -> None:
         client.set_registered_model_tag(self.name, key, value)
 
 @patch
-def _carry_out(self: ModelRegistry, m: Move) -> None:
-    "All steps of `m`, the decisive one first; carrying it out twice is the same as once."
-    alias, status, replaced = MOVES[m.action]
+def _carry_out(self: ModelRegistry, move: Move) -> None:
+    "All steps of `move`, the decisive one first; carrying it out twice is the same as once."
+    alias, status, replaced = MOVES[move.action]
     if alias:
-        self._set_alias(alias, m.version)
+        self._set_alias(alias, move.version)
     if alias == "champion":
-        self._set_alias("previous", m.previous) if m.previous else self._remove_alias("previous")
-    if m.action in ("promote", "reject"):
-        self._remove_alias("challenger", m.version)
-    given = {k: v for k, v in (("decision", m.decision), ("report", m.report)) if v}
-    came_after = {"replaces": m.replaces} if m.action == "promote" else {}
-    self._tag_version(m.version, status=status, reason=m.reason, updated=m.time, **given,
+        if move.previous:
+            self._set_alias("previous", move.previous)
+        else:
+            self._remove_alias("previous")
+    if move.action in ("promote", "reject"):
+        self._remove_alias("challenger", move.version)
+    given = {k: v for k, v in (("decision", move.decision), ("report", move.report)) if v}
+    came_after = {"replaces": move.replaces} if move.action == "promote" else {}
+    self._tag_version(move.version, status=status, reason=move.reason, updated=move.time, **given,
                       **came_after)
-    if m.replaces:
-        why = m.reason if m.action == "rollback" else f"v{m.version} took its place"
-        self._tag_version(m.replaces, status=replaced, reason=why, updated=m.time)
-    self._tag_model(f"event.{m.time}", m.to_json())
+    if move.replaces:
+        why = move.reason if move.action == "rollback" else f"v{move.version} took its place"
+        self._tag_version(move.replaces, status=replaced, reason=why, updated=move.time)
+    self._tag_model(f"event.{move.time}", move.to_json())
     self.mirror()
     self._tag_model("pending", "")
 
@@ -127,22 +130,22 @@ def _carry_out(self: ModelRegistry, m: Move) -> None:
 def _finish_pending(self: ModelRegistry) -> None:
     if not (text := self._tags_and_aliases()[0].get("pending")):
         return
-    m = Move(**json.loads(text))
-    alias = MOVES[m.action][0]
+    move = Move(**json.loads(text))
+    alias = MOVES[move.action][0]
     now = self._by_alias(alias or "challenger")
-    decided = (now is not None and now.version == m.version) if alias else now is None
-    self._carry_out(m) if decided else self._tag_model("pending", "")
+    decided = (now is not None and now.version == move.version) if alias else now is None
+    self._carry_out(move) if decided else self._tag_model("pending", "")
 
 @patch
-def _move(self: ModelRegistry, m: Move) -> Version:
+def _move(self: ModelRegistry, move: Move) -> Version:
     past = [key.removeprefix("event.") for key in self.notes("event.")]
     now = datetime.now(timezone.utc)
     if past and now <= (last := datetime.fromisoformat(max(past))):
         now = last + timedelta(microseconds=1)
-    m = replace(m, time=now.isoformat(timespec="microseconds").replace("+00:00", "Z"))
-    self._tag_model("pending", m.to_json())
-    self._carry_out(m)
-    return self.get_version(m.version)
+    move = replace(move, time=now.isoformat(timespec="microseconds").replace("+00:00", "Z"))
+    self._tag_model("pending", move.to_json())
+    self._carry_out(move)
+    return self.get_version(move.version)
 
 @patch
 def _expect(self: ModelRegistry, alias: str, expected: Version | str | None) -> Version | None:

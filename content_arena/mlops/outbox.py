@@ -36,7 +36,7 @@ class Outbox:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / ".lock", timeout=10)
 
-    def _told(self) -> list[tuple[float, str]]:
+    def _notices_sent(self) -> list[tuple[float, str]]:
         now, longest = self.clock(), max(HOUR, self.repeat_s)
         try:
             entries = json.loads((self.folder / "told.json").read_text())
@@ -57,20 +57,20 @@ class Outbox:
 def told_at(self: Outbox, key: str) -> float | None:
     "When the notice `key` was told within `repeat_s`, seconds since 1970; else None."
     now = self.clock()
-    moments = [at for at, k in self._told() if k == key and now - at < self.repeat_s]
+    moments = [at for at, k in self._notices_sent() if k == key and now - at < self.repeat_s]
     return max(moments, default=None)
 
 @patch
 def has_room(self: Outbox) -> bool:
     "Whether one more may be told in this hour."
     now = self.clock()
-    return sum(now - at < HOUR for at, _ in self._told()) < self.per_hour
+    return sum(now - at < HOUR for at, _ in self._notices_sent()) < self.per_hour
 
 @patch
 def tell(self: Outbox, key: str) -> None:
     "Remember that `key` was told now."
     with self._lock:
-        self._replace(self.folder / "told.json", [*self._told(), (self.clock(), key)])
+        self._replace(self.folder / "told.json", [*self._notices_sent(), (self.clock(), key)])
 
 # %% ../../nbs/08_mlops/75_outbox.ipynb #61aeb6f7
 @patch

@@ -197,23 +197,23 @@ REMEDY = ("bring the folder back, set [mlflow] artifact_dir to where it lies now
           " content-arena doctor --deep says whether it worked")
 
 @patch
-def _folder_by_hash(self: RegistryReader, v: Version) -> Path | None:
-    "The folder below `artifact_dir` whose manifest names the model of `v`."
+def _folder_by_hash(self: RegistryReader, version: Version) -> Path | None:
+    "The folder below `artifact_dir` whose manifest names the model of `version`."
     for manifest in sorted(self.settings.path("artifact_dir").rglob("manifest.json")):
         try:
-            if json.loads(manifest.read_text(encoding="utf-8"))["sha256"] == v.sha256:
+            if json.loads(manifest.read_text(encoding="utf-8"))["sha256"] == version.sha256:
                 return manifest.parent
         except (OSError, ValueError, KeyError, TypeError):     # another kind of manifest
             continue
     return None
 
 @patch
-def _fetch(self: RegistryReader, v: Version, folder: Path) -> tuple[Path, str]:
-    "The model folder of `v`, fetched into `folder`, and where it came from."
+def _fetch(self: RegistryReader, version: Version, folder: Path) -> tuple[Path, str]:
+    "The model folder of `version`, fetched into `folder`, and where it came from."
     # a service does it in two threads: no global setting is changed, and none is read
     # (downloading from a models: URI would)
-    with self._talk(f"downloading {v}"):
-        uri = MlflowClient(self.uri).get_model_version_download_uri(v.name, v.version)
+    with self._talk(f"downloading {version}"):
+        uri = MlflowClient(self.uri).get_model_version_download_uri(version.name, version.version)
         place, problem = str(local_path(uri) or uri), ""
         try:
             mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), tracking_uri=self.uri,
@@ -223,51 +223,52 @@ def _fetch(self: RegistryReader, v: Version, folder: Path) -> tuple[Path, str]:
     models = sorted(p.parent for p in folder.rglob("manifest.json"))
     if len(models) == 1 and not problem:
         return models[0], place
-    if here := self._folder_by_hash(v):
+    if here := self._folder_by_hash(version):
         return shutil.copytree(here, folder / "by-hash"), str(here)
-    raise RegistryError(f"{v}: its files can't be fetched from {place} ("
+    raise RegistryError(f"{version}: its files can't be fetched from {place} ("
                         f"{problem or 'nothing is there'}), and no folder"
                         f" below {self.settings.path('artifact_dir')} holds model"
-                        f" {v.sha256[:12]}: {REMEDY}")
+                        f" {version.sha256[:12]}: {REMEDY}")
 
 # %% ../../nbs/08_mlops/20_registry_reader.ipynb #51fec089
 @patch
-def _fetch_verified(self: RegistryReader, v: Version, folder: Path) -> Path:
-    "The files of `v`, fetched into `folder`, each one checked; RegistryError says from where."
+def _fetch_verified(self: RegistryReader, version: Version, folder: Path) -> Path:
+    "The files of `version`, fetched into `folder`, each checked; RegistryError says from where."
     # imported here because it brings torch, and whoever only asks for a version should not wait
     from content_arena.training.classifier import ModelError, verify_model
-    model, place = self._fetch(v, folder)
+    model, place = self._fetch(version, folder)
     try:
-        verify_model(model, expected_sha256=v.sha256)
+        verify_model(model, expected_sha256=version.sha256)
     except ModelError as e:
-        raise RegistryError(f"{v}, fetched from {place}: {e}; {REMEDY}") from e
+        raise RegistryError(f"{version}, fetched from {place}: {e}; {REMEDY}") from e
     return model
 
 @patch
-def _cached(self: RegistryReader, v: Version) -> Path:
+def _cached(self: RegistryReader, version: Version) -> Path:
     from content_arena.training.classifier import ModelError, verify_model
-    if not v.sha256:
-        raise RegistryError(f"{v} has no tag 'model_sha256': register it with register_challenger")
+    if not version.sha256:
+        raise RegistryError(f"{version} has no tag 'model_sha256': register it with"
+                            " register_challenger")
     cache = self.settings.path("var_dir") / "cache" / "models"
     cache.mkdir(parents=True, exist_ok=True)
-    target = cache / v.sha256
-    with FileLock(cache / f"{v.sha256}.lock"):
+    target = cache / version.sha256
+    with FileLock(cache / f"{version.sha256}.lock"):
         if target.exists():
             try:
-                verify_model(target, expected_sha256=v.sha256)
+                verify_model(target, expected_sha256=version.sha256)
                 return target
             except ModelError:
                 shutil.rmtree(target)
         with tempfile.TemporaryDirectory(dir=cache, prefix="incoming-") as tmp:
-            self._fetch_verified(v, Path(tmp)).rename(target)
+            self._fetch_verified(version, Path(tmp)).rename(target)
     return target
 
 @patch
-def _cache_members(self: RegistryReader, v: Version) -> None:
-    known = {k.sha256: k for k in self.versions()} if v.members else {}
-    for n, sha256 in v.members.items():
+def _cache_members(self: RegistryReader, version: Version) -> None:
+    known = {k.sha256: k for k in self.versions()} if version.members else {}
+    for n, sha256 in version.members.items():
         if sha256 not in known:
-            raise RegistryError(f"{v} needs its member v{n}, but no version is that model"
+            raise RegistryError(f"{version} needs its member v{n}, but no version is that model"
                                 f" ({sha256[:12]}) any more: register it again")
         self._cached(known[sha256])
 

@@ -164,10 +164,10 @@ def _fight(self: BattleRunner, battle: Battle, slot: ModelSlot, tags: dict[str, 
             battle.save(status=getattr(e, "status", "failed"), reason=reason)
         if not ours:
             logger.exception("battle %s failed", record["id"])
-    self._tell(battle)
+    self._report(battle)
 
 @patch
-def _tell(self: BattleRunner, battle: Battle) -> None:
+def _report(self: BattleRunner, battle: Battle) -> None:
     "Metrics and event store hear of it."
     r = battle.record
     if r["status"] == "completed":

@@ -72,7 +72,8 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../../nbs/05_training/10_data_preparation.ipynb #87452b18
-def _read(settings: Settings, progress: bool) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
+def _read_sources(settings: Settings, progress: bool
+                  ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
     names = [(n, "train") for n in settings.sources] + [(n, "test") for n in settings.test_sources]
     good, bad, licences = [], [], {}
     for name, side in tqdm(names, "sources", disable=not progress):
@@ -113,7 +114,8 @@ def _conflict_log(rows: pd.DataFrame, verdict: pd.Series, kind: str, by: list[st
     return log.assign(kind=kind, verdict=outcome, excerpt=excerpts)
 
 # %% ../../nbs/05_training/10_data_preparation.ipynb #a9f33dcb
-def _settle(frame: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+def _resolve_conflicts(frame: pd.DataFrame, rule: str
+                       ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """One row for each exact duplicate, one label for each near-duplicate cluster.
 
     Returns the rows kept, the log of conflicts, and the counts of rows that went."""
@@ -292,13 +294,13 @@ class Dataset:
     def frame(self, split: str) -> pd.DataFrame:
         """Rows of "train", "valid" or "test": text, label int8 (1 toxic), source, lang, split,
         group int64, attack and functionality (both may be missing)."""
-        return self._read(f"{split}.parquet", split)
+        return self._read_split(f"{split}.parquet", split)
 
     def fingerprints(self, split: str) -> pd.DataFrame:
         "Fingerprints of the rows of `frame(split)`, in their order; see `data.grouping`."
-        return self._read(f"fingerprints_{split}.parquet", split)
+        return self._read_split(f"fingerprints_{split}.parquet", split)
 
-    def _read(self, name: str, split: str) -> pd.DataFrame:
+    def _read_sources(self, name: str, split: str) -> pd.DataFrame:
         if split not in SPLITS:
             raise DataError(f"no split {split!r}; accepted: {', '.join(SPLITS)}")
         return pd.read_parquet(self.folder / name)
@@ -362,9 +364,9 @@ def _train_only(settings: Settings, grouped: pd.DataFrame, rows: pd.DataFrame,
 def _build(settings: Settings, recipe: dict[str, Any], progress: bool
            ) -> tuple[dict[str, Any], dict[str, bytes]]:
     "The manifest and the files of a data set."
-    frame, bad, licences = _read(settings, progress)
+    frame, bad, licences = _read_sources(settings, progress)
     grouped, fp = _group(frame, settings.near_duplicate_threshold, progress)
-    settled, conflicts, counts = _settle(grouped, settings.conflict_rule)
+    settled, conflicts, counts = _resolve_conflicts(grouped, settings.conflict_rule)
     rows, gone = _split(settled, settings)
     extra, read = _train_only(settings, grouped, rows, fp), len(frame) + len(bad)
     if extra:

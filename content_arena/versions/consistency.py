@@ -59,10 +59,10 @@ def _names(where: str, listed: Iterable[str], real: Iterable[str], place: str) -
         yield f"{where}/{name}: {place}, not in the file"
 
 # %% ../../nbs/09_versions/20_consistency.ipynb #d0488120
-def _member_faults(where: str, v: Version, versions: list[Version]) -> Iterator[str]:
-    "Members of the registered ensemble `v` that are gone, or another model by now."
+def _member_faults(where: str, version: Version, versions: list[Version]) -> Iterator[str]:
+    "Members of the registered ensemble `version` that are gone, or another model by now."
     there = {k.version: k.sha256 for k in versions}
-    for number, sha256 in v.members.items():
+    for number, sha256 in version.members.items():
         if number in there and there[number] != sha256:
             yield (f"{where}: version {number} is model {there[number][:12]}, the ensemble was made"
                    f" of {sha256[:12]}")

@@ -35,15 +35,15 @@ log = logging.getLogger(__name__)
 _KEPT = ("valid_f1", "valid_precision", "valid_recall")
 _TOLD = ("f1", "precision", "detection_rate", "false_positive_rate")
 
-def facts_of(registry: RegistryReader, v: Version) -> Facts:
+def facts_of(registry: RegistryReader, version: Version) -> Facts:
     "What MLflow knows of a registered version; `_TOLD` are of its last test."
-    logged = registry.metrics(v.run_id)                  # a training's `valid_f1` is its curve
+    logged = registry.metrics(version.run_id)                 # a training's `valid_f1` is its curve
     metrics = {k: logged.get(f"best_{k}", logged.get(k)) for k in _KEPT}
     metrics = {k: m for k, m in metrics.items() if m is not None}
-    metrics |= {k: float(v.tags[k]) for k in _TOLD if v.tags.get(k)}
-    lineage = tuple(v.lineage) if "lineage" in v.tags else ()
-    tags = {k: v.tags.get(k, "") for k in ("dataset_id", "base_model", "base_model_sha256")}
-    return Facts(metrics, lineage, mlflow_version=v.version, run_id=v.run_id, **tags)
+    metrics |= {k: float(version.tags[k]) for k in _TOLD if version.tags.get(k)}
+    lineage = tuple(version.lineage) if "lineage" in version.tags else ()
+    tags = {k: version.tags.get(k, "") for k in ("dataset_id", "base_model", "base_model_sha256")}
+    return Facts(metrics, lineage, mlflow_version=version.version, run_id=version.run_id, **tags)
 
 def _facts_for(registry: RegistryReader, folder: Path, sha256: str) -> Facts:
     "Facts of a model folder: those of the registered version with its hash, else its own."

@@ -85,15 +85,15 @@ def keep_rows(settings: Settings, rows: Sequence[dict[str, Any]]) -> Path:
 
 Learnt = tuple[Settings, dict[str, Any]]
 
-def learn_labels(s: Situation) -> Learnt:
+def learn_labels(situation: Situation) -> Learnt:
     "The settings of a run that trains on all confirmed labels too, and facts: `labels`, how many."
-    rows = new_samples(replace(s, last_run=None))
+    rows = new_samples(replace(situation, last_run=None))
     if rows.empty:
-        return s.settings, {"labels": 0}
+        return situation.settings, {"labels": 0}
     labelled = sorted(zip(rows.text, map(int, rows.label)))
-    file = keep_rows(s.settings, [{"text": t, "label": y} for t, y in labelled])
-    sources = (*s.settings.train_sources, f"jsonl:{file}")
-    return s.settings.model_copy(update={"train_sources": sources}), {"labels": len(rows)}
+    file = keep_rows(situation.settings, [{"text": t, "label": y} for t, y in labelled])
+    sources = (*situation.settings.train_sources, f"jsonl:{file}")
+    return situation.settings.model_copy(update={"train_sources": sources}), {"labels": len(rows)}
 
 # %% ../../nbs/13_workflows/70_retraining.ipynb #f7f62e64
 class AutoRetrain:
@@ -141,23 +141,23 @@ class AutoRetrain:
 def run_once(self: AutoRetrain, force: bool = False) -> dict[str, Any]:
     """Run if a trigger fired and nothing speaks against it. `status`: idle, waiting, busy (another
     process is at it), lost (it took too long, and another took over), or how the run ended."""
-    self._mend_times()
+    self._correct_future_times()
     decision = self.decide(force)
-    if not decision["start"] and not len(self._unended()):
+    if not decision["start"] and not len(self._running()):
         return {"status": "waiting" if decision["waits_until"] else "idle", **decision}
     lease = self.lease()
     if not lease.acquire():
         holder = lease.held_by() or "another process"
         return {"status": "busy", **decision, "why": f"{holder} is at it"}
     with kept(lease):
-        self._bury()
+        self._mark_killed_runs()
         decision = self.decide(force)
         if not decision["start"]:
             return {"status": "waiting" if decision["waits_until"] else "idle", **decision}
         return {**decision, **self._run(lease, decision)}
 
 @patch
-def _mend_times(self: AutoRetrain) -> None:
+def _correct_future_times(self: AutoRetrain) -> None:
     "Write down that a run of the future began now: else it would begin now again at every look."
     now = self.clock()
     rows = self.store.read("retrain_events", since=now + timedelta(microseconds=1),
@@ -166,14 +166,14 @@ def _mend_times(self: AutoRetrain) -> None:
         self.store.update("retrain_events", id, time=now)
 
 @patch
-def _unended(self: AutoRetrain) -> pd.DataFrame:
+def _running(self: AutoRetrain) -> pd.DataFrame:
     "Runs that are going on, or whose process was killed: only the lease can tell."
     return self.store.read("retrain_events", match={"status": "running"}, columns=["id", "result"])
 
 @patch
-def _bury(self: AutoRetrain) -> None:
+def _mark_killed_runs(self: AutoRetrain) -> None:
     "A run that is still `running` although we have the lease was killed: say so."
-    rows = self._unended()
+    rows = self._running()
     for id, result in zip(rows.id, rows.result):
         self.store.update("retrain_events", id, status="failed",
                           result={**(result or {}), "error": "the process was killed"})

@@ -20,12 +20,12 @@ from ...core.statistics import wilson_interval
 from ...core.text import language
 
 # %% ../../../nbs/10_arena/battles/20_record.ipynb #e70bf7fd
-def to_row(a: Attempt) -> dict[str, Any]:
+def to_row(attempt: Attempt) -> dict[str, Any]:
     "An attempt as JSON values; `from_row` undoes it."
-    v = a.variant
+    v = attempt.variant
     return {"original": v.original, "text": v.text, "steps": list(v.steps), "outcome": v.outcome,
-            "queries": v.queries, "invalid": v.invalid, "label": a.label, "before": a.before,
-            "after": a.after, "threshold": a.threshold}
+            "queries": v.queries, "invalid": v.invalid, "label": attempt.label,
+            "before": attempt.before, "after": attempt.after, "threshold": attempt.threshold}
 
 def from_row(row: Mapping[str, Any]) -> Attempt:
     "The attempt of a row; raises KeyError or TypeError if it is none."

@@ -75,9 +75,9 @@ class Sample:
     parent: str
     kind: str
 
-def _kind(a: Attempt) -> str:
-    return ("evaded" if a.label else "false_positive") if a.wrong else \
-        ("detected" if a.label else "passed")
+def _kind(attempt: Attempt) -> str:
+    return ("evaded" if attempt.label else "false_positive") if attempt.wrong else \
+        ("detected" if attempt.label else "passed")
 
 def _of_one_rule(attempts: Sequence[Attempt], detected: float) -> list[tuple[Attempt, ...]]:
     "Pairs (toxic, clean) of what one rule made, those that the model got wrong first."
