@@ -130,12 +130,13 @@ def battle_list(p: Parameter = None, as_json: AsJson = False) -> None:
     "All battles of this machine, the newest first."
     from content_arena.arena.battles.orders import battles_dir, list_battles
     records = list_battles(battles_dir(settings_from(None, p)))
-    def row(r: dict) -> list[str]:
-        waits = r["status"] == "running" and not r["held"]
-        return [r["id"], "interrupted" if waits else r["status"], r.get("strategy", ""),
-                f"v{r['model_version']}" if r.get("model_version") else "-",
-                f"{r.get('rounds_done', 0)}/{r.get('rounds', '?')}",
-                _percent(r, "detection_rate"), r.get("created", "")[:16]]
+    def row(record: dict) -> list[str]:
+        waits = record["status"] == "running" and not record["held"]
+        return [record["id"], "interrupted" if waits else record["status"],
+                record.get("strategy", ""),
+                f"v{record['model_version']}" if record.get("model_version") else "-",
+                f"{record.get('rounds_done', 0)}/{record.get('rounds', '?')}",
+                _percent(record, "detection_rate"), record.get("created", "")[:16]]
     head = ["id", "status", "strategy", "model", "rounds", "detected", "created"]
     brief = [{k: v for k, v in r.items() if not isinstance(v, dict)} for r in records]
     show_result(as_json, {"battles": brief}, lambda c: c.print(

@@ -197,9 +197,10 @@ def store_status(p: Parameter = None, as_json: AsJson = False) -> None:
         health = store.health().to_dict()
         tables = store.counts().astype(object)
     rows = tables.where(tables.notna(), None).to_dict("records")
-    def show(c: Console) -> None:
-        c.print(f"{health['database']}  revision {health['revision']}, {health['latency_ms']} ms")
-        c.print(framed_table(rows, ("table", "rows", "first", "last")))
+    def show(console: Console) -> None:
+        console.print(f"{health['database']}  revision {health['revision']},"
+                      f" {health['latency_ms']} ms")
+        console.print(framed_table(rows, ("table", "rows", "first", "last")))
     show_result(as_json, health | {"tables": rows}, show)
 
 @store_app.command("purge")

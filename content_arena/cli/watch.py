@@ -34,10 +34,10 @@ def monitor_report(profile: Profile = None, p: Parameter = None, as_json: AsJson
     page = write_report(settings_from(profile, p))
     value = {"status": "written", "report_html": str(page),
              "headlines": read_json(page.with_name("headlines.json"))}
-    def show(c: Console) -> None:
+    def show(console: Console) -> None:
         for line in value["headlines"]:
-            c.print(f"- {line.replace('**', '')}", markup=False)
-        c.print(f"report   {page}")
+            console.print(f"- {line.replace('**', '')}", markup=False)
+        console.print(f"report   {page}")
     show_result(as_json, value, show)
 
 @monitor_app.command("drift")
@@ -50,12 +50,12 @@ def monitor_drift(p: Parameter = None, as_json: AsJson = False) -> None:
     with EventStore(settings) as store:
         report = measure_drift(store, settings)
     value = report.to_dict() | {"not_published": publish(settings, "drift", report.metrics())}
-    def show(c: Console) -> None:
-        c.print(f"{report.rows['live']} predictions against {report.rows['reference']} before;"
-                f" drifted: {', '.join(report.drifted) or 'nothing'}")
+    def show(console: Console) -> None:
+        console.print(f"{report.rows['live']} predictions against {report.rows['reference']}"
+                      f" before; drifted: {', '.join(report.drifted) or 'nothing'}")
         for note in (*report.notes, *filter(None, [value["not_published"]])):
-            c.print(f"  {note}")
-        _rows(c, value["features"], ("feature", "psi", "p_value", "reference", "live"))
+            console.print(f"  {note}")
+        _rows(console, value["features"], ("feature", "psi", "p_value", "reference", "live"))
     show_result(as_json, value, show)
 
 # %% ../../nbs/14_cli/70_watch.ipynb #87c43056
@@ -128,9 +128,10 @@ def retrain_status(
              "error": (r.result or {}).get("error") or ""} for r in rows.itertuples()]
     value = {"runs": runs, "running": holder, "next_not_before": until and until.isoformat(),
              "why": why}
-    def show(c: Console) -> None:
-        c.print(f"running: {holder or 'nobody'}; next not before {until or 'now'} ({why or '-'})")
-        _rows(c, runs, ("time", "trigger", "status", "version", "error"))
+    def show(console: Console) -> None:
+        console.print(f"running: {holder or 'nobody'}; next not before {until or 'now'}"
+                      f" ({why or '-'})")
+        _rows(console, runs, ("time", "trigger", "status", "version", "error"))
     show_result(as_json, value, show)
 
 @retrain_app.command("watch")

@@ -223,15 +223,15 @@ def bootstrap_seed(*parts: str) -> int:
     return int.from_bytes(hashlib.sha256("\n".join(parts).encode()).digest()[:4])
 
 def assemble(test: TestSet, table: pd.DataFrame, versions: tuple[Version | None, Version],
-             scorers: tuple[Scorer | None, Scorer], e: Evidence, settings: Settings,
+             scorers: tuple[Scorer | None, Scorer], evidence: Evidence, settings: Settings,
              more: Mapping[str, Any]) -> Comparison:
     "The Comparison of two scored models: gate, intervals, tests, slices, budget; `more` is added."
-    counts, decision = np.array(e.counts), decide(e, settings)
-    metrics, first = metrics_of(counts), not e.has_champion
-    boot = paired_bootstrap(counts, settings.bootstrap_resamples, e.seed)
+    counts, decision = np.array(evidence.counts), decide(evidence, settings)
+    metrics, first = metrics_of(counts), not evidence.has_champion
+    boot = paired_bootstrap(counts, settings.bootstrap_resamples, evidence.seed)
     intervals = {m: boot.interval(m, settings.confidence) for m in METRICS}
     old, new = (side(v, s, m) if v else None for v, s, m in zip(versions, scorers, metrics))
-    budget = None if first else budget_statement(e, settings)
+    budget = None if first else budget_statement(evidence, settings)
     record = {
         "verdict": decision.verdict, "should_promote": decision.should_promote,
         "headline": decision.headline, "reasons": decision.reasons,
@@ -242,7 +242,8 @@ def assemble(test: TestSet, table: pd.DataFrame, versions: tuple[Version | None,
         "mcnemar": None if first else mcnemar(counts)._asdict(),
         "swap_p_value": None if first else swap_test(counts),
         "agreement": None if first else float(counts[[0, 3, 4, 7]].sum() / counts.sum()),
-        "counts": counts, "seed": e.seed, "slices": slice_rows(e.slices, e.has_champion),
+        "counts": counts, "seed": evidence.seed,
+        "slices": slice_rows(evidence.slices, evidence.has_champion),
         "test_set": {"sha256": test.sha256, "dataset_id": test.dataset_id, "rows": len(table),
                      "toxic": int(table.label.sum()), "budget": budget},
         "settings": {k: getattr(settings, k) for k in GateSettings.model_fields}, "decision": ""}

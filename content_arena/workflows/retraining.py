@@ -55,20 +55,20 @@ class History:
             count += 1
         return count
 
-    def waits_until(self, s: Settings) -> tuple[datetime | None, str]:
+    def waits_until(self, settings: Settings) -> tuple[datetime | None, str]:
         "The moment before which no run begins, and why; (None, \"\") if it may begin."
         if not self.runs:
             return None, ""
         last, hours = self.runs[-1][0], lambda h: timedelta(hours=h)
-        pause, why = hours(s.retrain_cooldown_h), "cool-down after the last run"
+        pause, why = hours(settings.retrain_cooldown_h), "cool-down after the last run"
         if n := self.failures:
-            pause = hours(min(24, s.retrain_backoff_h * 2 ** (n - 1)))
+            pause = hours(min(24, settings.retrain_backoff_h * 2 ** (n - 1)))
             why = f"{n} failure{'s' * (n > 1)} in a row"
         until = last + pause
-        if len(self.runs) >= s.retrain_per_day:
-            full = self.runs[-s.retrain_per_day][0] + hours(24)
+        if len(self.runs) >= settings.retrain_per_day:
+            full = self.runs[-settings.retrain_per_day][0] + hours(24)
             if full > until:
-                until, why = full, f"{s.retrain_per_day} runs within 24 hours"
+                until, why = full, f"{settings.retrain_per_day} runs within 24 hours"
         return until, why
 
 # %% ../../nbs/13_workflows/70_retraining.ipynb #167ee4e1
