@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from ..core.config import Settings, SettingsError, load_settings
+from ..core.config import Settings, load_settings, parse_parameters
 
 # %% ../../nbs/14_cli/10_options.ipynb #c3159da2
 Parameter = Annotated[
@@ -32,14 +32,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as t
 _loaded: list[Settings] = []
 
 def settings_from(profile: str | None, pairs: list[str] | None) -> Settings:
-    "Settings with the `name=value` pairs of `-p`; SettingsError for a pair that is none."
-    values: dict[str, str] = {}
-    for pair in pairs or []:
-        name, equals, value = pair.partition("=")
-        if not equals or name in values:
-            raise SettingsError(f"-p {pair}: write name=value, each name once")
-        values[name] = value
-    _loaded[:] = [load_settings(profile, **values)]
+    "Settings with the `name=value` pairs of `-p`. Raises SettingsError."
+    _loaded[:] = [load_settings(profile, **parse_parameters(pairs or ()))]
     return _loaded[0]
 
 def settings_used() -> Settings | None:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OPTIONAL_COLUMNS', 'FRAME_COLUMNS', 'BAD_COLUMNS', 'Record', 'BINARY_LABELS', 'Rows', 'GITHUB_RAW', 'PUBLIC',
            'FILE_KINDS', 'DataError', 'SourceTable', 'decode', 'column', 'refuse_twice', 'read_delimited', 'read_jsonl',
-           'read_parquet', 'problem_of', 'PublicFile', 'PublicSource', 'file_sha256', 'fetch', 'find_public_file',
-           'load_source', 'source_digest']
+           'read_parquet', 'problem_of', 'PublicFile', 'PublicSource', 'fetch', 'find_public_file', 'load_source',
+           'source_digest']
 
 # %% ../../nbs/03_data/40_readers.ipynb #710a1e4f
 import codecs
@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.config import Settings
+from ..core.files import file_sha256
 from ..core.http_clients import http_client
 from ..core.text import language, mask, nfc, strip_invisible
 from .embedded_corpus import embedded_corpus
@@ -291,11 +292,6 @@ def _read_last_bar(text: str) -> Iterator[Record]:
             yield n, {"text": comment if bar else line, "label": label}, problem
 
 # %% ../../nbs/03_data/40_readers.ipynb #18956996
-def file_sha256(path: Path) -> str:
-    "sha256 (hex) of a file."
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
 def fetch(file: PublicFile, path: Path, base_url: str = GITHUB_RAW) -> Path:
     """Download `file` to `path`, whole or not at all.
 

@@ -159,7 +159,7 @@ def show_metrics(table: pd.DataFrame) -> Any:
     return table.style.format("{:.1f}").highlight_max(axis=0, props="font-weight:700")
 
 def members_table(scored: Mapping[str, Mapping[str, float]]) -> Any:
-    "An ensemble beside its members (`mlops.ensemble_versions.beside_members`): metrics, memory, time."
+    "An ensemble beside its members (`ensemble_versions.beside_members`): metrics, memory, time."
     table = metrics_table(scored)
     costs = pd.DataFrame(scored).T[["size_mb", "p50_ms"]].rename(
         columns={"size_mb": "weights, MB", "p50_ms": "one comment, ms"})

@@ -28,13 +28,14 @@ from starlette.exceptions import HTTPException
 
 import content_arena
 from ..core.config import Secrets, Settings, load_secrets
+from ..core.scoring import LoadedModel
 from ..inference.batching import QueueFull
 from ..mlops.metrics import Metrics, exposition
 from ..monitoring.run_metrics import metrics_folder
 from .battle_runner import BattleRunner, battle_routes
 from .logs import AccessLog, log_as_json
 from .model_host import (
-    LoadFailed, Loader, ModelHost, ModelSlot, RegistryLoader, Scorer)
+    LoadFailed, Loader, ModelHost, ModelSlot, RegistryLoader)
 from .registry_watch import Observer
 from .labels import sample_routes
 from .schemas import (
@@ -73,7 +74,7 @@ class Service:
         sizes = self.metrics.batch_size.labels(alias)
         return lambda texts, seconds: sizes.observe(texts)
 
-    def _goes_second(self, scorer: Scorer) -> None:
+    def _goes_second(self, scorer: LoadedModel) -> None:
         if hasattr(scorer, "give_way"):
             scorer.give_way(self.host.wait_idle)
 

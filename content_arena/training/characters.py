@@ -19,18 +19,17 @@ from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from ..core.scoring import check_scores
 from ..core.text import TEXT_FORM, as_read, text_form
 
 # %% ../../nbs/05_training/50_characters.ipynb #a7ed0953
-def _checked(labels: Sequence[int], scores: Sequence[float] | None = None) -> np.ndarray:
+def _checked(labels: Sequence[int]) -> np.ndarray:
     labels = np.asarray(labels)
     counts = [int((labels == k).sum()) for k in (0, 1)]
     if sum(counts) != len(labels):
         raise ValueError(f"labels must be 0 or 1, got {sorted(set(labels.tolist()) - {0, 1})[:5]}")
     if not all(counts):
         raise ValueError(f"both classes are needed, got {counts[0]} clean, {counts[1]} toxic rows")
-    if scores is not None and np.shape(scores) != labels.shape:
-        raise ValueError(f"{len(labels)} labels, but scores of shape {np.shape(scores)}")
     return labels.astype(np.int64)
 
 def choose_threshold(labels: Sequence[int], scores: Sequence[float]) -> float:
@@ -39,9 +38,7 @@ def choose_threshold(labels: Sequence[int], scores: Sequence[float]) -> float:
     `labels`: n of 0 or 1, both present; `scores`: n probabilities in [0, 1]. All thresholds that
     reach the maximum form intervals; the middle of the widest is returned (of equal ones, the
     highest: fewer false alarms). Raises ValueError if labels or scores are not of that kind."""
-    labels, scores = _checked(labels, scores), np.asarray(scores)
-    if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError("scores must be probabilities in [0, 1]; some are outside or not a number")
+    labels, scores = _checked(labels), check_scores(scores, len(labels))
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order].astype(np.float64)
     last = np.flatnonzero(np.append(np.diff(ranked) != 0, True))     # where a distinct score ends

@@ -26,6 +26,7 @@ from torch import nn
 from transformers import (AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer,
                           BitsAndBytesConfig)
 
+from ..core.files import file_sha256
 from ..core.text import TEXT_FORM, text_form, tokenizer_input
 from .base_models import BaseModel
 from .building import (
@@ -340,21 +341,13 @@ class DenseCopy:
 # %% ../../nbs/05_training/40_classifier.ipynb #ca897f22
 SPEC_FILE, MANIFEST_FILE = "content_filter.json", "manifest.json"
 
-def _sha256(path: Path, tick: Callable[[int], None] = lambda n: None) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:         # always read: a remembered hash would not notice damage
-        while chunk := f.read(4 << 20):
-            digest.update(chunk)
-            tick(len(chunk))
-    return digest.hexdigest()
-
 def _tree_sha256(files: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{n}\0{files[n]}\n" for n in sorted(files)).encode()).hexdigest()
 
 def write_manifest(folder: Path) -> str:
     "Write `manifest.json` over all files of `folder`; returns the tree's sha256 (hex)."
     names = sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
-    files = {n: _sha256(folder / n) for n in names if n != MANIFEST_FILE}
+    files = {n: file_sha256(folder / n) for n in names if n != MANIFEST_FILE}
     manifest = {"files": files, "sha256": _tree_sha256(files)}
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1, sort_keys=True))
     return manifest["sha256"]
@@ -406,7 +399,7 @@ def verify_model(folder: Path, expected_sha256: str | None = None,
             f"model folder {folder.name}: {name} is {'missing' if name in files else 'not listed'}"
         )
     for name, sha256 in files.items():
-        if _sha256(folder / name, tick) != sha256:
+        if file_sha256(folder / name, tick) != sha256:
             raise BadModel(f"model folder {folder.name}: {name} differs from its manifest;"
                            " restore or retrain it")
     tree = _tree_sha256(files)

@@ -31,7 +31,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ..core.config import Settings, load_settings
-from ..core.files import code_digest
+from ..core.files import code_digest, file_sha256
 from ..core.text import mask, nfc
 from ..data.grouping import FINGERPRINT, NUM_PERM, cluster, fingerprints
 from ..data.grouping import merge_groups
@@ -323,7 +323,7 @@ def open_dataset(folder: Path | str) -> Dataset:
         raise DataError(f"{folder / 'manifest.json'}: damaged ({what}); {again}") from e
     for name, sha256 in expected.items():
         file = folder / name
-        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        if not file.is_file() or file_sha256(file) != sha256:
             raise DataError(f"{file}: {'changed' if file.is_file() else 'missing'} since it was"
                             f" prepared; {again}")
     if manifest.get("id") != identity:

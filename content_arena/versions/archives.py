@@ -17,8 +17,9 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from ..core.files import file_sha256
 from .snapshots import (
-    BUILDING, CHUNK, RECORD, Snapshot, Tick, VersionError, appearing, build_version, file_sha256,
+    BUILDING, CHUNK, RECORD, Snapshot, Tick, VersionError, appearing, build_version,
     make_read_only, no_tick, parse_record, sync_folder, verify_snapshot)
 
 # %% ../../nbs/09_versions/30_archives.ipynb #057ee217

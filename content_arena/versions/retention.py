@@ -13,13 +13,14 @@ from typing import Any
 
 from fastcore.basics import patch
 
+from ..core.files import file_sha256
 from .consistency import (
     Shelf, coevolution_entry, disagreements, listed_models)
 from .archives import SUFFIX, peek, write_archive
 from .open_files import holder, open_paths
 from ..mlops.model_registry import Version
 from ..mlops.registry_file import change_registry, production_entries
-from .snapshots import VersionError, check_name, file_sha256, set_aside
+from .snapshots import VersionError, check_name, set_aside
 from .shelf import VersionStore
 
 # %% ../../nbs/09_versions/60_retention.ipynb #46dc71e7

@@ -19,13 +19,14 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from ..core.config import Settings
+from ..core.files import file_sha256
 from .consistency import Shelf, coevolution_entry
 from .archives import SUFFIX, unpack_archive
 from ..mlops.model_registry import (
     ModelRegistry, RegistryError, RegistryReader, Version)
 from ..mlops.registry_file import RegistryFile, change_registry
 from content_arena.versions.snapshots import (
-    NAME, Facts, Snapshot, Tick, VersionError, check_name, check_tag, file_sha256, free_name,
+    NAME, Facts, Snapshot, Tick, VersionError, check_name, check_tag, free_name,
     left_over, model_files, no_tick, point, read_snapshot, remove_tree, sweep, take_snapshot,
     verify_snapshot, TRASH)
 

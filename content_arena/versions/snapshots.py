@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NAME', 'RECORD', 'Tick', 'CHUNK', 'BUILDING', 'TRASH', 'VersionError', 'check_name', 'check_tag', 'free_name',
-           'Facts', 'Snapshot', 'record_json', 'parse_record', 'no_tick', 'model_files', 'file_sha256', 'read_snapshot',
+           'Facts', 'Snapshot', 'record_json', 'parse_record', 'no_tick', 'model_files', 'read_snapshot',
            'verify_snapshot', 'clone_file', 'sync_folder', 'make_read_only', 'remove_tree', 'appearing',
            'build_version', 'take_snapshot', 'set_aside', 'left_over', 'sweep', 'point']
 
@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from ..core.files import file_sha256
 
 # %% ../../nbs/09_versions/10_snapshots.ipynb #a0cc3773
 class VersionError(RuntimeError):
@@ -142,15 +144,6 @@ def model_files(folder: Path) -> dict[str, int]:
             if stat.S_ISREG(mode):
                 sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
     return dict(sorted(sizes.items()))
-
-def file_sha256(path: Path, tick: Tick = no_tick) -> str:
-    "sha256 (hex) of a file, read in chunks."
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(CHUNK):
-            digest.update(chunk)
-            tick(len(chunk))
-    return digest.hexdigest()
 
 # %% ../../nbs/09_versions/10_snapshots.ipynb #2c275f0b
 BUILDING, TRASH = ".incoming-", ".trash-"

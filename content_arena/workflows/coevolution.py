@@ -25,7 +25,8 @@ from ..arena.battles.battle import Battle, run_battle
 from ..arena.coevolution.cycles import CoEvolution, Limits, Parts
 from ..arena.battles.corpus import Corpus
 from ..arena.coevolution.history import read_history
-from ..arena.coevolution.loop_state import CoevolutionError, Target, find_run, new_run, only_one
+from ..arena.coevolution.loop_state import (
+    CoevolutionError, Target, find_run, new_run, only_one)
 from ..arena.coevolution.robustness import robustness
 from ..core.config import Settings
 from ..mlops.evaluator import load_engine

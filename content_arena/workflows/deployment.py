@@ -13,13 +13,12 @@ from functools import partial
 from typing import Any, Sequence
 
 from ..arena.battles.fixed import gate_battle
-from ..core.config import Settings, load_secrets, load_settings
+from ..core.config import Settings, load_secrets, load_settings, parse_parameters
 from ..mlops.alerting import Notifier
 from ..mlops.deployer import ModelDeployer
 from ..mlops.evaluator import ChampionChallengerEvaluator, Comparison
 from ..mlops.model_registry import ModelRegistry
 from ..monitoring.shadow_statistics import shadow_evidence
-from .pipeline import parse_parameters
 from ..training.data_preparation import Dataset, prepare_dataset
 
 # %% ../../nbs/13_workflows/40_deployment.ipynb #dc641716

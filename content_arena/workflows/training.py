@@ -10,9 +10,8 @@ import argparse
 from pathlib import Path
 from typing import Sequence
 
-from ..core.config import Settings, load_settings
+from ..core.config import Settings, load_settings, parse_parameters
 from ..mlops.ancestor import find_ancestor
-from .pipeline import parse_parameters
 from ..training.data_preparation import prepare_training_data
 from ..training.qlora_trainer import QLoRATrainer
 

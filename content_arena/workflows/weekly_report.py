@@ -17,11 +17,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core.config import Settings
+from ..core.files import write_json
 from ..monitoring.drift import DriftReport, expected_f1, measure_drift, quality_metrics
 from ..monitoring.feedback import Quality, estimate_quality
 from ..monitoring.run_metrics import publish
 from ..monitoring.shadow_statistics import ShadowEvaluator, ShadowReport
-from .pipeline import notebooks_dir, run_stage, write_json
+from .pipeline import notebooks_dir, run_stage
 from ..store.events import EventStore
 from .retrain_triggers import Situation, Trigger, check_all
 

@@ -8,13 +8,11 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import mlflow
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from repository_files import PACKAGE, ROOT, assert_none, imported, modules_of, parsed
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "content_arena"
 OLD_MODEL = ROOT / "tests/inference/registered_before_the_move"
 
 
@@ -31,13 +29,7 @@ house = script("map")
 
 def made_by(root: Path = ROOT) -> dict[str, str]:
     "Notebook, relative to `nbs/` -> the module that it makes."
-    made = {}
-    for path in sorted((root / "nbs").rglob("*.ipynb")):
-        for cell in nbformat.read(path, as_version=4).cells:
-            if cell.cell_type == "code" and (
-                    found := re.search(r"^#\s*\|\s*default_exp\s+(\S+)", cell.source, re.MULTILINE)):
-                made[path.relative_to(root / "nbs").as_posix()] = found[1]
-    return made
+    return {path.removeprefix("nbs/"): module for module, paths in modules_of(root).items() for path in paths}
 
 
 def place_problems(root: Path = ROOT) -> list[str]:
@@ -60,29 +52,13 @@ def test_a_notebook_lies_in_the_folder_of_its_package():
         assert len(numbers) == len(set(numbers)), f"a number twice in nbs/{folder}"
 
 
-@pytest.fixture
-def plant(tmp_path: Path):
-    "plant({'01_core/10_text': ('core.text', 'x = 1'), ...}): notebooks and modules."
-    def make(notebooks: dict[str, tuple[str, str]]) -> Path:
-        for path, (module, source) in notebooks.items():
-            file = tmp_path / "nbs" / f"{path}.ipynb"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            cell = nbformat.v4.new_code_cell(f"#| default_exp {module}")
-            nbformat.write(nbformat.v4.new_notebook(cells=[cell]), file)
-            code = tmp_path / PACKAGE / (module.replace(".", "/") + ".py")
-            code.parent.mkdir(parents=True, exist_ok=True)
-            code.write_text(source)
-        return tmp_path
-    return make
-
-
 @pytest.mark.parametrize("path, module, problems", [
     ("01_core/10_text", "core.text", 0), ("10_arena/battles/15_record", "arena.battles.record", 0),
     ("01_core/10_text", "text", 1), ("01_core/10_words", "core.text", 1),
     ("01_core/10a_text", "core.text", 2), ("01_core/000_text", "core.text", 2),
     ("01_core/11_text", "core.text", 1), ("10_arena/battles/15_record", "arena.record", 1)])
 def test_a_misplaced_notebook_is_found(plant, path: str, module: str, problems: int):
-    assert len(place_problems(plant({path: (module, "")}))) == problems
+    assert len(place_problems(plant((path, module, "x = 1")))) == problems
 
 
 def test_packages_import_upwards_only():
@@ -95,11 +71,11 @@ def test_packages_import_upwards_only():
 
 def test_the_map_in_architecture_is_current(plant):
     assert house.page() == (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), "scripts/map --write"
-    root = plant({"01_core/10_text": ("core.text", ""), "02_mlops/10_gate": ("mlops.gate", "")})
+    root = plant(("01_core/10_text", "core.text", "x = 1"), ("02_mlops/10_gate", "mlops.gate", "x = 1"))
     (root / "ARCHITECTURE.md").write_text("# Map\n<!-- map -->\n<!-- /map -->\nend\n")
     before = house.page(root)
     assert " 2 mlops" in before and before.endswith("<!-- /map -->\nend\n")
-    plant({"02_mlops/10_gate": ("mlops.gate", "from content_arena.core.text import x")})
+    plant(("02_mlops/10_gate", "mlops.gate", "from content_arena.core.text import x"))
     assert house.page(root) != before
     (root / "ARCHITECTURE.md").write_text("# Map\n")
     with pytest.raises(ValueError, match="marks"):
@@ -115,29 +91,62 @@ def test_the_map_in_architecture_is_current(plant):
     ("def f():\n    from ..mlops import gate", "", 1),
     ("from ..gone.module import x", "", 1)])
 def test_an_import_that_points_down_is_found(plant, upper: str, lower: str, problems: int):
-    root = plant({"01_core/10_text": ("core.text", upper), "02_mlops/10_gate": ("mlops.gate", lower)})
+    root = plant(("01_core/10_text", "core.text", upper), ("02_mlops/10_gate", "mlops.gate", lower))
     assert len(house.upward(root)) == problems
     if problems:
         assert house.upward(root)[0].startswith("core.text imports ")
 
 
-def test_within_a_package_the_order_is_that_of_the_notebooks(plant):
-    def backward(root: Path) -> list[str]:
-        order = {module: i for i, module in enumerate(made_by(root).values())}
-        found = []
-        for module in order:
-            if module in house.DOORS:
+def import_problems(root: Path = ROOT) -> list[str]:
+    "Imports of what no notebook makes or what a later one of the same package does; any in a package's own file."
+    order = {module: i for i, module in enumerate(modules_of(root))}
+    trees = parsed(root)
+    packages = {"", *(name.rpartition(".")[0] for name in trees)}
+    problems = []
+    for name, tree in trees.items():
+        for line, target in imported(name, tree, name in packages):
+            head, _, inner = target.partition(".")
+            if head != PACKAGE:
                 continue
-            file = root / PACKAGE / (module.replace(".", "/") + ".py")
-            for target in house.imports(file, root):
-                used = next((m for m in (target, target.rpartition(".")[0]) if m in order), None)
-                if used and used.split(".")[0] == module.split(".")[0] and order[used] >= order[module]:
-                    found.append(f"{module} imports {used}, a later notebook")
-        return found
-    assert backward(ROOT) == []
-    root = plant({"02_mlops/10_a": ("mlops.a", "from content_arena.mlops.b import x"),
-                  "02_mlops/20_b": ("mlops.b", "x = 1")})
-    assert backward(root) == ["mlops.a imports mlops.b, a later notebook"]
+            used = next((m for m in (inner, inner.rpartition(".")[0]) if m in order), None)
+            where = f"{name or PACKAGE}:{line} imports {target}"
+            if used is None and inner not in {"", "__version__", *packages}:
+                problems.append(f"{where}, which no notebook makes")
+            elif used and name not in {*order, "__main__"}:
+                problems.append(f"{where}: a package's own file imports nothing")
+            elif used and name.split(".")[0] == used.split(".")[0] and order[used] >= order[name]:
+                problems.append(f"{where}, a later notebook")
+    return problems
+
+
+def test_every_import_is_of_an_earlier_notebook():
+    assert_none(import_problems())
+
+
+@pytest.mark.parametrize("file, source, fault", [
+    ("mlops/b.py", "from content_arena.mlops.a import x", ""),
+    ("mlops/b.py", "import content_arena.mlops.a\nfrom ..core.text import x", ""),
+    ("mlops/a.py", "x = 1\nfrom content_arena.mlops.b import x", "mlops.a:2 imports content_arena.mlops.b.x, a later"),
+    ("mlops/a.py", "def f():\n    from . import b", "mlops.a:2 imports content_arena.mlops.b, a later"),
+    ("mlops/a.py", "from . import a", "a later notebook"),
+    ("mlops/b.py", "from .gone import x", "content_arena.mlops.gone.x, which no notebook makes"),
+    ("core/text.py", "import content_arena.gone", "core.text:1 imports content_arena.gone, which no notebook makes"),
+    ("mlops/__init__.py", "from .a import x", "mlops:1 imports content_arena.mlops.a.x: a package's own file"),
+    ("__init__.py", "from .core.text import x", "content_arena:1 imports content_arena.core.text.x: a package's own file"),
+    ("__main__.py", "from content_arena.mlops.b import x", "")])
+def test_an_import_of_what_is_not_there_yet_is_found(plant, file: str, source: str, fault: str):
+    root = plant(("01_core/10_text", "core.text", "x = 1"), ("02_mlops/10_a", "mlops.a", "x = 1"),
+                 ("02_mlops/20_b", "mlops.b", "x = 1"))
+    assert import_problems(root) == []
+    (root / PACKAGE / file).write_text(source)
+    assert [fault in p for p in import_problems(root)] == ([True] if fault else [])
+
+
+def test_within_a_package_the_order_is_that_of_the_notebooks(plant):
+    root = plant(("02_mlops/10_a", "mlops.a", "from content_arena.mlops.b import x"), ("02_mlops/20_b", "mlops.b", "x = 1"))
+    assert len(import_problems(root)) == 1
+    (root / "nbs/02_mlops/10_a.ipynb").rename(root / "nbs/02_mlops/30_a.ipynb")
+    assert import_problems(root) == []
 
 
 # Promises ----------------------------------------------------------------------------------------

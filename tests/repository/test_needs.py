@@ -2,6 +2,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -29,8 +30,8 @@ def test_of_neither(): pass
 
 def outcome(folder: Path, *options: str, sample: str = SAMPLE) -> tuple[dict[str, int], str]:
     "What became of the tests of `sample` where no program and no data is, and what was said."
-    for name in ("conftest.py", "needs.py"):
-        (folder / name).write_text((ROOT / "tests" / name).read_text())
+    for file in ("conftest.py", "support/needs.py"):
+        shutil.copy(ROOT / "tests" / file, folder)
     (folder / "test_sample.py").write_text(sample)
     (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\nmarkers = needs(part): x\n")
     env = {"PATH": str(folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -61,7 +62,7 @@ def test_where_something_is_required_no_other_skip_passes(tmp_path: Path):
     bare = "import pytest\n\ndef test_a(): pytest.skip('not today')\n"
     assert outcome(tmp_path, sample=bare)[0] == {"skipped": 1}
     counts, said = outcome(tmp_path, "--require=data", sample=bare)
-    assert counts == {"failed": 1} and "not by tests/needs.py: not today" in said
+    assert counts == {"failed": 1} and "not by tests/support/needs.py: not today" in said
 
 
 @pytest.mark.parametrize("option, names", [

@@ -1,4 +1,4 @@
-"""The repository's rules: what may import what, what a notebook may hold, what a workflow may run.
+"""The repository's rules: what is done in one place, what a notebook may hold, what a workflow may run.
 
 Each rule is a function from files to a list of problems. The list is asserted to be empty for the
 repository, and not to be for a small one with the fault planted: what can't fail is no check.
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import metadata
 from os.path import commonprefix
 from pathlib import Path
@@ -21,42 +22,17 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from repository_files import (
-    PACKAGE, ROOT, assert_none, code, directive, dotted, exported_lines, imported, modules_of, names_used, notebook,
+    PACKAGE, ROOT, assert_none, code, directive, dotted, exported_lines, modules_of, names_used, notebook,
     notebooks, parsed)
 
 from content_arena.core.config import Settings, load_settings
+from content_arena.data.embedded_corpus import embedded_corpus
 
 BY_HAND = {"__init__.py", "__main__.py", "_modidx.py"}  # nbdev marks the last one in its own way
 MAX_CELL, MAX_NOTEBOOK, MAX_LINE = 45, 450, 100
 
 
-# Reading notebooks -------------------------------------------------------------------------------
-
-
-# Reading the package -----------------------------------------------------------------------------
-
-
-def import_problems(root: Path = ROOT) -> list[str]:
-    "Imports that point down: into a later room, or a later notebook of the same room."
-    trees = parsed(root)
-    rank = {name: i for i, name in enumerate(modules_of(root))} | {"__main__": sys.maxsize}
-    room = {name: paths[0].split("/")[1] for name, paths in modules_of(root).items()}
-    packages = {"", *(name.rpartition(".")[0] for name in trees)}
-    problems = []
-    for name, tree in trees.items():
-        for line, target in imported(name, tree, name in packages):
-            head, _, inner = target.partition(".")
-            if head != PACKAGE:
-                continue
-            used = next((m for m in (inner, inner.rpartition(".")[0]) if m in rank), None)
-            where = f"{PACKAGE}.{name}:{line} imports {target}"
-            if used is None and inner not in {"", "__version__", *packages}:
-                problems.append(f"{where}, which no notebook makes")
-            elif used and name not in rank:
-                problems.append(f"{where}: a package's own file imports nothing")
-            elif used and rank[used] >= rank[name]:
-                problems.append(f"{where}: {room[used]} comes after {room.get(name, name)}")
-    return problems
+# Modules -----------------------------------------------------------------------------------------
 
 
 def only_in(allowed: str | None, pattern: str, root: Path = ROOT) -> list[str]:
@@ -75,45 +51,13 @@ SQL = r"^(sqlalchemy|alembic|psycopg)\b"
 PICKLE = (r"^(pickle|cloudpickle|dill|joblib|shelve|marshal)\b|(^|\.)torch\.(load|save)$|_pickle$"
           r"|\((allow_pickle|python_model)=\)$|^mlflow\.(sklearn|pytorch|xgboost)\b")
 
-# A repository with faults ------------------------------------------------------------------------
-
-
-# Modules -----------------------------------------------------------------------------------------
-
-
-def test_rooms_import_upwards_only():
-    assert_none(import_problems())
-
-
-@pytest.mark.parametrize("upper, lower, fault", [
-    ("x = 1", "from content_arena.core.config import x", ""),
-    ("x = 1", "from ..config import x", ""),
-    ("import content_arena.mlops.gate", "x = 1", "config:1 imports content_arena.mlops.gate:"),
-    ("from .mlops.gate import x", "x = 1", "config:1 imports content_arena.mlops.gate.x:"),
-    ("from content_arena.mlops import gate", "x = 1", "03_mlops comes after 00_core"),
-    ("def f():\n    from .mlops import gate", "x = 1", "config:2 imports content_arena.mlops.gate"),
-    ("from .gone import x", "x = 1", "content_arena.gone.x, which no notebook makes"),
-])
-def test_an_import_that_points_down_is_found(plant, upper: str, lower: str, fault: str):
-    root = plant(("00_core/00_config", "config", upper), ("03_mlops/00_gate", "mlops.gate", lower))
-    problems = import_problems(root)
-    assert [fault in p for p in problems] == ([True] if fault else [])
-
-
-def test_within_a_room_the_order_is_that_of_the_notebooks(plant):
-    uses_b = "from content_arena.mlops.b import x"
-    root = plant(("03_mlops/00_a", "mlops.a", uses_b), ("03_mlops/01_b", "mlops.b", "x = 1"))
-    assert len(import_problems(root)) == 1
-    (root / "nbs/03_mlops/00_a.ipynb").rename(root / "nbs/03_mlops/02_a.ipynb")
-    assert import_problems(root) == []
-
 
 def test_a_module_has_one_notebook_and_a_notebook_one_module(plant):
     def claimed_twice(root: Path = ROOT) -> dict[str, list[str]]:
         return {name: paths for name, paths in modules_of(root).items() if len(paths) > 1}
     assert_none(claimed_twice())
-    root = plant(("00_core/00_config", "config", "x = 1"), ("00_core/01_ini", "config", "x = 2"))
-    assert [Path(p).stem for p in claimed_twice(root)["config"]] == ["00_config", "01_ini"]
+    root = plant(("01_core/40_config", "core.config", "x = 1"), ("01_core/50_ini", "core.config", "x = 2"))
+    assert [Path(p).stem for p in claimed_twice(root)["core.config"]] == ["40_config", "50_ini"]
     for path, nb in notebooks().items():
         wanted = 1 if re.match(r"nbs/\d\d_", path) else 0
         assert sum(directive(s, "default_exp") is not None for _, s in code(nb)) == wanted, path
@@ -127,17 +71,17 @@ def test_nothing_in_the_package_is_written_by_hand():
 
 
 @pytest.mark.parametrize("allowed, pattern, faults", [
-    ("config", ENVIRONMENT, ["import os\nx = os.environ['A']", "import os\nx = os.getenv('A')",
-                             "from os import environ"]),
+    ("core.config", ENVIRONMENT, ["import os\nx = os.environ['A']", "import os\nx = os.getenv('A')",
+                                  "from os import environ"]),
     ("mlops.model_registry", ALIASES, ["client.set_registered_model_alias('a', 'b', 1)",
                                        "def f(c): c.delete_registered_model_alias('a', 'b')"]),
-    ("http_clients", HTTP, [
+    ("core.http_clients", HTTP, [
         "import httpx\nhttpx.get('http://127.0.0.1')", "import httpx\nc = httpx.Client()",
         "from httpx import AsyncClient\nc = AsyncClient(timeout=1)", "import requests",
         "from urllib.request import urlopen", "from httpx import post"]),
-    (r"store(_\w+)?|migrations\.\w+", SQL, ["import sqlalchemy as sa", "from alembic import op",
-                                             "def f():\n    import psycopg"]),
-    ("pipeline", PAPERMILL, ["import papermill as pm", "from papermill.execute import ExecuteX"]),
+    (r"store\.[\w.]+", SQL, ["import sqlalchemy as sa", "from alembic import op",
+                             "def f():\n    import psycopg"]),
+    ("workflows.pipeline", PAPERMILL, ["import papermill as pm", "from papermill.execute import ExecuteX"]),
     (None, PICKLE, ["import pickle", "from joblib import load", "import torch\ntorch.load('a')",
                   "import numpy as np\nnp.load('a', allow_pickle=True)", "df.to_pickle('a')",
                   "import mlflow\nmlflow.pyfunc.log_model(python_model=m)"]),
@@ -145,7 +89,7 @@ def test_nothing_in_the_package_is_written_by_hand():
 def test_each_job_is_done_in_one_place(plant, allowed: str | None, pattern: str, faults: list[str]):
     assert_none(only_in(allowed, pattern))
     for fault in faults:
-        root = plant(("04_arena/00_battle", "arena.battles.battle", fault))
+        root = plant(("10_arena/battles/30_battle", "arena.battles.battle", fault))
         assert only_in(allowed, pattern, root) != [], fault
         assert only_in("arena.battles.battle", pattern, root) == []
 
@@ -236,17 +180,13 @@ def test_a_fault_in_a_notebook_is_found(check: Callable, faulty: nbformat.Notebo
     assert check(notebook("#| export\nfrom math import pi\nurl = 'https://a.org/home/x'")) == []
 
 
-def test_no_real_comment_is_published(data_dir: Path):
-    "Thirty characters in a row of a real comment, in a notebook, a module or a test, are too many."
-    files = [p for p in data_dir.rglob("*") if p.suffix in {".csv", ".tsv", ".txt"}]
-    comments = [line for p in files
-                for line in p.read_text("utf-8", errors="replace").splitlines()[1:]]
+def quotes_of(comments: list[str]) -> Callable[[str], list[int]]:
+    "A function that says at which characters of a text thirty in a row are a comment's."
     pieces: dict[str, list[tuple[str, int]]] = {}
     for line in comments:
         for i in range(0, len(line) - 19, 10):
             if len(set(line[i:i + 20])) > 7:  # no rulers, no laughter
                 pieces.setdefault(line[i:i + 20], []).append((line, i))
-    assert pieces, f"no comments in {data_dir}"
 
     def in_a_row(text: str, i: int, line: str, j: int) -> int:
         "How many characters around text[i] and line[j] are the same."
@@ -256,11 +196,69 @@ def test_no_real_comment_is_published(data_dir: Path):
     def quoted(text: str) -> list[int]:
         return [i for i in range(len(text) - 19)
                 if any(in_a_row(text, i, *place) >= 30 for place in pieces.get(text[i:i + 20], ()))]
+    return quoted
+
+
+def published(root: Path = ROOT) -> dict[str, str]:
+    "Path -> all text of each file that others get: notebooks with their outputs, and whatever else is text."
+    files = [p for folder in (PACKAGE, "tests", "scripts", "deploy", "docs", ".github", ".ci") for p in (root / folder).rglob("*")]
+    files += [p for p in root.glob("*") if p.suffix in {".md", ".toml", ".ini"}]
+    ours = {path: "\n".join(text for _, text in texts(nb)) for path, nb in notebooks(root).items()}
+    for p in files:
+        if p.is_file() and "__pycache__" not in p.parts:
+            try:
+                ours[p.relative_to(root).as_posix()] = p.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                pass                                   # weights, pictures
+    return ours
+
+
+@cache
+def published_here() -> dict[str, str]:
+    return published()
+
+
+@pytest.mark.slow
+def test_no_real_comment_is_published(data_dir: Path):
+    "Thirty characters in a row of a real comment, in whatever is published, are too many."
+    files = [p for p in data_dir.rglob("*") if p.suffix in {".csv", ".tsv", ".txt"}]
+    comments = [line for p in files
+                for line in p.read_text("utf-8", errors="replace").splitlines()[1:]]
+    assert comments, f"no comments in {data_dir}"
+    quoted = quotes_of(comments)
     assert quoted(max(comments, key=len)) != []
-    ours = {path: "\n".join(text for _, text in texts(nb)) for path, nb in notebooks().items()}
-    ours |= {p.relative_to(ROOT).as_posix(): p.read_text(encoding="utf-8")
-             for folder in ("tests", "scripts", PACKAGE) for p in (ROOT / folder).rglob("*.py")}
-    assert_none({path: [f"at character {i}" for i in quoted(text)] for path, text in ours.items()})
+    assert_none({path: [f"at character {i}" for i in quoted(text)] for path, text in published_here().items()})
+
+
+def test_an_embedded_comment_is_found_wherever_it_is_published(plant):
+    "The same search, for embedded comments in a small repository."
+    comments = [t for t in embedded_corpus().text if len(t) >= 40][:200]
+    said, quoted = comments[70], quotes_of(comments)
+    root = plant(("01_core/10_text", "core.text", "x = 1"))
+
+    def places() -> list[str]:
+        return [path for path, text in published(root).items() if quoted(text)]
+    assert places() == []
+    nbformat.write(notebook("x", output=f"row 1  {said}"), root / "nbs/01_core/10_text.ipynb")
+    wanted = ["nbs/01_core/10_text.ipynb"]
+    for name in ("content_arena/data/words.txt", "tests/core/test_text.py", "scripts/test", "deploy/compose.yaml", "README.md"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"before {said[5:35]} after", encoding="utf-8")
+        wanted.append(name)
+    assert sorted(places()) == sorted(wanted)
+    for name in wanted[1:]:
+        (root / name).write_text(f"before {said[5:34]} after", encoding="utf-8")
+    assert places() == wanted[:1], "29 characters are no quotation"
+
+
+@pytest.mark.parametrize("path", [
+    "README.md", "pyproject.toml", "scripts/test", "scripts/constraints.txt", "tests/conftest.py", "tests/mutation.json",
+    "deploy/compose.yaml", "deploy/runbooks/ServiceDown.md", ".github/workflows/test.yaml", ".ci/run",
+    f"{PACKAGE}/core/text.py", f"{PACKAGE}/arena/attackers/prompts/system.txt", "nbs/01_core/10_text.ipynb"])
+def test_what_is_published_is_searched(path: str):
+    text = published_here()[path]
+    line = max(text.splitlines(), key=lambda line: len(set(line)))
+    assert quotes_of([line])(text) != []
 
 
 # Parameters of the pipelines ---------------------------------------------------------------------
@@ -451,12 +449,12 @@ def test_setup_says_what_python_it_needs(tmp_path: Path):
 
 
 def test_drift_between_notebooks_and_package_is_found(tmp_path: Path):
-    for folder in ("scripts", "nbs/00_core", PACKAGE):
+    for folder in ("scripts", "nbs/01_core", PACKAGE):
         (tmp_path / folder).mkdir(parents=True)
     shutil.copy(ROOT / "scripts/check-export", tmp_path / "scripts")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / PACKAGE / "__init__.py").write_text('__version__ = "0"\n')
-    source = notebook("#| default_exp config", "#| export\nx = 1")
+    source = notebook("#| default_exp core.config", "#| export\nx = 1")
     nbformat.write(source, tmp_path / "nbs/01_core/40_config.ipynb")
     for command in ("nbdev-export", "nbdev-clean"):
         subprocess.run([Path(sys.executable).with_name(command)], cwd=tmp_path, check=True)
@@ -466,7 +464,7 @@ def test_drift_between_notebooks_and_package_is_found(tmp_path: Path):
         done = subprocess.run(check, capture_output=True, text=True)
         assert done.returncode == (1 if done.stdout else 0), done.stderr
         return done.stdout
-    module = tmp_path / PACKAGE / "config.py"
+    module = tmp_path / PACKAGE / "core/config.py"
     assert drift() == ""
     text = module.read_text()
     module.write_text(text.replace("x = 1", "x = 2"))

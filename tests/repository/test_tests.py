@@ -16,9 +16,10 @@ from repository_files import (
 @pytest.fixture
 def planted(tmp_path: Path):
     "planted('x = 1'): a repository with that as its one file of tests."
-    def make(source: str, name: str = "test_a.py") -> Path:
-        (tmp_path / "tests").mkdir(exist_ok=True)
-        (tmp_path / "tests" / name).write_text(source, encoding="utf-8")
+    def make(source: str, name: str = "core/test_a.py") -> Path:
+        file = tmp_path / "tests" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source, encoding="utf-8")
         return tmp_path
     return make
 
@@ -30,7 +31,7 @@ SKIPS = r"(^|\.)(skip|skipif|importorskip|xfail|skipIf|skipUnless|skipTest|SkipT
 
 def skips(root: Path = ROOT) -> list[str]:
     "Tests that are skipped, or allowed to fail, past `needs`."
-    return [f"tests/{file.name}:{line} uses {use}: say what it needs, with needs(...) of tests/needs.py"
+    return [f"{file.relative_to(root)}:{line} uses {use}: say what it needs, with needs(...) of tests/support/needs.py"
             for file in files_of_tests(root) if file.name != "needs.py"
             for line, use in names_used("tests", tree_of(file)) if re.search(SKIPS, use)]
 
@@ -79,7 +80,7 @@ def open_assertions(root: Path = ROOT) -> list[str]:
             if isinstance(node, ast.Assert) and is_open(node.test):
                 beside = lines[max(node.lineno - 2, 0):node.end_lineno]
                 if not any(map(REASON.search, beside)):
-                    problems.append(f"tests/{file.name}:{node.lineno}: more than one outcome passes. Assert the one "
+                    problems.append(f"{file.relative_to(root)}:{node.lineno}: more than one outcome passes. Assert the one "
                                     "that happens, or say why there are several: `# either ...` on it or above")
     return problems
 
@@ -154,7 +155,7 @@ def fakes_at_a_half(root: Path = ROOT) -> list[str]:
 
     With that, a threshold taken from another model, or written into the code, goes unseen."""
     told = "threshold is 0.5: give a made-up model another, between the scores of what it flags and 0.5"
-    problems = [f"tests/{file.name}:{line}: {told}" for file in files_of_tests(root) if file.name != "test_tests.py"
+    problems = [f"{file.relative_to(root)}:{line}: {told}" for file in files_of_tests(root) if file.name != "test_tests.py"
                 for line in half_thresholds(file.read_text(encoding="utf-8"))]
     for path, nb in notebooks(root).items():
         for i, source in code(nb):
@@ -176,9 +177,9 @@ def fakes_at_a_half(root: Path = ROOT) -> list[str]:
 ])
 def test_a_made_up_model_at_a_half_is_found(planted, plant, source: str):
     assert len(fakes_at_a_half(planted(source))) == 1
-    root = plant(("04_arena/00_battle", "arena.battles.battle", "x = 1"))
+    root = plant(("10_arena/battles/30_battle", "arena.battles.battle", "x = 1"))
     assert len(fakes_at_a_half(root)) == 1                      # the file of tests; the notebook has none
-    file = root / "nbs/04_arena/00_battle.ipynb"
+    file = root / "nbs/10_arena/battles/30_battle.ipynb"
     nbformat.write(notebook("%matplotlib inline\n" + source), file)
     assert len(fakes_at_a_half(root)) == 2
 

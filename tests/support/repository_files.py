@@ -2,6 +2,7 @@
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -21,10 +22,16 @@ def assert_none(problems: Mapping[str, Iterable[str]] | Iterable[str]) -> None:
 # Notebooks ---------------------------------------------------------------------------------------
 
 
+@cache
+def read_notebook(file: Path, changed_ns: int) -> nbformat.NotebookNode:
+    "The notebook as it was then; nobody changes what this returns."
+    return nbformat.read(file, as_version=4)
+
+
 def notebooks(root: Path = ROOT) -> dict[str, nbformat.NotebookNode]:
     "Path relative to `root` -> notebook, in the order in which a newcomer reads them."
     files = sorted(p for p in (root / "nbs").rglob("*.ipynb") if p.parent.name[0] != ".")
-    return {p.relative_to(root).as_posix(): nbformat.read(p, as_version=4) for p in files}
+    return {p.relative_to(root).as_posix(): read_notebook(p, p.stat().st_mtime_ns) for p in files}
 
 
 def code(nb: nbformat.NotebookNode) -> Iterator[tuple[int, str]]:
@@ -64,6 +71,11 @@ def notebook(*sources: str, output: str = "", top: str = "# T\n\n> S") -> nbform
 # Modules -----------------------------------------------------------------------------------------
 
 
+@cache
+def syntax_tree(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 def parsed(root: Path = ROOT) -> dict[str, ast.Module]:
     "Module, without the package's name -> its syntax tree; `''` is the package itself."
     trees = {}
@@ -71,7 +83,7 @@ def parsed(root: Path = ROOT) -> dict[str, ast.Module]:
         parts = file.relative_to(root / PACKAGE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         if name != "_modidx":
-            trees[name] = ast.parse(file.read_text(encoding="utf-8"), str(file))
+            trees[name] = syntax_tree(file.read_text(encoding="utf-8"))
     return trees
 
 
@@ -95,26 +107,29 @@ def dotted(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def names_used(name: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    "What a module imports, each attribute it reads (dotted), and `f()` and `f(keyword=)` of calls."
-    yield from imported(name, tree, False)
+@cache
+def names_used(name: str, tree: ast.Module) -> list[tuple[int, str]]:
+    "What a module imports, each attribute it reads (dotted), and `f()` and `f(keyword=)` of calls, each with its line."
+    used = list(imported(name, tree, False))
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
-            yield node.lineno, dotted(node)
+            used.append((node.lineno, dotted(node)))
         elif isinstance(node, ast.Call):
-            yield node.lineno, f"{dotted(node.func)}()"
-            yield from ((node.lineno, f"{dotted(node.func)}({k.arg}=)") for k in node.keywords)
+            used.append((node.lineno, f"{dotted(node.func)}()"))
+            used += ((node.lineno, f"{dotted(node.func)}({k.arg}=)") for k in node.keywords)
+    return used
 
 
 # Tests -------------------------------------------------------------------------------------------
 
 
 def files_of_tests(root: Path = ROOT) -> list[Path]:
-    return sorted((root / "tests").glob("*.py"))
+    "The tests and what supports them, in every folder of `tests/`."
+    return sorted((root / "tests").rglob("*.py"))
 
 
 def tree_of(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+    return syntax_tree(file.read_text(encoding="utf-8"))
 
 
 def needed_parts(file: Path) -> Iterator[str]:

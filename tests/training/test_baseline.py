@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 from sklearn.metrics import f1_score, roc_auc_score
 
 from content_arena.core.config import load_settings
 from content_arena.training.characters import TfidfBaseline, choose_threshold
+from content_arena.data.embedded_corpus import embedded_corpus
 from content_arena.data.readers import load_source
 
 TEXTS = ["you absolute fool", "what a fool", "such a foolish thing", "a lovely day",
@@ -114,13 +116,41 @@ def test_a_changed_threshold_is_noticed_by_its_hash(tmp_path: Path):
         TfidfBaseline.load(tmp_path, expected_sha256=sha256)
 
 
+# Quality -----------------------------------------------------------------------------------------
+
+
+def quality(train: pd.DataFrame, test: pd.DataFrame) -> tuple[float, float]:
+    "Macro-F1 at a threshold of a half, and AUC, of a baseline fitted to `train` on `test`."
+    scores = TfidfBaseline.fit(train.text.tolist(), train.label.tolist()).scores(test.text)
+    return f1_score(test.label, scores >= 0.5, average="macro"), roc_auc_score(test.label, scores)
+
+
+@pytest.mark.slow
 def test_korean_comments_of_other_authors(data_dir: Path):
     config = load_settings(env={}, data_dir=str(data_dir))
-    train = [load_source(name, config).frame[["text", "label"]] for name in ("beep", "curse")]
-    texts = [t for frame in train for t in frame["text"]]
-    labels = [y for frame in train for y in frame["label"]]
-    test = load_source("apeach", config).frame
-    scores = TfidfBaseline.fit(texts, labels).scores(test["text"])
-    macro = f1_score(test["label"], scores >= 0.5, average="macro")
-    assert macro == pytest.approx(0.76, abs=0.01)
-    assert roc_auc_score(test["label"], scores) == pytest.approx(0.85, abs=0.01)
+    train = pd.concat([load_source(name, config).frame for name in ("beep", "curse")])
+    assert quality(train, load_source("apeach", config).frame) == pytest.approx((0.76, 0.85), abs=0.01)
+
+
+@pytest.fixture(scope="module")
+def korean() -> tuple[pd.DataFrame, pd.DataFrame]:
+    "1,500 embedded Korean comments to learn from, and all that are made from every fourth template."
+    corpus = embedded_corpus().query("lang == 'ko'")
+    other = corpus.template.astype("category").cat.codes % 4 == 0
+    return corpus[~other].sample(1500, random_state=0), corpus[other]
+
+
+EMBEDDED = pytest.approx((0.84, 0.93), abs=0.015)
+
+
+def test_embedded_comments_of_other_templates(korean):
+    assert quality(*korean) == EMBEDDED
+
+
+@pytest.mark.parametrize("fault", [
+    lambda rows, rng: rows.assign(label=rng.permutation(rows.label)),
+    lambda rows, rng: rows.assign(label=rows.label ^ (rng.random(len(rows)) < 0.1)),
+    lambda rows, rng: rows.assign(text=rows.text.str[:8])], ids=["labels shuffled", "a tenth wrong", "8 letters read"])
+def test_a_baseline_that_learnt_less_is_noticed(korean, fault):
+    train, test = korean
+    assert quality(fault(train, np.random.default_rng(0)), test) != EMBEDDED

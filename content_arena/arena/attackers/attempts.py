@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from ...core.scoring import Scorer, check_scores
 from ...disguises.families import Variant
-from ...disguises.targets import Scorer
 
 # %% ../../../nbs/10_arena/attackers/10_attempts.ipynb #dab21b83
 @dataclass(frozen=True)
@@ -62,13 +62,12 @@ class Attacker(Protocol):
 def judged(variants: Sequence[Variant], labels: Sequence[int], scorer: Scorer) -> list[Attempt]:
     """The attempts that `variants` are, original and variant scored in one call.
 
-    Raises ValueError if the numbers of variants, labels and scores differ."""
+    Raises ValueError if the numbers of variants and labels differ, and ScoreError."""
     if len(variants) != len(labels):
         raise ValueError(f"{len(variants)} variants, but {len(labels)} labels")
     asked = [*(v.original for v in variants), *(v.text for v in variants)]
-    scores = np.asarray(scorer.scores(asked), dtype=float) if asked else np.zeros(0)
-    if scores.shape != (len(asked),):
-        raise ValueError(f"the scorer gave {scores.shape} scores for {len(asked)} texts")
+    scores = np.asarray(scorer.scores(asked) if asked else (), dtype=float)
+    check_scores(scores, len(asked))
     n, threshold = len(variants), float(scorer.threshold)
     return [Attempt(v, int(label), float(scores[i]), float(scores[n + i]), threshold)
             for i, (v, label) in enumerate(zip(variants, labels))]

@@ -21,8 +21,9 @@ from filelock import FileLock
 from ...disguises.families import Variant, make_variant
 from .attempts import Attempt, judged
 from ...disguises.rules import Rule
-from ...disguises.targets import MAX_WORDS, Scorer, important_spans, word_spans
+from ...disguises.targets import MAX_WORDS, important_spans, word_spans
 from ...core.files import write_json
+from ...core.scoring import Scorer
 from ...core.text import language
 
 # %% ../../../nbs/10_arena/attackers/30_bandit.ipynb #6edc36a0

@@ -18,11 +18,11 @@ from string import Template
 import numpy as np
 from fastcore.basics import patch
 
+from ...core.scoring import Scorer
 from ...disguises.families import LLM_STRATEGIES, Variant, attack
 from .attempts import Attempt, judged
 from .endpoint import ChatEndpoint, Reply
 from ...disguises.rules import Rule
-from ...disguises.targets import Scorer
 from ...disguises.validity import invalid
 
 # %% ../../../nbs/10_arena/attackers/50_llm.ipynb #bfa74f89

@@ -16,8 +16,8 @@ from .endpoint import ChatEndpoint
 from .llm import LLMAttacker
 from ...disguises.rules import RULES, Rule
 from .search import SearchAttacker
-from ...disguises.targets import Scorer
 from ...core.config import Secrets, Settings, load_secrets
+from ...core.scoring import Scorer
 
 # %% ../../../nbs/10_arena/attackers/60_mix.ipynb #b3b627c6
 class FixedMix:

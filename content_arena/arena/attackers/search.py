@@ -12,10 +12,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from ...core.scoring import Scorer
 from ...disguises.families import Variant
 from .attempts import Attempt
 from ...disguises.rules import Rule, Span, seeded
-from ...disguises.targets import Scorer, ranked, without_each_word
+from ...disguises.targets import ranked, without_each_word
 from ...disguises.validity import invalid
 from ...core.text import language
 

@@ -30,8 +30,8 @@ from ..attackers.attempts import Attacker, Attempt
 from ..attackers.bandit import BanditState, add_learnt, load_state
 from .record import from_row, measure, to_row
 from .corpus import BattleError, Corpus
-from ...disguises.targets import Scorer
 from ...core.files import code_digest, write_json
+from ...core.scoring import Scorer
 
 # %% ../../../nbs/10_arena/battles/30_battle.ipynb #4cb75ec7
 def _number(*parts: Any) -> int:

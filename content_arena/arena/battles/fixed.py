@@ -19,8 +19,8 @@ from ...disguises.families import attack, split_families, strategy_rules
 from ..attackers.attempts import judged
 from .record import measure
 from .corpus import BattleError, Corpus
-from ...disguises.targets import Scorer
 from ...core.config import Settings
+from ...core.scoring import Scorer
 from ...core.statistics import auc, auc_change, detection_at
 
 # %% ../../../nbs/10_arena/battles/50_fixed.ipynb #6473cd55

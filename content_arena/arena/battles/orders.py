@@ -19,8 +19,8 @@ from ..attackers.attempts import Attacker
 from ..attackers.bandit import StateError
 from .battle import Battle, is_held, run_battle
 from .corpus import BattleError, Corpus, read_corpus, unseen_corpus
-from ...disguises.targets import Scorer
 from ...core.config import Secrets, Settings
+from ...core.scoring import Scorer
 from ...store.events import EventStore
 from ...store.schema import text_sha256
 from ...training.data_preparation import SPLITS

@@ -20,8 +20,8 @@ from ...disguises.families import FamilySplit, attack
 from .evolution import EvolvedMix, Evolution, evolve, failures
 from .robustness import robustness
 from .samples import Sample, choose_samples, merged, variant_limit
-from ...disguises.targets import Scorer
 from ...core.files import write_json
+from ...core.scoring import Scorer
 from ...training.characters import TfidfBaseline, choose_threshold
 from ...disguises.views import ViewsScorer, with_views
 

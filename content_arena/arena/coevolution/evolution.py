@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...core.scoring import Scorer
 from ...disguises.families import Variant, make_variant
 from ..attackers.attempts import Attempt, judged
 from ...disguises.rules import Rule, pick, seeded
-from ...disguises.targets import Scorer
 from ...disguises.validity import invalid
 from ...core.text import language
 

@@ -20,10 +20,10 @@ from ...disguises.families import FamilySplit, attack, families, split_families
 from content_arena.arena.coevolution.defence import (
     AtCost, clean_cost, coevolve_in_memory, defence_row, fit_baseline, identity, with_disguised,
     with_variants)
-from ...disguises.targets import Scorer
 from ...core.config import Settings
 from ...inference.engine import Engine
 from ...core.files import write_json
+from ...core.scoring import Scorer
 from ...training.classifier import read_spec
 from ...training.qlora_trainer import TRAINING_KEYS, QLoRATrainer
 from ...disguises.views import ViewsScorer

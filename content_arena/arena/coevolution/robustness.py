@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
+from ...core.scoring import Scorer
 from ...disguises.families import FamilySplit, attack
 from ..attackers.attempts import Attempt, judged
-from ...disguises.targets import Scorer
 from ...core.statistics import wilson_interval
 
 # %% ../../../nbs/10_arena/coevolution/10_robustness.ipynb #89fe5fca
