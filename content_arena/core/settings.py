@@ -76,8 +76,8 @@ class DataSettings(_Section):
 
     @field_validator("sources", "test_sources", "train_sources", "train_excludes", mode="before")
     @classmethod
-    def _split(cls, v: Any) -> Any:
-        return _names(v)
+    def _split(cls, value: Any) -> Any:
+        return _names(value)
 
 # %% ../../nbs/01_core/30_settings.ipynb #b8962e48
 class ModelSettings(_Section):
@@ -163,8 +163,8 @@ class GateSettings(_Section):
 
     @field_validator("guarded_slices", mode="before")
     @classmethod
-    def _split_slices(cls, v: Any) -> Any:
-        return _names(v)
+    def _split_slices(cls, value: Any) -> Any:
+        return _names(value)
 
 # %% ../../nbs/01_core/30_settings.ipynb #f2132a66
 class DeploySettings(_Section):
@@ -237,8 +237,8 @@ class FeedbackSettings(_Section):
 
     @field_validator("trusted_sources", mode="before")
     @classmethod
-    def _split_trusted(cls, v: Any) -> Any:
-        return _names(v)
+    def _split_trusted(cls, value: Any) -> Any:
+        return _names(value)
 
 # %% ../../nbs/01_core/30_settings.ipynb #dd59b944
 class CleanupSettings(_Section):

@@ -124,6 +124,29 @@ def export_problems(nb: nbformat.NotebookNode) -> list[str]:
     return problems + ["no title and summary on top"] * (not re.match(r"# .+\n+> \S", top))
 
 
+VAGUE = {"found", "told", "seen", "held"}              # whatever it is: say what
+#: names of one letter that a parameter may have, and what each stands for
+LETTERS = {"n": "how many", "k": "how many of n", "a": "one of two that are alike", "b": "the other",
+           "p": "a probability, and the option -p", "q": "a quantile's share", "e": "an error"}
+
+
+def name_problems(nb: nbformat.NotebookNode) -> list[str]:
+    "Exported variables and parameters whose name does not say what they hold; a class's fields may."
+    problems = []
+    for i, source in code(nb):
+        tree = ast.parse("\n".join(exported_lines(source) or []))
+        fields = {target for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for line in node.body
+                  for target in [*getattr(line, "targets", []), getattr(line, "target", None)]}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node not in fields and node.id in VAGUE:
+                problems.append(f"cell {i}: a variable {node.id}: what does it hold?")
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                given = [a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)]
+                problems += [f"cell {i}: {node.name} has a parameter {a}: what is it?" for a in given
+                             if a in VAGUE or len(a) == 1 and a not in {"_", *LETTERS}]
+    return problems
+
+
 PRIVATE = {
     "local path": r"(?<![\w.~-])/(?:home|work|root|Users|tmp|private|mnt|media|var/folders)/[\w.-]"
                   r"|[A-Z]:\\Users\\",
@@ -152,7 +175,7 @@ def private_problems(nb: nbformat.NotebookNode) -> list[str]:
                        if any(o.output_type == "error" for o in c.get("outputs", []))]
 
 
-@pytest.mark.parametrize("check", [size_problems, export_problems, private_problems])
+@pytest.mark.parametrize("check", [size_problems, export_problems, name_problems, private_problems])
 def test_notebooks_keep_to_the_style(check: Callable):
     chosen = {path: nb for path, nb in notebooks().items()
               if check is not export_problems or re.match(r"nbs/\d\d_", path)}
@@ -168,6 +191,11 @@ def test_notebooks_keep_to_the_style(check: Callable):
     (export_problems, notebook("#| export\nfrom math import *")),
     (export_problems, notebook("#| export\nfrom .text import mask")),
     (export_problems, notebook("x = 1", top="# T")),
+    (name_problems, notebook("#| export\nfound = 1")),
+    (name_problems, notebook("#| export\ndef f():\n    for told in (1, 2): pass")),
+    (name_problems, notebook("#| export\ndef f():\n    if (held := 1): pass")),
+    (name_problems, notebook("#| export\ndef f(seen): pass")),
+    (name_problems, notebook("#| export\nasync def f(*, s=1): pass")),
     (private_problems, notebook("open('/home/me/x')")),
     (private_problems, notebook("x", output="sqlite:////root/var/mlflow.db")),
     (private_problems, notebook("x", output="<A object at 0x7f1234abcd>")),
@@ -177,7 +205,8 @@ def test_notebooks_keep_to_the_style(check: Callable):
 ])
 def test_a_fault_in_a_notebook_is_found(check: Callable, faulty: nbformat.NotebookNode):
     assert len(check(faulty)) == 1
-    assert check(notebook("#| export\nfrom math import pi\nurl = 'https://a.org/home/x'")) == []
+    assert check(notebook("#| export\nfrom math import pi\nurl = 'https://a.org/home/x'",
+                          "#| export\nclass A:\n    seen: int\n    def f(self, n): pass", "found = 1")) == []
 
 
 def quotes_of(comments: list[str]) -> Callable[[str], list[int]]:
