@@ -48,13 +48,13 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def pytest_collection_modifyitems(items):
-    """Those that fork first, while there is little to copy; then the longest files.
+    """Files marked `first` first: they fork, while there is little to copy; then those marked `long`, the longest first.
 
     What one core begins last, the other waits for."""
-    order = ("test_versions", "test_version_histories", "test_pipeline_faults", "test_feedback_loop",
-             "test_pipeline")
-    rank = {name: i for i, name in enumerate(order)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(order)))
+    def place(item) -> tuple[int, float]:
+        long = item.get_closest_marker("long")
+        return (0, 0) if item.get_closest_marker("first") else (1, -long.args[0]) if long else (2, 0)
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,12 @@
-"""Rules for the tests: how one is skipped, what an assertion may leave open, what a fake may not be.
+"""Rules for the tests: how one is skipped, what an assertion may leave open, what a fake may not be, who begins.
 
 As in test_repository.py: a rule is a function from files to problems, and is shown to find planted ones.
 """
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,3 +196,16 @@ def test_what_is_no_model_at_a_half_is_left_alone(planted, source: str):
 
 def test_no_made_up_model_is_at_a_half():
     assert_none(fakes_at_a_half())
+
+
+# Order -------------------------------------------------------------------------------------------
+
+
+def test_files_that_fork_begin_first_then_the_longest(tmp_path: Path):
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path)
+    shutil.copy(ROOT / "tests/support/needs.py", tmp_path)
+    for name, mark in {"a": "slow", "b": "long(20)", "c": "long(30)", "d": "first", "e": "slow"}.items():
+        (tmp_path / f"test_{name}.py").write_text(f"import pytest\npytestmark = pytest.mark.{mark}\ndef test_it(): pass")
+    asked = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-q", "-c", ROOT / "pyproject.toml", tmp_path],
+                           cwd=tmp_path, capture_output=True, text=True)
+    assert re.findall(r"test_(\w)\.py::test_it", asked.stdout) == list("dcbae"), asked.stdout + asked.stderr

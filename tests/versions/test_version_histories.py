@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -14,6 +15,8 @@ from content_arena.versions.cleanup import Cleanup
 from content_arena.versions.retention import Retention
 from content_arena.versions.snapshots import VersionError, remove_tree
 from shelves import death, half_made, make_store, model, says
+
+pytestmark = pytest.mark.first
 
 MODELS = ("a", "b", "c")
 #: before which change to the disk; None, two times in three: not at all

@@ -25,6 +25,8 @@ from shelves import (
     OPERATIONS, answer, copy_shelf, four_versions, half_made, killed_at, make_store, model,
     save_when_told, says, start)
 
+pytestmark = pytest.mark.first
+
 
 @pytest.fixture(autouse=True)
 def without_fsync(monkeypatch):
