@@ -300,7 +300,7 @@ class Dataset:
         "Fingerprints of the rows of `frame(split)`, in their order; see `data.grouping`."
         return self._read_split(f"fingerprints_{split}.parquet", split)
 
-    def _read_sources(self, name: str, split: str) -> pd.DataFrame:
+    def _read_split(self, name: str, split: str) -> pd.DataFrame:
         if split not in SPLITS:
             raise DataError(f"no split {split!r}; accepted: {', '.join(SPLITS)}")
         return pd.read_parquet(self.folder / name)
