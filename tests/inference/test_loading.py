@@ -65,11 +65,11 @@ def load(folder: Path, dtype: str, cache: str = "cache") -> Engine:
 
 def formats(engine: Engine) -> dict[str, set[str]]:
     "The number formats of an engine's head and of the rest."
-    found = {"head": set(), "rest": set()}
+    dtypes = {"head": set(), "rest": set()}
     for name, p in engine.classifier.named_parameters():
         part = "head" if {"head", "score"} & set(name.split(".")) else "rest"
-        found[part].add(str(p.dtype).removeprefix("torch."))
-    return found
+        dtypes[part].add(str(p.dtype).removeprefix("torch."))
+    return dtypes
 
 
 @contextmanager

@@ -213,10 +213,10 @@ def by_hand(registry, *arguments) -> dict:
     s = registry.settings
     pairs = [f"{k}={getattr(s, k)}" for k in ("tracking_uri", "var_dir", "models_dir",
                                               "artifact_dir")]
-    told = CliRunner().invoke(cli.app, [*arguments, "--json", "-p", "inference_url=http://127.0.0.1:9",
+    done = CliRunner().invoke(cli.app, [*arguments, "--json", "-p", "inference_url=http://127.0.0.1:9",
                                         *(x for pair in pairs for x in ("-p", pair))])
-    assert told.exit_code == 0, told.output
-    return json.loads(told.stdout.splitlines()[-1])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_deploy_leaves_a_record_and_so_does_a_rollback(registry, by_command):

@@ -199,9 +199,9 @@ def test_the_lineage_of_every_member_is_certified(home):
 
 def stored(settings, sha256: str) -> Path:
     "The folder in the artifact store of the model with this hash, the one logged last."
-    found = [p for p in settings.path("artifact_dir").rglob("manifest.json")
-             if json.loads(p.read_text())["sha256"] == sha256]
-    return max(found, key=lambda p: p.stat().st_mtime_ns).parent
+    manifests = [p for p in settings.path("artifact_dir").rglob("manifest.json")
+                 if json.loads(p.read_text())["sha256"] == sha256]
+    return max(manifests, key=lambda p: p.stat().st_mtime_ns).parent
 
 
 @pytest.fixture
@@ -278,12 +278,12 @@ def test_check_lists_what_no_longer_fits(home):
     client = registry._client
     client.set_model_version_tag(registry.name, "1", "model_sha256", "f" * 64)
     client.delete_model_version(registry.name, "2")
-    found = "\n".join(Retention(store).check())
+    problems = "\n".join(Retention(store).check())
     for line in ("ensembles/duo: its weights sum to 1.3, not 1",
                  "ensembles/duo: members is ['1', '7'] in the file, ['1', '2'] in truth",
                  "ensembles/duo: version 1 is model ffffffffffff, the ensemble was made of",
                  "ensembles/duo: version 2, a member, is not in MLflow"):
-        assert line in found
+        assert line in problems
     client.delete_model_version(registry.name, "3")
     assert "duo: version 3, the ensemble itself, is not in MLflow" in "\n".join(Retention(store).check())
 

@@ -169,8 +169,8 @@ def texts(nb: nbformat.NotebookNode) -> Iterator[tuple[str, str]]:
 
 
 def private_problems(nb: nbformat.NotebookNode) -> list[str]:
-    problems = [f"{where}: {what}: {found[0]}" for where, text in texts(nb)
-                for what, pattern in PRIVATE.items() if (found := re.search(pattern, text))]
+    problems = [f"{where}: {what}: {match[0]}" for where, text in texts(nb)
+                for what, pattern in PRIVATE.items() if (match := re.search(pattern, text))]
     return problems + [f"cell {i}: saved with an error" for i, c in enumerate(nb.cells)
                        if any(o.output_type == "error" for o in c.get("outputs", []))]
 
@@ -321,11 +321,11 @@ def parameter_problems(nb: nbformat.NotebookNode) -> list[str]:
 
 
 def test_parameters_are_settings_with_the_values_of_the_smoke_profile():
-    found = {path: parameter_problems(nb) for path, nb in notebooks().items()
-             if path.startswith("nbs/pipelines/")}
-    names = [Path(path).stem for path in found]
+    problems = {path: parameter_problems(nb) for path, nb in notebooks().items()
+                if path.startswith("nbs/pipelines/")}
+    names = [Path(path).stem for path in problems]
     assert names[:4] == ["01_prepare", "02_train", "03_evaluate", "04_deploy"]
-    assert_none(found)
+    assert_none(problems)
 
 
 def test_only_pipelines_and_benchmarks_have_parameters():

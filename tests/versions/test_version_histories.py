@@ -127,8 +127,8 @@ class Histories(RuleBasedStateMachine):
         assert Retention(self.store).check(verify=True) == []
 
     def _must_be_told(self, names: set[str]) -> None:
-        told = "\n".join(Retention(self.store).check())
-        assert all(name in told for name in names), f"{names} apart, but check says: {told}"
+        problems = "\n".join(Retention(self.store).check())
+        assert all(name in problems for name in names), f"{names} apart, but check says: {problems}"
 
     @invariant()
     def nothing_protected_is_lost(self):

@@ -49,14 +49,14 @@ def shelf(template, tmp_path):
 
 def tree(root: Path) -> dict[str, str]:
     "Everything below `root`: path -> content, target of a link, or kind."
-    found = {}
+    entries = {}
     for path in sorted(root.rglob("*")):
         if path.name.endswith(".lock"):
             continue
         name = str(path.relative_to(root))
-        found[name] = os.readlink(path) if path.is_symlink() else "folder" if path.is_dir() \
+        entries[name] = os.readlink(path) if path.is_symlink() else "folder" if path.is_dir() \
             else path.read_bytes().hex()
-    return found
+    return entries
 
 
 # Kill --------------------------------------------------------------------------------------------
@@ -64,17 +64,17 @@ def tree(root: Path) -> dict[str, str]:
 
 def assert_survived(store, names: dict[str, str], may_say: set[str]) -> None:
     "After a kill: latest is complete, nothing half-made is listed, nothing protected is gone."
-    found = store.shelf(verify=True)
-    assert found.damaged == {} and says(store) in may_say
+    shelf = store.shelf(verify=True)
+    assert shelf.damaged == {} and says(store) in may_say
     if own := store.latest_name():
         assert verify_snapshot(store.versions / own)
     listed = set(store.file.read()["coevolution"]) if store.file.path.exists() else set()
-    apart = listed ^ set(found.snapshots)
-    told = "\n".join(Retention(store).check())
-    assert all(name in told for name in apart), told
-    assert {names["v0"], names["v1"]} <= set(found.snapshots)           # champion, tagged
+    apart = listed ^ set(shelf.snapshots)
+    problems = "\n".join(Retention(store).check())
+    assert all(name in problems for name in apart), problems
+    assert {names["v0"], names["v1"]} <= set(shelf.snapshots)           # champion, tagged
     # either it is still there, or the operation was one that removes it
-    assert names["v2"] in {*found.snapshots, *found.archives} or may_say == {"v3"}
+    assert names["v2"] in {*shelf.snapshots, *shelf.archives} or may_say == {"v3"}
     after = store.save("afterwards")
     assert half_made(store) == [] and after.name in store.shelf().snapshots
     left = set(store.file.read()["coevolution"]) ^ set(store.shelf().snapshots)
@@ -115,13 +115,13 @@ def test_two_saves_at_once_are_two_versions(shelf):
 
 def test_a_reader_always_finds_a_complete_latest(shelf):
     store, names = shelf
-    seen, wrong, done = set(), [], threading.Event()
+    names_seen, wrong, done = set(), [], threading.Event()
 
     def read():
         while not done.is_set():
             try:
                 snapshot = verify_snapshot(store.latest.resolve().parent)
-                seen.add(snapshot.name)
+                names_seen.add(snapshot.name)
             except Exception as e:
                 wrong.append(e)
     reader = threading.Thread(target=read)
@@ -130,7 +130,7 @@ def test_a_reader_always_finds_a_complete_latest(shelf):
         store.restore(names["v1"]), store.restore(names["v3"])
     done.set()
     reader.join()
-    assert wrong == [] and seen == {names["v1"], names["v3"]}
+    assert wrong == [] and names_seen == {names["v1"], names["v3"]}
 
 
 def test_scores_after_restore_are_those_of_the_version(shelf, tmp_path):
@@ -397,8 +397,8 @@ def test_check_says_what_differs_and_export_mends_it(shelf, tmp_path):
     assert Retention(store).check(verify=True) == []
     store.registry.promote("e" * 64)
     snapshots.remove_tree(store.versions / names["v2"])
-    found = Retention(store).check()
-    assert {line.split(":")[0] for line in found} == {
+    problems = Retention(store).check()
+    assert {line.split(":")[0] for line in problems} == {
         "production/previous", "production/champion", f"coevolution/{names['v2']}"}
     store.save()
     assert any(names["v2"] in line for line in Retention(store).check()), "a loss was hushed up"
