@@ -6,7 +6,7 @@
 __all__ = ['app', 'pipeline_app', 'data_app', 'registry_app', 'decisions_app', 'main', 'pipeline_run', 'data_prepare', 'train',
            'evaluate', 'deploy', 'serve', 'classify', 'registry_list', 'registry_show', 'registry_history',
            'registry_promote', 'registry_rollback', 'decisions_list', 'decisions_show', 'decisions_verify', 'notify',
-           'doctor', 'settings']
+           'doctor']
 
 # %% ../../nbs/14_cli/90_main.ipynb #002d2287
 import asyncio
@@ -28,9 +28,10 @@ from .options import (
     AsJson, Parameter, Profile, framed_table as _table, json_line, printable_output,
     settings_from as _settings, settings_used, show_result as _out)
 from .ensembles import ensemble_app
+from .settings import settings
 from .versions import cleanup, registry_check, registry_export, versions_app
 from .watch import monitor_app, retrain_app
-from ..core.config import SECTIONS, load_secrets, quiet_libraries, spare_loopback
+from ..core.config import load_secrets, quiet_libraries, spare_loopback
 from .failures import explain, interrupted
 
 # %% ../../nbs/14_cli/90_main.ipynb #405a8ac3
@@ -94,8 +95,8 @@ for _name, _app in (("shadow", shadow_app), ("feedback", feedback_app), ("store"
 registry_app.command("export")(registry_export)
 registry_app.command("check")(registry_check)
 app.add_typer(battle_app, name="battle")
-app.command()(cleanup)
-app.command()(coevolve)
+for _command in (cleanup, coevolve, settings):
+    app.command()(_command)
 
 
 @pipeline_app.command("run")
@@ -402,28 +403,6 @@ def doctor(
         raise typer.Exit(1)
 
 # %% ../../nbs/14_cli/90_main.ipynb #aa015b96
-@app.command()
-def settings(profile: Profile = None, p: Parameter = None, as_json: AsJson = False) -> None:
-    "Show every setting, its value, where it came from, and what it means."
-    chosen = _settings(profile, p)
-    rows = [
-        {
-            "section": s,
-            "key": k,
-            "value": getattr(chosen, k),
-            "from": chosen.origin(k),
-            "meaning": f.description,
-        }
-        for s, cls in SECTIONS.items()
-        for k, f in cls.model_fields.items()
-    ]
-    _out(
-        as_json,
-        {"settings": rows},
-        lambda c: c.print(_table(rows, ("section", "key", "value", "from", "meaning"))),
-    )
-
-
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="print the version")] = False,

@@ -4,7 +4,6 @@ Each rule is a function from files to a list of problems. The list is asserted t
 repository, and not to be for a small one with the fault planted: what can't fail is no check.
 """
 import ast
-import configparser
 import re
 import shutil
 import subprocess
@@ -359,10 +358,7 @@ def project() -> dict:
 
 
 def test_settings_and_nbdev_share_no_key():
-    ini = configparser.ConfigParser(interpolation=None)
-    ini.read(ROOT / "settings.ini", encoding="utf-8")
-    ours = {key for section in ini.sections() for key in ini[section]} | set(ini.defaults())
-    assert ours and ours & set(project()["tool"]["nbdev"]) == set()
+    assert set(Settings.model_fields) & set(project()["tool"]["nbdev"]) == set()
 
 
 def pins() -> dict[str, str]:
