@@ -7,14 +7,12 @@ import re
 from functools import cache
 from pathlib import Path
 
-import nbformat
 import pytest
 import typer.main
+from repository_files import PACKAGE, ROOT, read_notebook, syntax_tree
 
 from content_arena.cli.main import app
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "content_arena"
 #: made when the README has figures
 EXAMPLES = {".github/readme"}
 PATH = re.compile(r"(?<![\w./-])(?:nbs|tests|deploy|scripts|docs|\.github|\.ci)/[\w./*<>-]*\w")
@@ -34,7 +32,7 @@ def pages(root: Path = ROOT) -> dict[str, str]:
              and p.name != "CHANGELOG.md" and p.suffix not in {".png", ".svg", ".json"}}
     for path in (root / "nbs").rglob("*.ipynb"):
         if path.parent.name[0] != ".":
-            cells = nbformat.read(path, as_version=4).cells
+            cells = read_notebook(path, path.stat().st_mtime_ns).cells
             texts[path] = "\n".join(c.source if c.cell_type == "markdown" else "\n".join(
                 re.findall(r"^\s*#.*|\s# .*", c.source, re.MULTILINE)) for c in cells)
     return {p.relative_to(root).as_posix(): text for p, text in sorted(texts.items())}
@@ -47,7 +45,7 @@ def defined(root: Path = ROOT) -> dict[str, set[str]]:
     for file in (root / PACKAGE).rglob("*.py"):
         parts = file.relative_to(root / PACKAGE).with_suffix("").parts
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        tree = ast.parse(file.read_text(encoding="utf-8"))
+        tree = syntax_tree(file.read_text(encoding="utf-8"))
         names[module] = {n for node in tree.body for n in (
             [node.name] if hasattr(node, "name") else
             [a.asname or a.name for a in node.names] if hasattr(node, "names") else
