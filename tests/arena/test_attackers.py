@@ -22,6 +22,7 @@ from content_arena.arena.attackers.endpoint import ChatEndpoint
 from content_arena.arena.attackers.llm import PROMPTS, prompt_folder, prompts_sha256
 from content_arena.arena.attackers.search import SearchAttacker
 from content_arena.core.config import Secrets, load_settings
+from content_arena.testing.fakes import WordScorer
 
 ROOT = Path(__file__).resolve().parents[2]
 INSULTS = ["you are an idiot", "이 바보야 정신 차려", "what a stupid loser", "진짜 멍청이 같다"]
@@ -29,17 +30,8 @@ CLEAN = ["have a lovely day", "오늘 날씨가 참 좋네요", "see you on mond
 TEXTS, LABELS = INSULTS + CLEAN, [1] * 4 + [0] * 4
 
 
-class Filter:
-    "Flags four words spelt plainly; counts texts and calls."
-    threshold = 0.3
-
-    def __init__(self):
-        self.calls = self.texts = 0
-
-    def scores(self, texts):
-        self.calls, self.texts = self.calls + 1, self.texts + len(texts)
-        words = ("idiot", "바보", "stupid", "멍청")
-        return np.array([0.45 if any(w in t for w in words) else 0.1 for t in texts])
+class Filter(WordScorer):
+    def __init__(self): super().__init__(("idiot", "바보", "stupid", "멍청"))
 
 
 @pytest.fixture
