@@ -5,6 +5,7 @@ the test is skipped, and named at the end of the run; `pytest --require=postgres
 """
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,16 +80,16 @@ def needs(*names: str) -> None:
         if name not in PARTS:
             raise ValueError(f"a test needs {name!r}: there are {', '.join(PARTS)}")
         if missing := PARTS[name].missing():
-            told = f"{ABSENT}{name} ({missing}): {PARTS[name].remedy}"
+            what = f"{ABSENT}{name} ({missing}): {PARTS[name].remedy}"
             if name in required:
-                pytest.fail(f"--require={name}, but the test is {told}", pytrace=False)
-            pytest.skip(told)
+                pytest.fail(f"--require={name}, but the test is {what}", pytrace=False)
+            pytest.skip(what)
 
 
 def reason_of(report) -> str:
     "Why a test was skipped, of its report."
-    told = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    return told.removeprefix("Skipped: ")
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
 
 
 def not_tested(skipped) -> Iterator[str]:
@@ -99,3 +100,11 @@ def not_tested(skipped) -> Iterator[str]:
         places.setdefault((reason_of(report), file), []).append(test or "all of it")
     for (reason, file), tests in sorted(places.items()):
         yield f"not tested {reason}; {len(tests)} in {file}: {', '.join(tests)}"
+
+
+if __name__ == "__main__":                             # what scripts/test asks before it begins
+    try:
+        chosen(sys.argv[1])
+    except pytest.UsageError as e:
+        print(e, file=sys.stderr)
+        sys.exit(2)
