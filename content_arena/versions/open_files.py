@@ -38,19 +38,19 @@ def _names(process: psutil.Process, roots: list[str]) -> Iterator[str]:
 
 def open_paths(*folders: Path) -> dict[Path, int]:
     "What some process holds in `folders` (or itself) -> its id."
-    roots, held = [str(Path(f).resolve()) for f in folders], {}
+    roots, users = [str(Path(f).resolve()) for f in folders], {}
     below = tuple(f"{root}/" for root in roots)
     for process in psutil.process_iter():
         try:
             for name in _names(process, roots):
                 if name.startswith(below) or name in roots:
-                    held[Path(name)] = process.pid
+                    users[Path(name)] = process.pid
         except (psutil.Error, OSError):              # ended meanwhile, or another user's
             continue
-    return held
+    return users
 
 # %% ../../nbs/09_versions/40_open_files.ipynb #f162184a
-def holder(path: Path, held: dict[Path, int]) -> int | None:
+def holder(path: Path, users: dict[Path, int]) -> int | None:
     "The process that holds `path` or something in it; None if none does. See `open_paths`."
     path = Path(path).resolve()
-    return next((pid for p, pid in held.items() if p == path or path in p.parents), None)
+    return next((pid for p, pid in users.items() if p == path or path in p.parents), None)

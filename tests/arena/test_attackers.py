@@ -22,6 +22,7 @@ from content_arena.arena.attackers.endpoint import ChatEndpoint
 from content_arena.arena.attackers.llm import PROMPTS, prompt_folder, prompts_sha256
 from content_arena.arena.attackers.search import SearchAttacker
 from content_arena.core.config import Secrets, load_settings
+from content_arena.data.embedded_texts import LANGUAGES, parse_texts, read_texts
 from content_arena.testing.fakes import WordScorer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,7 +224,7 @@ def test_another_prompt_is_another_battle(cfg, server):
     assert attacker_facts(attacker) != before and before["prompts"] == prompts_sha256()
 
 
-def test_a_wheel_brings_the_prompts(tmp_path):
+def test_a_wheel_brings_the_prompts_and_the_texts(tmp_path):
     for name in ("content_arena", "pyproject.toml", "README.md", "LICENSE"):
         (tmp_path / name).symlink_to(ROOT / name)
     code = f"from setuptools.build_meta import build_wheel; print(build_wheel({str(tmp_path)!r}))"
@@ -233,6 +234,8 @@ def test_a_wheel_brings_the_prompts(tmp_path):
         for name in PROMPTS:
             packed = wheel.read(f"content_arena/arena/attackers/prompts/{name}.txt")
             assert packed == (prompt_folder() / f"{name}.txt").read_bytes()
+        for lang in LANGUAGES:
+            assert parse_texts(wheel.read(f"content_arena/data/texts/{lang}.txt").decode()) == read_texts(lang)
 
 
 def test_no_server_is_said_and_is_no_failure(cfg):
