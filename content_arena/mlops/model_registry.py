@@ -21,7 +21,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from .decision_records import DecisionChain, DecisionError, Permit, permit
 from .registry_file import mirror_production
 from .registry_reader import (
-    Connection, RegistryError, RegistryReader, Version, all_versions, as_version, by_alias,
+    Connection, RegistryError, RegistryReader, Version, as_version, by_alias,
     numbered, quiet_mlflow, tags_and_aliases)
 
 # %% ../../nbs/08_mlops/25_model_registry.ipynb #d7d95443

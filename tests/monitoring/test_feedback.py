@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from content_arena.cli.main import app
 from content_arena.core.config import load_settings
-from content_arena.mlops.evaluator import ShadowEvaluator, evidence_record
+from content_arena.mlops.evaluator import evidence_record
 from content_arena.monitoring.feedback import (Estimate, confirmed_labels, draw_sample,
                                           estimate_quality, label_counts, labels_by_text,
                                           quarantine, strata_of, stratified_quality)
+from content_arena.monitoring.shadow_statistics import ShadowEvaluator
 from content_arena.store.events import EventStore, text_sha256
 from content_arena.store.labels import add_labels
 from content_arena.store.writer import EventWriter

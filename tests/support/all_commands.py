@@ -29,16 +29,16 @@ def leaves(group, path=()):
 
 def _preload() -> None:
     import httpcore  # noqa: F401
-    import mlflow.store.model_registry.sqlalchemy_store  # noqa: F401
+    import mlflow.store.model_registry.sqlalchemy_store
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-    import content_arena.arena.coevolution.cycles  # noqa: F401
+    import content_arena.arena.coevolution.cycles
     import content_arena.cli.main
-    import content_arena.workflows.coevolution  # noqa: F401
-    import content_arena.cli.doctor  # noqa: F401
-    import content_arena.workflows.weekly_report  # noqa: F401
-    import content_arena.workflows.pipeline  # noqa: F401
-    import content_arena.serving.app  # noqa: F401
-    import content_arena.workflows.deployment  # noqa: F401
+    import content_arena.workflows.coevolution
+    import content_arena.cli.doctor
+    import content_arena.workflows.weekly_report
+    import content_arena.workflows.pipeline
+    import content_arena.serving.app
+    import content_arena.workflows.deployment
     import content_arena.workflows.training  # noqa: F401
 
 

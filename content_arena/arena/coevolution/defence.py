@@ -151,8 +151,8 @@ def measure_defences(train: pd.DataFrame, valid: pd.DataFrame, test: pd.DataFram
 
     `train`, `valid` (thresholds), `test`: text and label. `folder`: results so far are kept there.
     `kw`: how hard the attack is, for `robustness`."""
-    file = folder and Path(folder) / "defences-{}.json".format(
-        identity([train, valid, test], split.to_dict(), cycles, rounds, seed, kw))
+    known = identity([train, valid, test], split.to_dict(), cycles, rounds, seed, kw)
+    file = folder and Path(folder) / f"defences-{known}.json"
     found = json.loads(file.read_text()) if file and file.exists() else {}
     for name, scorer in _jobs(train, valid, split, cycles, rounds, seed):
         if name not in found:
