@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from .hangul import LEADS, TAILS, VOWELS, is_syllable, join, split
+
 # %% ../../nbs/01_core/10_text.ipynb #f593476e
 def nfc(s: str) -> str:
     "`s` in Unicode normal form C: composed, otherwise unchanged (UAX #15)."
@@ -63,21 +65,17 @@ def strip_invisible(s: str) -> str:
     return _INVISIBLE.sub("", s)
 
 # %% ../../nbs/01_core/10_text.ipynb #4bac3a8d
-_LEAD = "ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎ"
-_VOWEL = "ㅏㅐㅑㅒㅓㅔㅕㅖㅗㅘㅙㅚㅛㅜㅝㅞㅟㅠㅡㅢㅣ"
-_TAIL = "ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈㅊㅋㅌㅍㅎ"
+_TAIL = "".join(TAILS)
 _V, _C = "[ㅏ-ㅣ]", "[ㄱ-ㅎ]"
-_SPELT = re.compile(f"(?:(?<!{_C})|(?<={_V}{_C}))([{_LEAD}])({_V})(?!{_V})"
+_SPELT = re.compile(f"(?:(?<!{_C})|(?<={_V}{_C}))([{LEADS}])({_V})(?!{_V})"
                     f"(?:([{_TAIL}])(?!{_V})(?!\\3(?!{_V})))?")
 
 def _syllable(m: re.Match) -> str:
     lead, vowel, tail = m.groups()
-    tail_index = _TAIL.index(tail) + 1 if tail else 0
-    # The Unicode Standard, section 3.12: Hangul syllable composition
-    return chr(0xAC00 + (_LEAD.index(lead) * 21 + _VOWEL.index(vowel)) * 28 + tail_index)
+    return join(lead, vowel, tail or "")
 
 # %% ../../nbs/01_core/10_text.ipynb #67ca98e6
-_TO_TYPED = {first + i: c for first, letters in ((0x1100, _LEAD), (0x1161, _VOWEL), (0x11A8, _TAIL))
+_TO_TYPED = {first + i: c for first, letters in ((0x1100, LEADS), (0x1161, VOWELS), (0x11A8, _TAIL))
              for i, c in enumerate(letters)}
 _TO_TYPED |= {i: chr(int(d.split()[1], 16)) for i in range(0xFFA1, 0xFFDD)
               if (d := unicodedata.decomposition(chr(i)))}      # half-width: '<narrow> 3131'
@@ -85,9 +83,8 @@ _TO_TYPED |= {i: chr(int(d.split()[1], 16)) for i in range(0xFFA1, 0xFFDD)
 _LOOSE_TAIL = re.compile("([가-힣])([ㄱ-ㅊㅌㅍ])(?=[가-힣])")
 
 def _close(m: re.Match) -> str:
-    syllable, tail = m.groups()
-    is_open = (ord(syllable) - 0xAC00) % 28 == 0 and tail in _TAIL
-    return chr(ord(syllable) + _TAIL.index(tail) + 1) if is_open else m[0]
+    (lead, vowel, closed), tail = split(m[1]), m[2]
+    return m[0] if closed or tail not in TAILS else join(lead, vowel, tail)
 
 def compose_jamo(s: str) -> str:
     """`s` in NFC with Hangul letters (conjoining, compatibility, half-width) composed to syllables.
@@ -158,7 +155,7 @@ def language(s: str) -> str:
     outnumber the rest make "en": who needs to tell English from French needs more than this."""
     hangul = latin = rest = 0
     for c in canonical(s):
-        if "가" <= c <= "힣" or "ㄱ" <= c <= "ㆎ":
+        if is_syllable(c) or "ㄱ" <= c <= "ㆎ":
             hangul += 3
         elif c.isalpha():
             is_latin = c.isascii() or unicodedata.name(c, "").startswith("LATIN")

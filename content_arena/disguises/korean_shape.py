@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-from .rules import (
-    Edit, canonical_reading, is_syllable, join, rule, split, syllable_rule)
+from .rules import Edit, canonical_reading, rule, syllable_rule
+from ..core.hangul import is_syllable, join, split
 from ..core.text import canonical, compose_jamo, decompose_jamo
 
 # %% ../../nbs/04_disguises/30_korean_shape.ipynb #6677e9da

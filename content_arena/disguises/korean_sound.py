@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-from .rules import (
-    TAIL_OF, Edit, is_syllable, join, rule, split, syllable_rule)
+from .rules import Edit, rule, syllable_rule
+from ..core.hangul import TAIL_OF, is_syllable, join, split
 from ..core.text import canonical
 
 # %% ../../nbs/04_disguises/20_korean_sound.ipynb #5b8fca1c
@@ -71,7 +71,7 @@ def _pairs(text: str) -> Iterable[tuple[int, tuple[str, str, str], tuple[str, st
     "Place and letters of each two neighbouring syllables."
     before = None
     for i, c in enumerate(text):
-        now = split(c) if "가" <= c <= "힣" else None
+        now = split(c) if is_syllable(c) else None
         if before and now:
             yield i - 1, before, now
         before = now
@@ -108,7 +108,7 @@ def insertion_initial(text: str, rng: random.Random) -> Iterable[Edit]:
     "A consonant where a silent `ㅇ` stood (`먹어` → `먹거`, `아니` → `하니`)."
     tail = ""
     for i, c in enumerate(text):
-        lead, vowel, after = split(c) if "가" <= c <= "힣" else ("", "", "")
+        lead, vowel, after = split(c) if is_syllable(c) else ("", "", "")
         if lead == _SILENT:
             yield i, i + 1, join(tail if tail and tail in _LINKING else "ㅎ", vowel, after)
         tail = after

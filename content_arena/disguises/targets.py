@@ -17,7 +17,7 @@ import numpy as np
 from .rules import Span, seeded
 from ..core.scoring import Scorer
 from ..core.text import compose_jamo, strip_invisible
-from ..data import embedded_english, embedded_korean
+from ..data.embedded_texts import LANGUAGES, read_texts
 
 # %% ../../nbs/04_disguises/70_targets.ipynb #71d83f00
 def _english() -> set[str]:
@@ -31,7 +31,7 @@ _LETTERS = re.compile(r"\w+")
 @cache
 def lexicon() -> frozenset[str]:
     "Words that mark a comment as toxic: English from `better-profanity`, both from our corpus."
-    slots = (module.SLOTS[name] for module in (embedded_korean, embedded_english)
+    slots = (read_texts(lang).slots[name] for lang in LANGUAGES
              for name in ("insult", "adj", "cmd", "vermin"))
     return frozenset(_english() | {w.lower() for words in slots for w in words if len(w) > 1})
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from hangul_keyboard import convert_roman_to_hangul
 
+from ..core.hangul import is_syllable
 from ..core.text import canonical, compose_jamo, nfc, skeleton, strip_invisible
 
 # %% ../../nbs/04_disguises/95_views.ipynb #a4c248b3
@@ -22,7 +23,7 @@ _LATIN = re.compile("[A-Za-z]{2,}")
 def _keys(word: str) -> str:
     "The syllables that the keys of `word` spell, or `word`."
     shown = convert_roman_to_hangul(word)
-    return shown if all("가" <= c <= "힣" for c in shown) else word
+    return shown if all(map(is_syllable, shown)) else word
 
 def mistyped(s: str) -> str:
     "`s` with Korean that was typed with the English layout restored; `s` itself if there is none."

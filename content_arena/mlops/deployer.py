@@ -395,11 +395,6 @@ async def rollback(self: ModelDeployer, reason: str) -> dict[str, Any]:
     return await self._alone(self._roll_back_by_hand, reason)
 
 @patch
-async def recover(self: ModelDeployer) -> dict[str, Any] | None:
-    "Finish or undo what a killed deployment left; None if there is nothing to report."
-    return await self._alone(self._recover)
-
-@patch
 async def _alone(self: ModelDeployer, f: Callable, *args: Any) -> Any:
     try:
         with deploy_lock(self.folder):

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from ..core.config import Settings, load_settings
 from ..core.files import code_digest, file_sha256
 from ..core.text import mask, nfc
+from ..data.embedded_texts import texts_sha256
 from ..data.grouping import FINGERPRINT, NUM_PERM, cluster, fingerprints
 from ..data.grouping import merge_groups
 from ..data.readers import DataError, load_source, source_digest
@@ -40,11 +41,11 @@ from ..data.train_only import REASONS, TrainOnly, train_only_rows
 
 # %% ../../nbs/05_training/10_data_preparation.ipynb #3abfe6a2
 SPLITS = ("train", "valid", "test")
-_MODULES = ("core.text", "data.embedded_corpus", "data.readers", "data.grouping",
-            "data.train_only", "training.data_preparation")
+_MODULES = ("core.hangul", "core.text", "data.embedded_texts", "data.embedded_corpus",
+            "data.readers", "data.grouping", "data.train_only", "training.data_preparation")
 
 def _code_digest() -> str:
-    return code_digest(_MODULES, unicodedata.unidata_version)
+    return code_digest(_MODULES, unicodedata.unidata_version + texts_sha256())
 
 def recipe_of(settings: Settings) -> dict[str, Any]:
     """The settings that shape a data set, by name, and the digest of each source.

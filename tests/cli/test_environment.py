@@ -1,9 +1,9 @@
 """Machines as they are: folders that can't be written, proxies, terminals that are not UTF-8, a full disk."""
 import json
+import os
 import re
 import shutil
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,28 +46,18 @@ def home(folder: Path, store: Path, events: Path | None = None) -> dict[str, str
                                       NOTIFY_ATTEMPTS=1).items() if k.startswith("CONTENT_ARENA_")}
 
 
-@pytest.fixture(scope="module")
-def run():
-    "Runs cases, see all_commands.py; results in their order."
-    process = subprocess.Popen([sys.executable, all_commands.__file__],
-                               text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def ask(cases: list[dict]) -> list[dict]:
-        cases = [{"environment": {}, "without": [], "stdout": "utf-8"} | c for c in cases]
-        process.stdin.write(json.dumps(cases) + "\n")
-        process.stdin.flush()
-        return json.loads(process.stdout.readline())
-    yield ask
-    process.stdin.close()
-    process.wait(60)
+def run_all(cases: list[dict]) -> list[dict]:
+    "The results of cases (see all_commands.py), in their order."
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(all_commands.run, cases))
 
 
 @pytest.fixture(scope="module")
-def events(run, three_versions_store, tmp_path_factory) -> Path:
+def events(three_versions_store, tmp_path_factory) -> Path:
     "An event store as the first command leaves it."
     folder = tmp_path_factory.mktemp("events") / "home"
-    [done] = run([{"arguments": ["store", "status"],
-                   "environment": home(folder, three_versions_store)}])
+    done = all_commands.run({"arguments": ["store", "status"],
+                             "environment": home(folder, three_versions_store)})
     assert done["code"] == 0, done
     return folder / "events.db"
 
@@ -111,7 +101,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_no_command_answers_with_a_traceback(fault, run, three_versions_store, events, tmp_path):
+def test_no_command_answers_with_a_traceback(fault, three_versions_store, events, tmp_path):
     change, named, least, diagnosis = FAULTS[fault]
     every, cases = commands(), []
     assert len(every) > 30
@@ -124,7 +114,7 @@ def test_no_command_answers_with_a_traceback(fault, run, three_versions_store, e
                              "environment": base | more.get("environment", {}),
                              "time_s": 5 if path in ENDLESS else 150})
     problems, naming = [], 0
-    for case, done in zip(cases, run(cases), strict=True):
+    for case, done in zip(cases, run_all(cases), strict=True):
         errors = [line for line in done["err"].splitlines() if line.startswith("error: ")]
         bad = [word for word in ("Traceback", "Exception ignored", "was destroyed", "it/s]")
                if word in done["err"]]
@@ -139,12 +129,12 @@ def test_no_command_answers_with_a_traceback(fault, run, three_versions_store, e
     assert naming >= least, naming
 
 
-def test_json_is_json_in_every_encoding(run, three_versions_store, tmp_path):
+def test_json_is_json_in_every_encoding(three_versions_store, tmp_path):
     "One argument holds what each escape of Python's looks like: é, 한, 😀."
     word, cases = "é한😀", []
     for encoding in ("utf-8", "ascii", "cp949"):
         cases.append({"stdout": encoding, "arguments": ["settings", "--json", "-p", f"var_dir={word}"],
                       "environment": home(tmp_path / encoding, three_versions_store)})
-    for done in run(cases):
+    for done in run_all(cases):
         rows = json.loads(done["out"])["settings"]
         assert [r["value"] for r in rows if r["key"] == "var_dir"] == [word]

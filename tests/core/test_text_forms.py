@@ -3,6 +3,7 @@ import ast
 import json
 import shutil
 import unicodedata
+from copy import copy
 from functools import partial
 from pathlib import Path
 
@@ -206,7 +207,7 @@ class Loaded:
 
 def test_service_single_batch_and_events(trained, engine):
     s, folder, _ = trained
-    loader = Loaded(engine)
+    loader = Loaded(copy(engine))                      # the service closes what it was given
     loader.settings = s
     longest = "각" * s.max_request_chars
     with TestClient(create_app(s, Secrets(), loader), client=("127.0.0.1", 50000)) as client:

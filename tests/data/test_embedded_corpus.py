@@ -1,10 +1,14 @@
 """The synthetic corpus holds for any seed what its notebook shows for one."""
+import hashlib
+
 import pandas as pd
 import pytest
 
 from content_arena.core.text import canonical, language, strip_invisible
+from content_arena.data import embedded_texts
 from content_arena.data.embedded_corpus import DISGUISES, FUNCTIONALITIES, embedded_corpus
 from content_arena.data.grouping import group_rows
+from content_arena.training import data_preparation
 
 
 @pytest.fixture(scope="module", params=[0, 7])
@@ -55,3 +59,17 @@ def test_a_seed_decides_everything():
     pd.testing.assert_frame_equal(embedded_corpus(3), embedded_corpus(3))
     same = set(embedded_corpus(3).text) & set(embedded_corpus(4).text)
     assert len(same) < 0.5 * len(embedded_corpus(4))
+
+
+def test_the_rows_are_those_that_figures_were_reported_on():
+    rows = embedded_corpus(0).to_json(orient="split", force_ascii=False)
+    assert hashlib.sha256(rows.encode()).hexdigest()[:32] == "00f8f0e49ca8a69477f47b5e61aeae0e", \
+        "whoever changes the texts on purpose changes this line, and measures again"
+
+
+@pytest.mark.parametrize("changed", embedded_texts.LANGUAGES)
+def test_a_changed_sentence_is_another_recipe(changed, monkeypatch):
+    before, honest = data_preparation._code_digest(), embedded_texts._content
+    monkeypatch.setattr(embedded_texts, "_content",
+                        lambda lang: honest(lang).replace(b"[closers]\n", b"[closers]\n?!\n", lang == changed))
+    assert data_preparation._code_digest() != before

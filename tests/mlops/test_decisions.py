@@ -173,7 +173,7 @@ MOVERS = {("mlops.model_registry", "client.set_registered_model_alias"),    # wh
           ("mlops.deployer", "self.registry.promote_challenger"),
           ("mlops.deployer", "self.registry.rollback"),
           ("mlops.deployer", "self.decisions.rollback"),                    # only writes the record
-          ("cli", "registry.promote_challenger"), ("cli", "deployer.rollback")}
+          ("cli.main", "registry.promote_challenger"), ("cli.main", "deployer.rollback")}
 
 
 def test_these_are_all_the_places_that_move_the_champion():

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from repository_files import (
-    ROOT, assert_none, code, dotted, exported_lines, files_of_tests, names_used, notebook, notebooks, tree_of)
+    ROOT, assert_none, code, dotted, exported_lines, files_of_tests, imported, names_used, notebook, notebooks, tree_of)
 
 
 @pytest.fixture
@@ -55,6 +55,27 @@ def test_nothing_is_skipped_past_needs():
 def test_a_skip_is_found(planted, source: str):
     assert len(skips(planted(source))) == 1
     assert skips(planted("import pytest\n@pytest.mark.needs('data')\ndef test_a(): pass")) == []
+
+
+# What files of tests share -----------------------------------------------------------------------
+
+
+def shared_past_support(root: Path = ROOT) -> list[str]:
+    "Imports from a file of tests: of another folder it is not found, and its fixtures and tests come along."
+    return [f"{file.relative_to(root)}:{line} imports {target}: what two files share lies in tests/support, fixtures in a conftest.py"
+            for file in files_of_tests(root) for line, target in imported("tests", tree_of(file), False)
+            if re.match(r"test_|conftest\b", target)]
+
+
+def test_files_of_tests_import_no_other():
+    assert_none(shared_past_support())
+
+
+@pytest.mark.parametrize("source, faults", [
+    ("from test_b import ENDS", 1), ("def f():\n    import test_b as t", 1), ("from conftest import home", 1),
+    ("from nbdev.test import test_nb", 0), ("from fastcore.test import test_eq\nimport pytest", 0), ("from stage import Version", 0)])
+def test_an_import_of_another_file_of_tests_is_found(planted, source: str, faults: int):
+    assert len(shared_past_support(planted(source))) == faults
 
 
 # Assertions --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from clients import until
 
 from content_arena.core.config import load_settings
 from content_arena.store.events import EventStore, text_sha256
@@ -39,13 +40,6 @@ def start(url: str, folder: Path, **more) -> EventWriter:
 def ids(url: str, table: str = "predictions") -> list[str]:
     with EventStore.open(url) as store:
         return sorted(store.read(table, columns=["id"]).id)
-
-
-def until(condition, timeout_s: float = 30) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
 
 
 # --- the database ------------------------------------------------------------------------------

@@ -1,21 +1,20 @@
-"""Runs commands, many in one go: a process that reads a line with a list of cases, and answers with their results.
+"""Runs commands of `content-arena`, each in a process of its own that has the libraries loaded (`warm`).
 
-A case is `{"arguments": [...], "environment": {...}, "without": [...], "stdout": an encoding or
-"/dev/full"}`, a result its exit code and what it printed. Each is a process forked from this one,
-which has the libraries loaded and has opened nothing.
+A case is `{"arguments": [...], "environment": {...}, "without": [...], "stdout": an encoding or "/dev/full",
+"time_s": until it gets Ctrl-C}`; only the first must be there.
 """
 import io
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
-import threading
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-TIME_S = 150                       # then it gets Ctrl-C
+TIME_S = 150
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def leaves(group, path=()):
@@ -27,30 +26,25 @@ def leaves(group, path=()):
             yield (*path, name), command
 
 
-def _preload() -> None:
-    import httpcore  # noqa: F401
-    import mlflow.store.model_registry.sqlalchemy_store
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-    import content_arena.arena.coevolution.cycles
-    import content_arena.cli.main
-    import content_arena.workflows.coevolution
-    import content_arena.cli.doctor
-    import content_arena.workflows.weekly_report
-    import content_arena.workflows.pipeline
-    import content_arena.serving.app
-    import content_arena.workflows.deployment
-    import content_arena.workflows.training  # noqa: F401
+def run(case: dict) -> dict:
+    "Exit code of a command, and what it printed: `code`, `out`, `err`."
+    from warm import python
+    case = {"environment": {}, "without": [], "stdout": "utf-8", "time_s": TIME_S} | case
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open("/dev/full", "wb") as full:
+        done = subprocess.run([python(), __file__, json.dumps(case)], cwd=ROOT, stdin=subprocess.DEVNULL,
+                              stdout=full if case["stdout"] == "/dev/full" else out, stderr=err)
+        said = []
+        for file in (out, err):
+            file.seek(0)
+            said.append(file.read().decode("utf-8", "replace"))
+        return {"code": done.returncode, "out": said[0], "err": said[1]}
 
 
-def _child(case: dict, out: int, err: int) -> None:
-    "In the forked process: what starting `content-arena` anew would do, but for the imports."
+def _become(case: dict) -> None:
+    "What starting `content-arena` anew would do, but for the imports. Does not return."
     code = 70
     try:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(os.open("/dev/full", os.O_WRONLY) if case["stdout"] == "/dev/full" else out, 1)
-        os.dup2(err, 2)
         encoding = case["stdout"] if case["stdout"] != "/dev/full" else "utf-8"
-        sys.stdin = open(0, closefd=False)
         sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), encoding)
         sys.stderr = io.TextIOWrapper(open(2, "wb", closefd=False, buffering=0), encoding,
                                       "backslashreplace", write_through=True)
@@ -59,7 +53,7 @@ def _child(case: dict, out: int, err: int) -> None:
         os.environ.update(case["environment"])
         sys.argv = ["content-arena", *case["arguments"]]
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-        signal.setitimer(signal.ITIMER_REAL, case.get("time_s", TIME_S))
+        signal.setitimer(signal.ITIMER_REAL, case["time_s"])
         from content_arena.cli.main import main
         try:
             main()
@@ -74,26 +68,5 @@ def _child(case: dict, out: int, err: int) -> None:
         os._exit(code)
 
 
-_forking = threading.Lock()
-
-
-def _run(case: dict) -> dict:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        with _forking:
-            pid = os.fork()
-            if pid == 0:
-                _child(case, out.fileno(), err.fileno())
-        _, status = os.waitpid(pid, 0)
-        said = []
-        for file in (out, err):
-            file.seek(0)
-            said.append(file.read().decode("utf-8", "replace"))
-        return {"code": os.waitstatus_to_exitcode(status), "out": said[0], "err": said[1]}
-
-
 if __name__ == "__main__":
-    os.chdir(Path(__file__).resolve().parents[2])
-    _preload()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for line in sys.stdin:
-            print(json.dumps(list(pool.map(_run, json.loads(line)))), flush=True)
+    _become(json.loads(sys.argv[1]))

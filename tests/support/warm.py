@@ -171,7 +171,11 @@ def become(asked: dict, files: list[int]) -> tuple[str, str]:
 
 @cache
 def python() -> str:
-    "The path of the program; the process behind it is started by the first call, and ends with this one."
+    """The path of the program; the process behind it is started by the first call, and ends with this one.
+
+    `WARM_PYTHON` in the environment names another program to be taken; `no`: an ordinary Python."""
+    if chosen := os.environ.get("WARM_PYTHON"):
+        return sys.executable if chosen == "no" else chosen
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     env = {k: v for k, v in os.environ.items() if not (k + "=").startswith(FREE)}
     base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"

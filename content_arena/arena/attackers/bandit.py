@@ -44,12 +44,6 @@ class BanditState:
         self.arms[arm] = (wins + won, losses + (not won))
         self.plays += 1
 
-    def fade(self, keep: float) -> None:
-        "Keep only the share `keep` (0..1) of the evidence: the model has changed, arms may too."
-        if not 0 <= keep <= 1:
-            raise ValueError(f"keep must be in [0, 1], got {keep}")
-        self.arms = {arm: (w * keep, n * keep) for arm, (w, n) in self.arms.items()}
-
     def save(self, file: Path) -> None:
         "Write the state to `file`; a crash leaves the old or the new one, whole."
         write_json(file, {"kind": "bandit", "version": STATE_VERSION, "plays": self.plays,

@@ -32,6 +32,7 @@ from .record import from_row, measure, to_row
 from .corpus import BattleError, Corpus
 from ...core.files import code_digest, write_json
 from ...core.scoring import Scorer
+from ...data.embedded_texts import texts_sha256
 
 # %% ../../../nbs/10_arena/battles/30_battle.ipynb #4cb75ec7
 def _number(*parts: Any) -> int:
@@ -63,7 +64,7 @@ def schedule(corpus: Corpus, *, rounds: int, seed: int, batch: int,
     return [chosen[at:at + size] for at in range(0, rounds, size)]
 
 # %% ../../../nbs/10_arena/battles/30_battle.ipynb #bcade8e6
-_CODE = ("core.text",
+_CODE = ("core.hangul", "core.text", "data.embedded_texts",
          *("disguises." + name for name in (
              "rules", "korean_sound", "korean_shape", "korean_script", "signs", "english",
              "targets", "validity", "families")),
@@ -73,8 +74,8 @@ _CODE = ("core.text",
 
 @cache
 def arena_digest() -> str:
-    "sha256 (hex) of the code that attacks and counts."
-    return code_digest(_CODE)
+    "sha256 (hex) of the code that attacks and counts, and of the texts whose words it attacks."
+    return code_digest(_CODE, texts_sha256())
 
 def attacker_facts(attacker: Attacker) -> dict[str, Any]:
     "Name, limits and rules of an attacker, without what it has learnt."

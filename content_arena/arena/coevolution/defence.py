@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['MODES', 'COLUMNS', 'Fit', 'AtCost', 'clean_cost', 'view_modes', 'with_disguised', 'defence_row', 'defence_table',
-           'fit_baseline', 'with_variants', 'coevolve_in_memory', 'identity', 'measure_defences']
+           'fit_baseline', 'with_variants', 'coevolve_in_memory', 'identity']
 
 # %% ../../../nbs/10_arena/coevolution/70_defence.ipynb #c7673947
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,9 @@ from ...disguises.families import FamilySplit, attack
 from .evolution import EvolvedMix, Evolution, evolve, failures
 from .robustness import robustness
 from .samples import Sample, choose_samples, merged, variant_limit
-from ...core.files import write_json
 from ...core.scoring import Scorer
 from ...training.characters import TfidfBaseline, choose_threshold
-from ...disguises.views import ViewsScorer, with_views
+from ...disguises.views import ViewsScorer
 
 # %% ../../../nbs/10_arena/coevolution/70_defence.ipynb #226ce8e5
 class AtCost:
@@ -123,41 +121,3 @@ def identity(frames: Sequence[pd.DataFrame], *rest: Any) -> str:
         digest.update(pd.util.hash_pandas_object(frame[["text", "label"]], index=False).to_numpy()
                       .tobytes())
     return digest.hexdigest()[:16]
-
-def _jobs(train: pd.DataFrame, valid: pd.DataFrame, split: FamilySplit, cycles: int, rounds: int,
-          seed: int) -> Iterator[tuple[str, Scorer]]:
-    "Name and scorer of each row of the table, made one after the other."
-    fit = lambda rows: fit_baseline(rows, valid, seed)
-    def all_modes(name: str, model: Scorer, rows: pd.DataFrame) -> Iterator[tuple[str, Scorer]]:
-        yield from view_modes(name, model, valid, cost).items()
-        yield from view_modes(f"{name}, trained on views", fit(with_views(rows)), valid,
-                              cost).items()
-    first = fit(train)
-    cost = clean_cost(first, valid)
-    yield from all_modes("none", first, train)
-    for cycle, model, rows in coevolve_in_memory(first, train, split, fit, cycles=cycles,
-                                                 rounds=rounds, seed=seed):
-        name = f"variants, {cycle} cycle{'s' * (cycle > 1)}"
-        if cycle == cycles:
-            yield from all_modes(name, model, rows)
-        else:
-            yield name, AtCost(model, valid, cost)
-
-def measure_defences(train: pd.DataFrame, valid: pd.DataFrame, test: pd.DataFrame,
-                     split: FamilySplit, *, cycles: int = 3, rounds: int = 2000, seed: int = 0,
-                     folder: Path | None = None, say: Callable[[str], None] = lambda text: None,
-                     **kw: Any) -> pd.DataFrame:
-    """`COLUMNS`, per cent, on `test` for the baseline with every defence; index: the defence.
-
-    `train`, `valid` (thresholds), `test`: text and label. `folder`: results so far are kept there.
-    `kw`: how hard the attack is, for `robustness`."""
-    known = identity([train, valid, test], split.to_dict(), cycles, rounds, seed, kw)
-    file = folder and Path(folder) / f"defences-{known}.json"
-    found = json.loads(file.read_text()) if file and file.exists() else {}
-    for name, scorer in _jobs(train, valid, split, cycles, rounds, seed):
-        if name not in found:
-            found[name] = defence_row(scorer, test, split, **kw)
-            say(f"{name}: " + ", ".join(f"{k} {v:.1%}" for k, v in found[name].items()))
-            if file:
-                write_json(file, found)
-    return 100 * pd.DataFrame.from_dict(found, orient="index").astype(float)
