@@ -28,10 +28,10 @@ def _model(settings: Any, alias: str, version: str | None) -> tuple[Any, Any]:
                 "previous": registry.get_previous}
     if version is None and alias not in by_alias:
         raise RegistryError(f"no alias {alias!r}; accepted: {', '.join(by_alias)}, or --version")
-    found = registry.get_version(version) if version else by_alias[alias]()
-    if found is None:
+    registered = registry.get_version(version) if version else by_alias[alias]()
+    if registered is None:
         raise RegistryError(f"no version is {alias!r} yet: run content-arena pipeline run first")
-    return found, load_engine(registry, found, "" if version else alias, settings)
+    return registered, load_engine(registry, registered, "" if version else alias, settings)
 
 def _percent(part: dict, name: str) -> str:
     if part.get(name) is None:
@@ -45,32 +45,33 @@ _LINES = (("detection rate", "detection_rate"), ("  of those flagged before",
           ("evasion rate", "evasion_rate"), ("false positives", "false_positive_rate"),
           ("  undisguised", "false_positive_rate_unattacked"))
 
-def _show(c: Console, r: dict) -> None:
-    c.print(f"battle {r['id']}  [bold]{r['status']}[/]"
-            + (f": {r['reason']}" if r.get("reason") else ""))
-    if "corpus" in r:
-        c.print(f"{r['strategy']}, seed {r['seed']}, {r.get('rounds_done', 0)} of {r['rounds']}"
-                f" rounds, version {r['model_version'] or '-'}, {r['corpus']['name']}")
-    if "detection_rate" not in r:
+def _show(console: Console, record: dict) -> None:
+    console.print(f"battle {record['id']}  [bold]{record['status']}[/]"
+                  + (f": {record['reason']}" if record.get("reason") else ""))
+    if "corpus" in record:
+        console.print(f"{record['strategy']}, seed {record['seed']},"
+                      f" {record.get('rounds_done', 0)} of {record['rounds']} rounds, version"
+                      f" {record['model_version'] or '-'}, {record['corpus']['name']}")
+    if "detection_rate" not in record:
         return
     for label, name in _LINES:
-        c.print(f"{label:26} {_percent(r, name)}")
-    if r.get("held_out_known"):
-        c.print(f"{'held out, but trained on':26} {', '.join(r['held_out_known'])}")
-    c.print(f"{'invalid variants':26} {r['invalid']} of {r['variants']}"
-            f" ({r['invalid_share']:.1%}); outcomes {r['outcomes']}")
-    if r.get("questions"):
-        c.print(f"{'language model':26} {r['questions']}")
-    groups = [("seen", r["seen"]), ("held out", r["held_out"]),
-              *(("class " + k, v) for k, v in r["by_class"].items()),
-              *(("language " + k, v) for k, v in r["by_lang"].items())]
+        console.print(f"{label:26} {_percent(record, name)}")
+    if record.get("held_out_known"):
+        console.print(f"{'held out, but trained on':26} {', '.join(record['held_out_known'])}")
+    console.print(f"{'invalid variants':26} {record['invalid']} of {record['variants']}"
+                  f" ({record['invalid_share']:.1%}); outcomes {record['outcomes']}")
+    if record.get("questions"):
+        console.print(f"{'language model':26} {record['questions']}")
+    groups = [("seen", record["seen"]), ("held out", record["held_out"]),
+              *(("class " + k, v) for k, v in record["by_class"].items()),
+              *(("language " + k, v) for k, v in record["by_lang"].items())]
     rows = [{"": name, "toxic": v["attacked"], "detected": _percent(v, "detection_rate"),
              "clean": v["clean_attacked"], "false positives": _percent(v, "false_positive_rate")}
             for name, v in groups]
-    c.print(framed_table(rows, ("", "toxic", "detected", "clean", "false positives")))
+    console.print(framed_table(rows, ("", "toxic", "detected", "clean", "false positives")))
 
 # %% ../../nbs/14_cli/50_battle.ipynb #c57af394
-def _keep(settings: Any, battle: Any, say: Any) -> None:
+def _add_to_store(settings: Any, battle: Any, say: Any) -> None:
     from content_arena.arena.battles.orders import keep_battle
     from content_arena.store.events import EventStore
     from content_arena.store.schema import StoreError
@@ -100,11 +101,11 @@ def battle_run(
     attacker_of(order, settings)                      # refused before a model is loaded
     if order.corpus or settings.battle_corpus:
         corpus_of(order, settings, {})
-    found, engine = _model(settings, alias, version)
+    registered, engine = _model(settings, alias, version)
     about = {"alias": "" if version else alias, "origin": "command line"}
     say = lambda text: print(text, file=sys.stderr, flush=True)
-    battle = fight(order, engine, settings, found.tags, about=about, say=say)
-    _keep(settings, battle, say)
+    battle = fight(order, engine, settings, registered.tags, about=about, say=say)
+    _add_to_store(settings, battle, say)
     show_result(as_json, battle.record, lambda c: _show(c, battle.record))
 
 # %% ../../nbs/14_cli/50_battle.ipynb #e87b6da2
@@ -115,26 +116,27 @@ def _find(settings: Any, battle: str | None) -> Any:
     from content_arena.arena.battles.corpus import BattleError
     records = list_battles(battles_dir(settings))
     if battle is None:
-        found = [r["id"] for r in records if "detection_rate" in r][:1]
-        if not found:
+        ids = [r["id"] for r in records if "detection_rate" in r][:1]
+        if not ids:
             raise BattleError("no battle was fought yet: content-arena battle run")
     else:
-        found = [r["id"] for r in records if r["id"].startswith(battle)]
-        if len(found) != 1:
-            raise BattleError(f"{len(found)} battles start with {battle!r}: see `battle list`")
-    return Battle.open(battles_dir(settings) / found[0])
+        ids = [r["id"] for r in records if r["id"].startswith(battle)]
+        if len(ids) != 1:
+            raise BattleError(f"{len(ids)} battles start with {battle!r}: see `battle list`")
+    return Battle.open(battles_dir(settings) / ids[0])
 
 @battle_app.command("list")
 def battle_list(p: Parameter = None, as_json: AsJson = False) -> None:
     "All battles of this machine, the newest first."
     from content_arena.arena.battles.orders import battles_dir, list_battles
     records = list_battles(battles_dir(settings_from(None, p)))
-    def row(r: dict) -> list[str]:
-        waits = r["status"] == "running" and not r["held"]
-        return [r["id"], "interrupted" if waits else r["status"], r.get("strategy", ""),
-                f"v{r['model_version']}" if r.get("model_version") else "-",
-                f"{r.get('rounds_done', 0)}/{r.get('rounds', '?')}",
-                _percent(r, "detection_rate"), r.get("created", "")[:16]]
+    def row(record: dict) -> list[str]:
+        waits = record["status"] == "running" and not record["held"]
+        return [record["id"], "interrupted" if waits else record["status"],
+                record.get("strategy", ""),
+                f"v{record['model_version']}" if record.get("model_version") else "-",
+                f"{record.get('rounds_done', 0)}/{record.get('rounds', '?')}",
+                _percent(record, "detection_rate"), record.get("created", "")[:16]]
     head = ["id", "status", "strategy", "model", "rounds", "detected", "created"]
     brief = [{k: v for k, v in r.items() if not isinstance(v, dict)} for r in records]
     show_result(as_json, {"battles": brief}, lambda c: c.print(
@@ -143,10 +145,10 @@ def battle_list(p: Parameter = None, as_json: AsJson = False) -> None:
 @battle_app.command("show")
 def battle_show(battle: str, p: Parameter = None, as_json: AsJson = False) -> None:
     "One battle with all its numbers; those so far if it is not over."
-    found = _find(settings_from(None, p), battle)
-    value = found.record
-    if "detection_rate" not in value and found.chunks():
-        value = value | found.measured()
+    fought = _find(settings_from(None, p), battle)
+    value = fought.record
+    if "detection_rate" not in value and fought.chunks():
+        value = value | fought.measured()
     show_result(as_json, value, lambda c: _show(c, value))
 
 # %% ../../nbs/14_cli/50_battle.ipynb #0c0013d7
@@ -158,10 +160,10 @@ def battle_report(
     "The arena report of a battle: nbs/pipelines/05_battle.ipynb, executed, as a page."
     from content_arena.workflows.pipeline import Run, notebooks_dir, run_stage
     settings = settings_from(None, p)
-    found = _find(settings, battle)
-    run = Run(settings.path("runs_dir") / f"battle-{found.record['id']}")
-    run.put("battle", {"folder": str(found.folder), "var_dir": str(settings.path("var_dir"))})
+    fought = _find(settings, battle)
+    run = Run(settings.path("runs_dir") / f"battle-{fought.record['id']}")
+    run.put("battle", {"folder": str(fought.folder), "var_dir": str(settings.path("var_dir"))})
     executed: Path = run_stage(notebooks_dir(settings) / "05_battle.ipynb", run.folder, settings)
-    value = {"status": "reported", "battle": found.record["id"],
+    value = {"status": "reported", "battle": fought.record["id"],
              "report_html": str(executed.with_suffix(".html"))}
     show_result(as_json, value, lambda c: c.print(f"report   {value['report_html']}"))

@@ -39,21 +39,21 @@ CHECKS: dict[str, Check] = {}
 def check(name: str) -> Callable[[Check], Check]:
     """Register a check under `name`; it takes settings and secrets, and returns a state and one
     line of text."""
-    def register(f: Check) -> Check:
-        CHECKS[name] = f
-        return f
+    def register(examine: Check) -> Check:
+        CHECKS[name] = examine
+        return examine
     return register
 
 def examine(settings: Settings, secrets: Secrets) -> list[dict[str, str]]:
     "Run all checks, in order: dicts with name, state (ok, missing, note) and says."
-    found = []
+    results = []
     for name, f in CHECKS.items():
         try:
             state, says = f(settings, secrets)
         except Exception as e:                         # a check that fails is an answer, too
             state, says = "missing", explain(e, settings) or f"{type(e).__name__}: {e}"
-        found.append({"name": name, "state": state, "says": says})
-    return found
+        results.append({"name": name, "state": state, "says": says})
+    return results
 
 # %% ../../nbs/14_cli/20_doctor.ipynb #3158efe7
 @check("python")
@@ -122,8 +122,8 @@ def _folders(settings: Settings, secrets: Secrets) -> tuple[str, str]:
 # %% ../../nbs/14_cli/20_doctor.ipynb #d04c9076
 @check("databases")
 def _databases(settings: Settings, secrets: Secrets) -> tuple[str, str]:
-    wrong, found = [], {k: p for k, p in places(settings).items() if not k.endswith("_dir")}
-    for key, file in found.items():
+    wrong, files = [], {k: p for k, p in places(settings).items() if not k.endswith("_dir")}
+    for key, file in files.items():
         try:
             try_folder(file.parent)                    # SQLite writes its journal beside it
             if file.exists():
@@ -136,7 +136,7 @@ def _databases(settings: Settings, secrets: Secrets) -> tuple[str, str]:
                          f" ({getattr(e, 'strerror', None) or e}): correct its rights, or set"
                          f" CONTENT_ARENA_{key.upper()}")
     return ("missing", "; ".join(wrong)) if wrong else \
-        ("ok", ", ".join(found) + ": writable" if found else "on servers")
+        ("ok", ", ".join(files) + ": writable" if files else "on servers")
 
 @check("temporary files")
 def _temporary(settings: Settings, secrets: Secrets) -> tuple[str, str]:
@@ -259,12 +259,12 @@ def examine_models(settings: Settings) -> list[dict[str, str]]:
     "Open each model that holds an alias: dicts as `examine` gives them."
     try:
         reader = RegistryReader(settings)
-        held = [(a, v) for v in reader.versions() for a in v.aliases]
+        aliased = [(a, v) for v in reader.versions() for a in v.aliases]
     except RegistryError as e:
         return [{"name": "models", "state": "missing", "says": str(e)}]
-    if not held:
+    if not aliased:
         return [{"name": "models", "state": "note", "says": "no version holds an alias: there is"
                  " nothing to open; content-arena pipeline run makes the first"}]
-    found = [(alias, *_open(reader, v, alias, settings)) for alias, v in sorted(held)]
+    results = [(alias, *_open(reader, v, alias, settings)) for alias, v in sorted(aliased)]
     return [{"name": f"model {alias}", "state": state, "says": says}
-            for alias, state, says in found]
+            for alias, state, says in results]

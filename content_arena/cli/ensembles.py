@@ -64,14 +64,14 @@ def _measured(row: dict) -> str:
 def ensemble_list(p: Parameter = None, as_json: AsJson = False) -> None:
     "The ensembles in MODEL_REGISTRY.json."
     from content_arena.mlops.ensemble_versions import list_ensembles
-    found = list_ensembles(settings_from(None, p))
+    rows = list_ensembles(settings_from(None, p))
     lines = [["name", "version", "recipe", "valid F1", "aliases"]]
-    for r in found:
+    for r in rows:
         f1 = r["metrics"].get("valid_f1")
         lines.append([r["name"], r.get("version", "-"), _recipe(r),
                       "-" if f1 is None else f"{f1:.4f}", ", ".join(r["aliases"]) or "-"])
-    show_result(as_json, {"ensembles": found}, lambda c: c.print(
-        aligned(lines) if found else "no ensembles yet: content-arena ensemble create",
+    show_result(as_json, {"ensembles": rows}, lambda c: c.print(
+        aligned(lines) if rows else "no ensembles yet: content-arena ensemble create",
         markup=False))
 
 # %% ../../nbs/14_cli/80_ensembles.ipynb #bb734a3e
@@ -99,15 +99,15 @@ def ensemble_evaluate(name: str, profile: Profile = None, p: Parameter = None,
     value = evaluate_ensemble(settings, name, prepare_dataset(settings, progress=False))
     show_result(as_json, value, lambda c: _show_evaluation(c, value))
 
-def _show_evaluation(c: Console, value: dict) -> None:
+def _show_evaluation(console: Console, value: dict) -> None:
     compared = value["comparison"] or {"verdict": "champion", "reasons": ["it is the champion"]}
     columns = {"f1": "F1", "precision": "precision", "recall": "recall", "size_mb": "MB",
                "p50_ms": "ms"}
     lines = [["test rows", *columns.values()]]
     lines += [[n, *(f"{m[k]:.{1 if k in ('size_mb', 'p50_ms') else 4}f}" for k in columns)]
               for n, m in value["members"].items()]
-    c.print("\n".join([compared["verdict"], *(f"  {r}" for r in compared["reasons"]),
-                       aligned(lines)]), markup=False)
+    console.print("\n".join([compared["verdict"], *(f"  {r}" for r in compared["reasons"]),
+                             aligned(lines)]), markup=False)
 
 # %% ../../nbs/14_cli/80_ensembles.ipynb #60db5796
 @ensemble_app.command("remove")

@@ -57,25 +57,25 @@ def _percent(estimate: dict | None) -> str:
     return f"{estimate['value']:.1%} ({estimate['low']:.1%} to {estimate['high']:.1%})"
 
 # %% ../../nbs/14_cli/40_events.ipynb #4568d932
-def _show_shadow(c: Console, v: dict) -> None:
-    c.print(f"champion v{v['champion']}, challenger v{v['challenger']}: {v['rows']} comments,"
-            f" {v['labelled']} of them labelled")
-    if v["other_rows"]:
-        c.print(f"  {v['other_rows']} rows of other pairs of versions are left out")
-    kappa = "-" if v["kappa"] is None else f"{v['kappa']:.2f}"
-    c.print(f"agreement            {_percent(v['agreement'])}, Cohen's kappa {kappa}")
+def _show_shadow(console: Console, value: dict) -> None:
+    console.print(f"champion v{value['champion']}, challenger v{value['challenger']}:"
+                  f" {value['rows']} comments, {value['labelled']} of them labelled")
+    if value["other_rows"]:
+        console.print(f"  {value['other_rows']} rows of other pairs of versions are left out")
+    kappa = "-" if value["kappa"] is None else f"{value['kappa']:.2f}"
+    console.print(f"agreement            {_percent(value['agreement'])}, Cohen's kappa {kappa}")
     for model in ("champion", "challenger"):
-        c.print(f"{model:10} accuracy  {_percent(v[model + '_accuracy'])},"
-                f" F1 {_percent(v[model + '_f1'])}")
-    s = v["sequential"]
-    c.print(f"better               [bold]{s['better']}[/]: challenger right on {s['wins']} of"
-            f" {s['wins'] + s['losses']} comments where one is"
-            f" ({s['low']:.0%} to {s['high']:.0%} at any look)")
+        console.print(f"{model:10} accuracy  {_percent(value[model + '_accuracy'])},"
+                      f" F1 {_percent(value[model + '_f1'])}")
+    s = value["sequential"]
+    console.print(f"better               [bold]{s['better']}[/]: challenger right on {s['wins']} of"
+                  f" {s['wins'] + s['losses']} comments where one is"
+                  f" ({s['low']:.0%} to {s['high']:.0%} at any look)")
     columns = ("slice", "value", "rows", "agreement", "labelled", "champion_accuracy",
                "challenger_accuracy")
     rows = [r | {k: _percent(r[k]) for k in columns if k.endswith(("ment", "racy"))}
-            for r in v["slices"]]
-    c.print(framed_table(rows, columns))
+            for r in value["slices"]]
+    console.print(framed_table(rows, columns))
 
 @shadow_app.command("report")
 def shadow_report(
@@ -112,16 +112,16 @@ def feedback_sample(
     show_result(as_json, {"rows": rows}, lambda c: c.print(framed_table(rows, columns)))
 
 # %% ../../nbs/14_cli/40_events.ipynb #e7b4958e
-def _show_feedback(c: Console, value: dict) -> None:
+def _show_feedback(console: Console, value: dict) -> None:
     n, q = value["labels"], value["quality"]
-    c.print(f"labels: {n['counted']} counted, {n['repeated']} repeated, {n['unknown']} about"
-            " nothing that is known")
-    c.print("labelled texts:", ", ".join(f"{n} {s}" for s, n in value["texts"].items()))
-    c.print(f"sample: {q['labelled']} of {q['requested']} requested labels count, for"
-            f" {q['population']} of {q['traffic']} predictions; {q['open_draws']} draws wait for"
-            " labels")
+    console.print(f"labels: {n['counted']} counted, {n['repeated']} repeated, {n['unknown']} about"
+                  " nothing that is known")
+    console.print("labelled texts:", ", ".join(f"{n} {s}" for s, n in value["texts"].items()))
+    console.print(f"sample: {q['labelled']} of {q['requested']} requested labels count, for"
+                  f" {q['population']} of {q['traffic']} predictions; {q['open_draws']} draws wait"
+                  " for labels")
     for name in ("precision", "recall", "f1"):
-        c.print(f"{name:10} {_percent(q[name])}")
+        console.print(f"{name:10} {_percent(q[name])}")
 
 @feedback_app.command("report")
 def feedback_report(
@@ -157,11 +157,11 @@ def _labels(file: str, shared: dict) -> list[dict]:
             for row in rows]
 
 # %% ../../nbs/14_cli/40_events.ipynb #dee13204
-def _show_intake(c: Console, value: dict, rows: int) -> None:
-    c.print(f"{rows} labels read: " + ", ".join(f"{value[o]} {o}" for o in
-                                                ("added", "replaced", "unknown", "refused")))
+def _show_intake(console: Console, value: dict, rows: int) -> None:
+    console.print(f"{rows} labels read: " + ", ".join(f"{value[o]} {o}" for o in
+                                                      ("added", "replaced", "unknown", "refused")))
     for p in value["problems"]:
-        c.print(f"  {p['line']}: {p['reason']}" if p["line"] else f"  {p['reason']}")
+        console.print(f"  {p['line']}: {p['reason']}" if p["line"] else f"  {p['reason']}")
 
 @feedback_app.command("add")
 def feedback_add(
@@ -197,9 +197,10 @@ def store_status(p: Parameter = None, as_json: AsJson = False) -> None:
         health = store.health().to_dict()
         tables = store.counts().astype(object)
     rows = tables.where(tables.notna(), None).to_dict("records")
-    def show(c: Console) -> None:
-        c.print(f"{health['database']}  revision {health['revision']}, {health['latency_ms']} ms")
-        c.print(framed_table(rows, ("table", "rows", "first", "last")))
+    def show(console: Console) -> None:
+        console.print(f"{health['database']}  revision {health['revision']},"
+                      f" {health['latency_ms']} ms")
+        console.print(framed_table(rows, ("table", "rows", "first", "last")))
     show_result(as_json, health | {"tables": rows}, show)
 
 @store_app.command("purge")

@@ -21,13 +21,13 @@ from ..core.mlflow_server import sqlite_file
 # %% ../../nbs/14_cli/05_failures.ipynb #0382777f
 def places(settings: Settings) -> dict[str, Path]:
     "Setting -> the folder or SQLite file that it names, for all that name one here."
-    found = {key: settings.path(key) for key in
+    named = {key: settings.path(key) for key in
              ("var_dir", "runs_dir", "models_dir", "artifact_dir", "data_dir")
              if getattr(settings, key)}
     for key, uri in (("tracking_uri", settings.mlflow_uri()), ("store_url", settings.store_url)):
         if file := sqlite_file(uri):
-            found[key] = (settings.root / file).resolve()
-    return found
+            named[key] = (settings.root / file).resolve()
+    return named
 
 def place_of(path: Path, settings: Settings) -> str:
     "`[paths] var_dir = var` for a `path` in that folder, or on the way to it; '' for others."

@@ -218,15 +218,15 @@ def classify(
     from content_arena.mlops.model_registry import ModelRegistry, RegistryError
     settings = _settings(None, p)
     registry = ModelRegistry(settings)
-    found = {"champion": registry.get_champion, "challenger": registry.get_challenger,
-             "previous": registry.get_previous}.get(alias, lambda: None)()
-    if found is None:
+    version = {"champion": registry.get_champion, "challenger": registry.get_challenger,
+               "previous": registry.get_previous}.get(alias, lambda: None)()
+    if version is None:
         raise RegistryError(f"no version is {alias!r} yet: run content-arena pipeline run first")
     engine = Engine.load(
-        registry.download(found),
+        registry.download(version),
         cache_dir=settings.path("var_dir") / "cache",
         dtype=settings.dtype,
-        version=found.version,
+        version=version.version,
         alias=alias,
         threads=settings.threads,
     )
@@ -235,7 +235,7 @@ def classify(
         {"text": t, "toxic_score": float(s), "is_toxic": bool(s >= engine.threshold)}
         for t, s in zip(texts, scores)
     ]
-    value = {"model_version": found.version, "model_alias": alias, "results": rows}
+    value = {"model_version": version.version, "model_alias": alias, "results": rows}
     _out(
         as_json,
         value,
@@ -276,8 +276,8 @@ def registry_list(p: Parameter = None, as_json: AsJson = False) -> None:
 def registry_show(version: str, p: Parameter = None, as_json: AsJson = False) -> None:
     "One version with all its tags."
     from content_arena.mlops.model_registry import ModelRegistry
-    found = ModelRegistry(_settings(None, p)).get_version(version)
-    value = {**_version_row(found), "tags": found.tags}
+    registered = ModelRegistry(_settings(None, p)).get_version(version)
+    value = {**_version_row(registered), "tags": registered.tags}
     _out(as_json, value, lambda c: c.print_json(json.dumps(value)))
 
 @registry_app.command("history")
@@ -301,10 +301,10 @@ def registry_promote(
     from content_arena.mlops.model_registry import ModelRegistry
     registry = ModelRegistry(_settings(None, p))
     done = registry.promote_challenger(DecisionChain(registry).by_hand(version, reason))
-    told = [f"champion is version {done.version}; tell a running service: POST /reload",
-            *filter(None, [problem := registry.mirror()])]
+    lines = [f"champion is version {done.version}; tell a running service: POST /reload",
+             *filter(None, [problem := registry.mirror()])]
     value = {"status": "promoted", **_version_row(done), "registry_file": problem or "written"}
-    _out(as_json, value, lambda c: c.print("\n".join(told), markup=False))
+    _out(as_json, value, lambda c: c.print("\n".join(lines), markup=False))
 
 
 @registry_app.command("rollback")

@@ -25,6 +25,10 @@ def _store(pairs: list[str] | None) -> Any:
     from content_arena.versions.shelf import VersionStore
     return VersionStore(settings_from(None, pairs), progress=progress_bar)
 
+def _retention(pairs: list[str] | None) -> Any:
+    from content_arena.versions.retention import Retention
+    return Retention(_store(pairs))
+
 def _made(as_json: bool, status: str, snapshot: Any) -> None:
     value = {"status": status, "name": snapshot.name, "model_sha256": snapshot.model_sha256,
              "bytes": snapshot.bytes, "facts": asdict(snapshot.facts)}
@@ -83,12 +87,11 @@ def versions_restore(
 @versions_app.command("list")
 def versions_list(p: Parameter = None, as_json: AsJson = False) -> None:
     "All versions, newest first: age, size, tag, quality, and where each is used."
-    from content_arena.versions.retention import rows
-    found = rows(_store(p))
+    rows = _retention(p).rows()
     number = lambda x: "-" if x is None else f"{x:.4f}"
     lines = [["version", "age", "size", "tag", "F1", "detection", "false pos.", "state",
               "used"]]
-    for r in found:
+    for r in rows:
         if r["state"] == "damaged":
             lines.append([r["name"], *"------", "damaged", r["note"]])
         else:
@@ -96,8 +99,8 @@ def versions_list(p: Parameter = None, as_json: AsJson = False) -> None:
                           number(r["f1"]), number(r["detection_rate"]),
                           number(r["false_positive_rate"]), r["state"],
                           ", ".join(r["used"]) or "-"])
-    show_result(as_json, {"versions": found}, lambda c: c.print(
-        aligned(lines) if found else "no versions yet: content-arena versions publish",
+    show_result(as_json, {"versions": rows}, lambda c: c.print(
+        aligned(lines) if rows else "no versions yet: content-arena versions publish",
         markup=False))
 
 @versions_app.command("prune")
@@ -108,8 +111,7 @@ def versions_prune(
     as_json: AsJson = False,
 ) -> None:
     "Delete versions that nothing protects; says of each why it stays."
-    from content_arena.versions.retention import prune
-    done = prune(_store(p), keep, dry_run=dry_run)
+    done = _retention(p).prune(keep, dry_run=dry_run)
     lines = [[v.action, v.name, in_bytes(v.bytes), v.why] for v in done]
     gone = sum(v.action == "delete" for v in done)
     last = f"{gone} of {len(done)} versions {'would be' if dry_run else 'were'} deleted"
@@ -129,19 +131,18 @@ def versions_mark(
     as_json: AsJson = False,
 ) -> None:
     "Write a decision about version NAME into MODEL_REGISTRY.json."
-    from content_arena.versions.retention import mark
-    entry = mark(_store(p), name, keep=keep, archive=archive)
+    entry = _retention(p).mark(name, keep=keep, archive=archive)
     show_result(as_json, {"name": name, **entry}, lambda c: c.print(
         f"{name}: keep {entry['keep']}, archive {entry['archive']}", markup=False))
 
 # %% ../../nbs/14_cli/30_versions.ipynb #7f804151
 def registry_export(p: Parameter = None, as_json: AsJson = False) -> None:
     "Write MLflow's and the disk's state to models/MODEL_REGISTRY.json."
-    from content_arena.versions.retention import export
-    store = _store(p)
-    changed = export(store)
-    show_result(as_json, {"status": "exported", "file": str(store.file.path), "changed": changed},
-                lambda c: c.print("\n".join([*changed, str(store.file.path)]), markup=False))
+    retention = _retention(p)
+    changed = retention.export()
+    file = str(retention.store.file.path)
+    show_result(as_json, {"status": "exported", "file": file, "changed": changed},
+                lambda c: c.print("\n".join([*changed, file]), markup=False))
 
 def registry_check(
     verify: Annotated[bool, typer.Option(
@@ -151,14 +152,13 @@ def registry_check(
 ) -> None:
     """List where MODEL_REGISTRY.json, MLflow and the disk disagree, and models in use whose files
     are missing or changed (each is fetched, each hash checked); exits with 1 if there are any."""
-    from content_arena.versions.retention import check, needed
-    store = _store(p)
-    found = check(store, verify=verify)
+    retention = _retention(p)
+    problems = retention.check(verify=verify)
     good = ("file, MLflow and disk agree; the files of"
-            f" {len(needed(store))} versions in use were read")
-    show_result(as_json, {"status": "differs" if found else "agrees", "disagreements": found},
-                lambda c: c.print("\n".join(found) or good, markup=False))
-    if found:
+            f" {len(retention.needed())} versions in use were read")
+    show_result(as_json, {"status": "differs" if problems else "agrees", "disagreements": problems},
+                lambda c: c.print("\n".join(problems) or good, markup=False))
+    if problems:
         raise typer.Exit(1)
 
 # %% ../../nbs/14_cli/30_versions.ipynb #016e5d05
@@ -169,21 +169,22 @@ def cleanup(
     as_json: AsJson = False,
 ) -> None:
     "Obsolete versions, runs, logs, artifacts and caches: list them, or delete them."
-    from content_arena.versions import cleanup as work
+    from content_arena.versions.cleanup import Cleanup, total_size
     if dry_run == execute:
         raise typer.BadParameter("say either --dry-run or --execute")
     store = _store(p)
-    items = work.plan(store)
+    work = Cleanup(store)
+    items = work.plan()
     root = store.settings.root
     named = lambda path: str(path.relative_to(root) if path.is_relative_to(root) else path)
     lines = [[i.action, i.kind, named(i.path), in_bytes(i.bytes), i.why] for i in items]
-    size = work.total_size(store.settings)
+    size = total_size(store.settings)
     value: dict[str, Any] = {"status": "planned", "items": [asdict(i) for i in items],
                              "bytes_before": size}
     last = f"{in_bytes(sum(i.bytes for i in items if i.action == 'delete'))} of {in_bytes(size)}" \
            f" would go, {sum(i.action == 'archive' for i in items)} versions to the archive"
     if execute:
-        done = work.execute(store, items)
+        done = work.execute(items)
         value |= {"status": "cleaned", "bytes_after": done.after, "log": str(done.log)}
         last = f"{in_bytes(done.before)} before, {in_bytes(done.after)} after; log {done.log}"
     show_result(as_json, value, lambda c: c.print(

@@ -34,10 +34,10 @@ def monitor_report(profile: Profile = None, p: Parameter = None, as_json: AsJson
     page = write_report(settings_from(profile, p))
     value = {"status": "written", "report_html": str(page),
              "headlines": read_json(page.with_name("headlines.json"))}
-    def show(c: Console) -> None:
+    def show(console: Console) -> None:
         for line in value["headlines"]:
-            c.print(f"- {line.replace('**', '')}", markup=False)
-        c.print(f"report   {page}")
+            console.print(f"- {line.replace('**', '')}", markup=False)
+        console.print(f"report   {page}")
     show_result(as_json, value, show)
 
 @monitor_app.command("drift")
@@ -50,12 +50,12 @@ def monitor_drift(p: Parameter = None, as_json: AsJson = False) -> None:
     with EventStore(settings) as store:
         report = measure_drift(store, settings)
     value = report.to_dict() | {"not_published": publish(settings, "drift", report.metrics())}
-    def show(c: Console) -> None:
-        c.print(f"{report.rows['live']} predictions against {report.rows['reference']} before;"
-                f" drifted: {', '.join(report.drifted) or 'nothing'}")
+    def show(console: Console) -> None:
+        console.print(f"{report.rows['live']} predictions against {report.rows['reference']}"
+                      f" before; drifted: {', '.join(report.drifted) or 'nothing'}")
         for note in (*report.notes, *filter(None, [value["not_published"]])):
-            c.print(f"  {note}")
-        _rows(c, value["features"], ("feature", "psi", "p_value", "reference", "live"))
+            console.print(f"  {note}")
+        _rows(console, value["features"], ("feature", "psi", "p_value", "reference", "live"))
     show_result(as_json, value, show)
 
 # %% ../../nbs/14_cli/70_watch.ipynb #87c43056
@@ -67,12 +67,12 @@ def _auto(store: Any, settings: Any) -> Any:
     from content_arena.mlops.alerting import Notifier
     from content_arena.workflows.retraining import AutoRetrain
     def champion() -> tuple[str, float | None]:
-        found = _champion(settings)
-        f1 = found.tags.get("f1") if found else None
-        return found.version if found else "", float(f1) if f1 else None
+        version = _champion(settings)
+        f1 = version.tags.get("f1") if version else None
+        return version.version if version else "", float(f1) if f1 else None
     def learn(situation: Any) -> Any:
-        from content_arena.workflows.retrain_evasions import learn_all
-        return learn_all(situation, _champion(settings))
+        from content_arena.workflows.retrain_evasions import learn_labels_and_evasions
+        return learn_labels_and_evasions(situation, _champion(settings))
     def pipeline(changed: Any) -> dict:
         from content_arena.workflows.retrain_evasions import run_noted
         return run_noted(changed, say=lambda text: print(text, file=sys.stderr, flush=True))
@@ -80,10 +80,10 @@ def _auto(store: Any, settings: Any) -> Any:
                        tell=Notifier(settings).notify)
 
 # %% ../../nbs/14_cli/70_watch.ipynb #a3434445
-def _show(c: Console, v: dict) -> None:
-    status = v.get("status") or f"would start: {v['start']}"
-    c.print(f"[bold]{status}[/]  {v.get('why', '')}")
-    _rows(c, v.get("triggers", []), ("name", "fired", "value", "limit", "says"))
+def _show(console: Console, value: dict) -> None:
+    status = value.get("status") or f"would start: {value['start']}"
+    console.print(f"[bold]{status}[/]  {value.get('why', '')}")
+    _rows(console, value.get("triggers", []), ("name", "fired", "value", "limit", "says"))
 
 @retrain_app.command("check")
 def retrain_check(profile: Profile = None, p: Parameter = None, as_json: AsJson = False) -> None:
@@ -128,9 +128,10 @@ def retrain_status(
              "error": (r.result or {}).get("error") or ""} for r in rows.itertuples()]
     value = {"runs": runs, "running": holder, "next_not_before": until and until.isoformat(),
              "why": why}
-    def show(c: Console) -> None:
-        c.print(f"running: {holder or 'nobody'}; next not before {until or 'now'} ({why or '-'})")
-        _rows(c, runs, ("time", "trigger", "status", "version", "error"))
+    def show(console: Console) -> None:
+        console.print(f"running: {holder or 'nobody'}; next not before {until or 'now'}"
+                      f" ({why or '-'})")
+        _rows(console, runs, ("time", "trigger", "status", "version", "error"))
     show_result(as_json, value, show)
 
 @retrain_app.command("watch")

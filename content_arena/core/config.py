@@ -252,7 +252,7 @@ def load_secrets(env: Mapping[str, str] | None = None) -> Secrets:
     are set, the file can't be read, or the secret is not one line; a blank value counts as unset.
     """
     env = os.environ if env is None else env
-    found = {}
+    secrets = {}
     for name in SECRETS:
         value, file = env.get(ENV_PREFIX + name), env.get(ENV_PREFIX + name + "_FILE")
         if value and file:
@@ -266,8 +266,8 @@ def load_secrets(env: Mapping[str, str] | None = None) -> Secrets:
                 raise SettingsError(f"environment {ENV_PREFIX}{name}{'_FILE' if file else ''}: the"
                                     " secret has several lines or a control character; it is one"
                                     " line of text")
-            found[name.lower()] = SecretStr(value)
-    return Secrets(**found)
+            secrets[name.lower()] = SecretStr(value)
+    return Secrets(**secrets)
 
 # %% ../../nbs/01_core/40_config.ipynb #db2aa8be
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")

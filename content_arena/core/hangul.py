@@ -15,9 +15,9 @@ TAILS = ("", *"ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇ�
 TAIL_OF = {letter: i for i, letter in enumerate(TAILS)}
 
 # %% ../../nbs/01_core/05_hangul.ipynb #dc3a9eb0
-def is_syllable(c: str) -> bool:
-    "Whether the character `c` is a Hangul syllable."
-    return "가" <= c <= "힣"
+def is_syllable(letter: str) -> bool:
+    "Whether the character `letter` is a Hangul syllable."
+    return "가" <= letter <= "힣"
 
 @lru_cache(maxsize=11172)
 def split(syllable: str) -> tuple[str, str, str]:

@@ -101,11 +101,11 @@ def swap_test(counts) -> float:
         return f1_new - f1_old
 
     a = np.arange(m1 + 1)
-    seen = gain(c[5], c[2]) - 1e-12
+    observed = gain(c[5], c[2]) - 1e-12
     low, high = np.zeros_like(a), np.full_like(a, m0 + 1)      # smallest b whose gain is as large
     while (low < high).any():
         middle = (low + high) // 2
-        enough = gain(a, middle) >= seen
+        enough = gain(a, middle) >= observed
         low = np.where(enough | (low >= high), low, middle + 1)
         high = np.where(enough, middle, high)
     return float(min(1.0, binom.pmf(a, m1, 0.5) @ binom.sf(low - 1, m0, 0.5)))

@@ -17,13 +17,13 @@ from typing import Any
 from .hangul import LEADS, TAILS, VOWELS, is_syllable, join, split
 
 # %% ../../nbs/01_core/10_text.ipynb #f593476e
-def nfc(s: str) -> str:
-    "`s` in Unicode normal form C: composed, otherwise unchanged (UAX #15)."
-    return unicodedata.normalize("NFC", s)
+def nfc(text: str) -> str:
+    "`text` in Unicode normal form C: composed, otherwise unchanged (UAX #15)."
+    return unicodedata.normalize("NFC", text)
 
-def nfkc(s: str) -> str:
-    "`s` in Unicode normal form KC: composed, compatibility characters replaced (UAX #15)."
-    return unicodedata.normalize("NFKC", s)
+def nfkc(text: str) -> str:
+    "`text` in Unicode normal form KC: composed, compatibility characters replaced (UAX #15)."
+    return unicodedata.normalize("NFKC", text)
 
 # %% ../../nbs/01_core/10_text.ipynb #c41f6a07
 TEXT_FORM = "NFC"                                   # what a model that is trained today reads
@@ -57,12 +57,12 @@ _IGNORABLE = ("\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u2
 _CONTROL = "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"              # controls that are no white space
 _INVISIBLE = re.compile(f"[{_IGNORABLE}{_CONTROL}\ud800-\udfff\u2800]+")
 
-def strip_invisible(s: str) -> str:
-    """`s` without what leaves no ink; the result can always be encoded as UTF-8.
+def strip_invisible(text: str) -> str:
+    """`text` without what leaves no ink; the result can always be encoded as UTF-8.
 
     Stripped are default-ignorable code points (zero-width, direction marks, variation selectors,
     fillers), controls except white space, lone surrogates and the blank Braille pattern."""
-    return _INVISIBLE.sub("", s)
+    return _INVISIBLE.sub("", text)
 
 # %% ../../nbs/01_core/10_text.ipynb #4bac3a8d
 _TAIL = "".join(TAILS)
@@ -70,8 +70,8 @@ _V, _C = "[ㅏ-ㅣ]", "[ㄱ-ㅎ]"
 _SPELT = re.compile(f"(?:(?<!{_C})|(?<={_V}{_C}))([{LEADS}])({_V})(?!{_V})"
                     f"(?:([{_TAIL}])(?!{_V})(?!\\3(?!{_V})))?")
 
-def _syllable(m: re.Match) -> str:
-    lead, vowel, tail = m.groups()
+def _syllable(match: re.Match) -> str:
+    lead, vowel, tail = match.groups()
     return join(lead, vowel, tail or "")
 
 # %% ../../nbs/01_core/10_text.ipynb #67ca98e6
@@ -82,41 +82,41 @@ _TO_TYPED |= {i: chr(int(d.split()[1], 16)) for i in range(0xFFA1, 0xFFDD)
 
 _LOOSE_TAIL = re.compile("([가-힣])([ㄱ-ㅊㅌㅍ])(?=[가-힣])")
 
-def _close(m: re.Match) -> str:
-    (lead, vowel, closed), tail = split(m[1]), m[2]
-    return m[0] if closed or tail not in TAILS else join(lead, vowel, tail)
+def _close(match: re.Match) -> str:
+    (lead, vowel, closed), tail = split(match[1]), match[2]
+    return match[0] if closed or tail not in TAILS else join(lead, vowel, tail)
 
-def compose_jamo(s: str) -> str:
-    """`s` in NFC with Hangul letters (conjoining, compatibility, half-width) composed to syllables.
+def compose_jamo(text: str) -> str:
+    """`text` in NFC, its Hangul letters (conjoining, compatibility, half-width) made syllables.
 
     Letters used as letters (`ㅋㅋㅋ`, `ㅠㅠ`, `ㅇㅋ`) stay, in the set that a keyboard types
     (U+3131..U+3163). Every fully decomposed Hangul text is restored exactly."""
-    typed = nfc(s).translate(_TO_TYPED)
+    typed = nfc(text).translate(_TO_TYPED)
     return _LOOSE_TAIL.sub(_close, _SPELT.sub(_syllable, typed))
 
-def decompose_jamo(s: str) -> str:
-    "`s` with each Hangul syllable spelt in the letters that type it; `compose_jamo` undoes it."
-    return re.sub("[가-힣]", lambda m: unicodedata.normalize("NFD", m[0]).translate(_TO_TYPED), s)
+def decompose_jamo(text: str) -> str:
+    "`text` with each Hangul syllable spelt in the letters that type it; `compose_jamo` undoes it."
+    return re.sub("[가-힣]", lambda m: unicodedata.normalize("NFD", m[0]).translate(_TO_TYPED), text)
 
 # %% ../../nbs/01_core/10_text.ipynb #8456045f
 _JAMO_RUN = re.compile("([ㄱ-ㆎ]+)")
 
-def _fold(s: str) -> str:
-    s = compose_jamo(strip_invisible(s))
-    parts = _JAMO_RUN.split(s)                                  # odd parts are jamo: not for NFKC
-    s = "".join(p if i % 2 else nfkc(p) for i, p in enumerate(parts))
-    return " ".join(s.casefold().split())
+def _fold(text: str) -> str:
+    text = compose_jamo(strip_invisible(text))
+    parts = _JAMO_RUN.split(text)                                 # odd parts are jamo: not for NFKC
+    text = "".join(p if i % 2 else nfkc(p) for i, p in enumerate(parts))
+    return " ".join(text.casefold().split())
 
-def canonical(s: str) -> str:
+def canonical(text: str) -> str:
     """The form by which exact duplicates are found; idempotent, always encodable as UTF-8.
 
     Invisible characters stripped, jamo composed, NFKC except for single jamo, case folded,
     white space collapsed."""
     for _ in range(8):                                     # two or three are enough in practice
-        if (folded := _fold(s)) == s:
+        if (folded := _fold(text)) == text:
             break
-        s = folded
-    return s
+        text = folded
+    return text
 
 # %% ../../nbs/01_core/10_text.ipynb #f209f274
 @cache
@@ -134,27 +134,27 @@ def prototypes() -> dict[int, str]:
             table[ord(char)] = prototype
     return table
 
-def skeleton(s: str) -> str:
+def skeleton(text: str) -> str:
     """The TR39 skeleton of `canonical(s)`: look-alikes replaced by one prototype; idempotent.
 
     A second view, never a replacement. Two deviations from UTS #39, section 4: ASCII is left alone
     (no `m` to `rn`, `1` to `l`), and so is Hangul (the standard makes `ㅣ` a Chinese stroke)."""
-    s = canonical(s)
-    for _ in range(0 if s.isascii() else 8):
-        mapped = canonical(unicodedata.normalize("NFD", s).translate(prototypes()))
-        if mapped == s:
+    text = canonical(text)
+    for _ in range(0 if text.isascii() else 8):
+        mapped = canonical(unicodedata.normalize("NFD", text).translate(prototypes()))
+        if mapped == text:
             break
-        s = mapped
-    return s
+        text = mapped
+    return text
 
 # %% ../../nbs/01_core/10_text.ipynb #9943d941
-def language(s: str) -> str:
+def language(text: str) -> str:
     """Language tag "ko", "en" or "other", by script alone.
 
     A Hangul letter counts three times: a syllable is about three letters. Latin letters that
     outnumber the rest make "en": who needs to tell English from French needs more than this."""
     hangul = latin = rest = 0
-    for c in canonical(s):
+    for c in canonical(text):
         if is_syllable(c) or "ㄱ" <= c <= "ㆎ":
             hangul += 3
         elif c.isalpha():
@@ -165,15 +165,17 @@ def language(s: str) -> str:
     return "en" if latin > rest + hangul else "other"
 
 # %% ../../nbs/01_core/10_text.ipynb #e96c567a
-def views(s: str) -> dict[str, str]:
-    "Views of `s` by name: raw, nfc, nfkc, visible, composed (of visible), canonical, skeleton."
-    visible = strip_invisible(s)
-    return {"raw": s, "nfc": nfc(s), "nfkc": nfkc(s), "visible": visible,
-            "composed": compose_jamo(visible), "canonical": canonical(s), "skeleton": skeleton(s)}
+def views(text: str) -> dict[str, str]:
+    "Views of `text` by name: raw, nfc, nfkc, visible, composed (of visible), canonical, skeleton."
+    visible = strip_invisible(text)
+    return {"raw": text, "nfc": nfc(text), "nfkc": nfkc(text), "visible": visible,
+            "composed": compose_jamo(visible), "canonical": canonical(text),
+            "skeleton": skeleton(text)}
 
 # %% ../../nbs/01_core/10_text.ipynb #aa06165c
 _WORD = re.compile(r"(\S)(\S*)")
 
-def mask(s: str) -> str:
-    "The shape of `s` without its words: the first character of each longer word, the rest as `•`."
-    return _WORD.sub(lambda m: (m[1] if m[2] else "•") + "•" * len(m[2]), strip_invisible(nfc(s)))
+def mask(text: str) -> str:
+    "The shape of `text`, not its words: the first character of each longer word, the rest `•`."
+    visible = strip_invisible(nfc(text))
+    return _WORD.sub(lambda m: (m[1] if m[2] else "•") + "•" * len(m[2]), visible)

@@ -79,18 +79,18 @@ _PARTICLES = {"은(는)": ("은", "는"), "이(가)": ("이", "가"), "을(를)"
               "과(와)": ("과", "와"), "아(야)": ("아", "야"), "(이)": ("이", ""), "(으)로": ("으로", "로")}
 _PARTICLE = re.compile(r"([가-힣])([\"'\x02]?)(" + "|".join(map(re.escape, _PARTICLES)) + ")")
 
-def _particle(m: re.Match) -> str:
-    tail = split(m[1])[2]
-    closed = tail and not (m[3] == "(으)로" and tail == "ㄹ")         # ㄹ takes 로, like a vowel
-    return m[1] + m[2] + _PARTICLES[m[3]][0 if closed else 1]
+def _particle(match: re.Match) -> str:
+    tail = split(match[1])[2]
+    closed = tail and not (match[3] == "(으)로" and tail == "ㄹ")         # ㄹ takes 로, like a vowel
+    return match[1] + match[2] + _PARTICLES[match[3]][0 if closed else 1]
 
-def particles(s: str) -> str:
-    "`s` with each double particle (`은(는)`, `(이)`, …) in the form that fits the syllable before."
-    return _PARTICLE.sub(_particle, s)
+def particles(text: str) -> str:
+    "`text` with each double particle (`은(는)`, `(이)`, …) in the form that fits the syllable before."
+    return _PARTICLE.sub(_particle, text)
 
-def articles(s: str) -> str:
-    "`s` with the English article `a` before a vowel as `an`."
-    return re.sub(r"\b([Aa]) (?=\x01?(?!use|uni)[aeiou])", r"\1n ", s)
+def articles(text: str) -> str:
+    "`text` with the English article `a` before a vowel as `an`."
+    return re.sub(r"\b([Aa]) (?=\x01?(?!use|uni)[aeiou])", r"\1n ", text)
 
 # %% ../../nbs/03_data/30_embedded_corpus.ipynb #404565c8
 def _between(signs: str, word: str, rng: random.Random) -> str:
@@ -127,9 +127,9 @@ def _some(change: Callable[[str], str], word: str, rng: random.Random) -> str:
 
 # %% ../../nbs/03_data/30_embedded_corpus.ipynb #33e9a137
 def _translated(table: dict) -> Callable[[str], str]:
-    def change(c: str) -> str:
-        spelt = decompose_jamo(c)
-        return replaced if (replaced := spelt.translate(table)) != spelt else c
+    def change(letter: str) -> str:
+        spelt = decompose_jamo(letter)
+        return replaced if (replaced := spelt.translate(table)) != spelt else letter
     return change
 
 def jamo(word: str, rng: random.Random) -> str:
@@ -149,10 +149,10 @@ _HARDER = dict(zip("ㄱㄷㅂㅅㅈ", "ㄲㄸㅃㅆㅉ"))
 _SHIFTED = dict(zip("ㅏㅗㅓㅜㅣㅐㅔㅡ", "ㅑㅜㅗㅠㅟㅔㅐㅜ"))
 _SWAPPED = dict(zip("aeiouyckszf", "eaeuoikczsv"))
 
-def _respell(c: str, rng: random.Random) -> str:
-    spelt = decompose_jamo(c)
-    if spelt == c:
-        return rng.choice([c * 2, _SWAPPED.get(c, c * 2)])
+def _respell(letter: str, rng: random.Random) -> str:
+    spelt = decompose_jamo(letter)
+    if spelt == letter:
+        return rng.choice([letter * 2, _SWAPPED.get(letter, letter * 2)])
     lead, vowel, tail = spelt[0], spelt[1], spelt[2:]
     if lead in _HARDER and rng.random() < 0.5:
         return compose_jamo(_HARDER[lead] + vowel + tail)
@@ -181,20 +181,20 @@ def fill(pattern: str, texts: Texts, rng: random.Random,
     return re.sub("\x01(.*?)\x02", lambda m: disguise(m[1], rng), articles(particles(s)))
 
 # %% ../../nbs/03_data/30_embedded_corpus.ipynb #a7e2febc
-def surround(s: str, texts: Texts, rng: random.Random) -> str:
-    "`s` as somebody types it: with an opening, a tail or small talk, or none of them."
+def surround(text: str, texts: Texts, rng: random.Random) -> str:
+    "`text` as somebody types it: with an opening, a tail or small talk, or none of them."
     if rng.random() < 0.3:
-        s = f"{rng.choice(texts.openers)}{rng.choice((' ', ', ', ' '))}{s}"
+        text = f"{rng.choice(texts.openers)}{rng.choice((' ', ', ', ' '))}{text}"
     if rng.random() < 0.45:
         tail = rng.choice(texts.closers)
         glued = not tail[0].isalnum() or "ㄱ" <= tail[0] <= "ㅣ" and rng.random() < 0.5
-        s += tail if glued else f" {tail}"
+        text += tail if glued else f" {tail}"
     if rng.random() < 0.2:
         talk = fill(rng.choice(texts.small_talk), texts, rng)
-        s = rng.choice((f"{talk} {s}", f"{s} {talk}"))
-    if s.isascii() and rng.random() < 0.4:
-        s = s[0].upper() + s[1:]
-    return " ".join(s.split())
+        text = rng.choice((f"{talk} {text}", f"{text} {talk}"))
+    if text.isascii() and rng.random() < 0.4:
+        text = text[0].upper() + text[1:]
+    return " ".join(text.split())
 
 # %% ../../nbs/03_data/30_embedded_corpus.ipynb #667d9335
 _ROWS, _KOREAN = 9000, 0.6

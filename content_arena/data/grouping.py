@@ -70,7 +70,8 @@ BANDS, BAND_ROWS = 32, 4
 def _minhash(signature: np.ndarray) -> LeanMinHash:
     return LeanMinHash(seed=1, hashvalues=signature, scheme="affine32")
 
-def _meetings(indexed: np.ndarray, asking: np.ndarray | None = None) -> Iterator[tuple[int, int]]:
+def _candidate_pairs(indexed: np.ndarray, asking: np.ndarray | None = None
+                     ) -> Iterator[tuple[int, int]]:
     "Pairs (row of `indexed`, row of `asking`, else later row of `indexed`) that share a band."
     index = MinHashLSH(num_perm=NUM_PERM, params=(BANDS, BAND_ROWS))
     for i, row in enumerate(map(_minhash, indexed)):
@@ -89,12 +90,12 @@ def _near(indexed: np.ndarray, asking: np.ndarray | None, threshold: float,
     canonical `texts` of `indexed` are given, by the exact one."""
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is a similarity in (0, 1], got {threshold}")
-    pairs = np.array(list(_meetings(indexed, asking)), dtype=np.int64).reshape(-1, 2)
+    pairs = np.array(list(_candidate_pairs(indexed, asking)), dtype=np.int64).reshape(-1, 2)
     other = indexed if asking is None else asking
-    found = [np.zeros(0)]
+    estimates = [np.zeros(0)]
     for block in np.array_split(pairs, max(1, len(pairs) // 50_000)):        # bounded memory
-        found.append(similarity(indexed[block[:, 0]], other[block[:, 1]]))
-    near = pd.DataFrame(pairs, columns=["a", "b"]).assign(similarity=np.concatenate(found))
+        estimates.append(similarity(indexed[block[:, 0]], other[block[:, 1]]))
+    near = pd.DataFrame(pairs, columns=["a", "b"]).assign(similarity=np.concatenate(estimates))
     chosen = near.similarity.to_numpy() >= threshold
     if texts is not None:
         unsure = near[~chosen & (near.similarity >= threshold - SLACK)]
@@ -150,14 +151,14 @@ def find_overlap(test_fp: pd.DataFrame, train_fp: pd.DataFrame, threshold: float
     "near": the first that holds), similarity (estimated Jaccard). `threshold`, in (0, 1], is that
     of "near"."""
     test, train = _signatures(test_fp), _signatures(train_fp)
-    found = [_near(test, train, threshold).assign(kind="near")]
+    tables = [_near(test, train, threshold).assign(kind="near")]
     for kind in ("skeleton", "canonical"):
         sides = {"a": test_fp[f"{kind}_sha"], "b": train_fp[f"{kind}_sha"]}
         left, right = (pd.DataFrame({"key": shas.astype("str"), side: np.arange(len(shas))})
                        for side, shas in sides.items())
         pairs = left.merge(right, on="key")[["a", "b"]].astype("int64")
-        found.append(pairs.assign(similarity=similarity(test[pairs.a], train[pairs.b]), kind=kind))
-    table = pd.concat(found[::-1]).drop_duplicates(["a", "b"]).sort_values(["a", "b"])
+        tables.append(pairs.assign(similarity=similarity(test[pairs.a], train[pairs.b]), kind=kind))
+    table = pd.concat(tables[::-1]).drop_duplicates(["a", "b"]).sort_values(["a", "b"])
     table = table.rename(columns={"a": "test_index", "b": "train_index"})
     table = table.reset_index(drop=True)[list(OVERLAP_COLUMNS)]
     return table.astype({"test_index": "int64", "train_index": "int64", "kind": "str"})

@@ -125,13 +125,13 @@ def refuse_twice(names: Iterable[str], used: Iterable[str], name: str,
         raise DataError(f"{name}: {said}: which one is meant can't be known; remove or rename the"
                         " others")
 
-def _need(columns: Iterable[str], needed: Iterable[str], name: str) -> None:
-    found, missing = list(columns), [c for c in needed if c not in columns]
+def _require_columns(columns: Iterable[str], needed: Iterable[str], name: str) -> None:
+    names, missing = list(columns), [c for c in needed if c not in columns]
     if missing:
-        shown = [c if len(c) <= 30 and " " not in c else mask(c)[:30] for c in map(str, found[:20])]
+        shown = [c if len(c) <= 30 and " " not in c else mask(c)[:30] for c in map(str, names[:20])]
         raise DataError(f"{name}: no column {' and no column '.join(missing)};"
                         f" found: {', '.join(shown)}. Rename the columns, or give it a header line")
-    refuse_twice(found, dict.fromkeys([*needed, *OPTIONAL_COLUMNS]), name)
+    refuse_twice(names, dict.fromkeys([*needed, *OPTIONAL_COLUMNS]), name)
 
 # %% ../../nbs/03_data/40_readers.ipynb #6b18c2d3
 def read_delimited(text: str, name: str, needed: Iterable[str], delimiter: str = ",",
@@ -140,7 +140,7 @@ def read_delimited(text: str, name: str, needed: Iterable[str], delimiter: str =
     has it, or one that we would read, twice."""
     records = _split(text, delimiter, quoting)
     header = [column(h) for h in next(records)[1]]
-    _need(header, needed, name)
+    _require_columns(header, needed, name)
     for line, fields, problem in records:
         if problem is None and len(fields) != len(header):
             problem = f"{len(fields)} fields, the header has {len(header)}"
@@ -169,7 +169,7 @@ def read_jsonl(text: str, name: str, needed: Iterable[str]) -> Iterator[Record]:
             if line.strip()]
     objects = [row for _, row, problem in rows if problem is None]
     if objects:
-        _need(dict.fromkeys(k for row in objects for k in row), needed, name)
+        _require_columns(dict.fromkeys(k for row in objects for k in row), needed, name)
     for n, row, problem in rows:
         missing = [] if problem else [c for c in needed if c not in row]
         yield n, row, problem or (f"no key {' and no key '.join(missing)}" if missing else None)
@@ -180,7 +180,7 @@ def read_parquet(path: Path, name: str, needed: Iterable[str]) -> Iterator[Recor
     or has it twice."""
     try:
         written = pq.read_schema(path).names
-        _need([column(c) for c in written], needed, name)
+        _require_columns([column(c) for c in written], needed, name)
         wanted = [c for c in written if column(c) in {*needed, *OPTIONAL_COLUMNS}]
         table = pq.read_table(path, columns=wanted)
         table = table.rename_columns([column(c) for c in table.column_names])
@@ -320,10 +320,10 @@ def fetch(file: PublicFile, path: Path, base_url: str = GITHUB_RAW) -> Path:
 
 # %% ../../nbs/03_data/40_readers.ipynb #1523a5f6
 def _check_sha256(file: PublicFile, path: Path, where: str) -> None:
-    if (found := file_sha256(path)) != file.sha256:
-        raise DataError(f"{file.name}: refused, {where} has sha256 {found}, expected {file.sha256}."
-                        " It is not the published file: delete it, or use it under its own name"
-                        " (csv:PATH)")
+    if (actual := file_sha256(path)) != file.sha256:
+        raise DataError(f"{file.name}: refused, {where} has sha256 {actual}, expected"
+                        f" {file.sha256}. It is not the published file: delete it, or use it"
+                        " under its own name (csv:PATH)")
 
 def find_public_file(file: PublicFile, settings: Settings, base_url: str = GITHUB_RAW) -> Path:
     """Where `file` lies: in `data_dir`, else in `<var_dir>/sources`, downloaded on first use.
@@ -354,7 +354,7 @@ def _read_hub(name: str, settings: Settings) -> tuple[Iterator[Record], str]:
         raise DataError(f"{name}: cannot be loaded ({type(e).__name__}: {e}); check the id, the"
                         " split and the network") from e
     named = [column(c) for c in table.column_names]
-    _need(named, columns, f"{name} (settings hub_text_column, hub_label_column)")
+    _require_columns(named, columns, f"{name} (settings hub_text_column, hub_label_column)")
     pairs = zip(*(table[table.column_names[named.index(c)]] for c in columns))
     licence = getattr(table.info, "license", "") or "not stated: see the hub page"
     return ((n, dict(zip(columns, pair)), None) for n, pair in enumerate(pairs, 1)), licence

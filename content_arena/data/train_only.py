@@ -63,10 +63,10 @@ def parent_groups(self: KnownRows, parents: list[str | None], threshold: float
     prints = fingerprints([parents[i] for i in as_text])
     near = set(find_overlap(self.fp, prints, threshold).train_index)
     shas = dict(zip(as_text, prints.canonical_sha))
-    held = {i for n, i in enumerate(as_text) if n in near}
-    found = [self.group_of.get(shas.get(i, p)) if isinstance(p, str) else None
-             for i, p in enumerate(parents)]
-    return [-1 if i in held or g in self.groups else g for i, g in enumerate(found)]
+    near_test = {i for n, i in enumerate(as_text) if n in near}
+    groups = [self.group_of.get(shas.get(i, p)) if isinstance(p, str) else None
+              for i, p in enumerate(parents)]
+    return [-1 if i in near_test or g in self.groups else g for i, g in enumerate(groups)]
 
 def reasons_against(rows: pd.DataFrame, fp: pd.DataFrame, known: KnownRows,
                     groups: list[int | None], threshold: float) -> pd.Series:

@@ -30,7 +30,7 @@ def lookalikes() -> dict[str, tuple[str, ...]]:
                 and unicodedata.name(chr(code), "").startswith(_ALPHABETS) \
                 and skeleton(chr(code)) == skeleton(letter):
             table.setdefault(letter, []).append(chr(code))
-    return {letter: tuple(sorted(found)) for letter, found in table.items()}
+    return {letter: tuple(sorted(letters)) for letter, letters in table.items()}
 
 @rule("iconological", "letter_shapes", "en", example=("idiot", "іdіоt"), reading=skeleton,
       note="nothing is lost: it looks the same")
@@ -45,9 +45,9 @@ _LEET |= {a.upper(): b for a, b in _LEET.items()}
 _UNLEET = {ord(sign): a.lower() for a, signs in _LEET.items() for sign in signs}
 _WIDE = {chr(i): chr(i + 0xFEE0) for i in range(0x41, 0x7B) if chr(i).isalpha()}
 
-def unleet(s: str) -> str:
-    "`s` with digits and signs read as the letters that they stand for."
-    return canonical(s.translate(_UNLEET))
+def unleet(text: str) -> str:
+    "`text` with digits and signs read as the letters that they stand for."
+    return canonical(text.translate(_UNLEET))
 
 @rule("iconological", "letter_shapes", "en", example=("idiot", "1d10t"), reading=unleet,
       note="nothing is lost, except whether a digit was one", max_share=0.7)
@@ -66,9 +66,9 @@ _MARKS = "\u0301\u0300\u0302\u0308"
 _ACCENTED = {c: [a for m in _MARKS if len(a := unicodedata.normalize("NFC", c + m)) == 1]
              for c in "aeiouyncAEIOUYNC"}
 
-def unaccented(s: str) -> str:
-    "The canonical view of `s` without combining marks."
-    spread = unicodedata.normalize("NFD", canonical(s))
+def unaccented(text: str) -> str:
+    "The canonical view of `text` without combining marks."
+    spread = unicodedata.normalize("NFD", canonical(text))
     return canonical("".join(c for c in spread if unicodedata.category(c) != "Mn"))
 
 @rule("iconological", "letter_shapes", "en", example=("idiot", "ídìöt"), reading=unaccented,
@@ -87,9 +87,9 @@ def casing(text: str, rng: random.Random) -> Iterable[Edit]:
 _WORD = re.compile("[A-Za-z]{4,}")
 _INNER_VOWEL = re.compile("(?<=[A-Za-z])[aeiou](?=[A-Za-z])")
 
-def letters_in_any_order(s: str) -> str:
-    "`s` with the letters of each English word sorted after its first."
-    return re.sub("[a-z]{4,}", lambda m: m[0][0] + "".join(sorted(m[0][1:])), canonical(s))
+def letters_in_any_order(text: str) -> str:
+    "`text` with the letters of each English word sorted after its first."
+    return re.sub("[a-z]{4,}", lambda m: m[0][0] + "".join(sorted(m[0][1:])), canonical(text))
 
 @rule("syntactic", "order", "en", example=("idiot", "iidot"), reading=letters_in_any_order,
       max_share=0.5, note="the order of two letters is lost; the word is guessed")
@@ -100,9 +100,9 @@ def letter_swap(text: str, rng: random.Random) -> Iterable[Edit]:
         if text[at] != text[at + 1]:
             yield at, at + 2, text[at + 1] + text[at]
 
-def consonants(s: str) -> str:
-    "`s` without vowels inside its words."
-    return _INNER_VOWEL.sub("", canonical(s))
+def consonants(text: str) -> str:
+    "`text` without vowels inside its words."
+    return _INNER_VOWEL.sub("", canonical(text))
 
 @rule("syntactic", "order", "en", example=("pathetic", "pathtic"), reading=consonants,
       max_share=0.34, note="a vowel is lost; the word is guessed")
@@ -115,9 +115,9 @@ def letter_drop(text: str, rng: random.Random) -> Iterable[Edit]:
             yield at, at + 1, ""
 
 # %% ../../nbs/04_disguises/60_english.ipynb #457382b0
-def once(s: str) -> str:
-    "The canonical view of `s` with each repeated letter written once."
-    return re.sub(r"([^\W\d_])\1+", r"\1", canonical(s))
+def once(text: str) -> str:
+    "The canonical view of `text` with each repeated letter written once."
+    return re.sub(r"([^\W\d_])\1+", r"\1", canonical(text))
 
 @rule("pragmatic", "decoration", "en", example=("loser", "looooser"), reading=once, max_share=0.4,
       note="whether a letter was double is lost")
@@ -132,21 +132,21 @@ _BY_EAR = [(re.compile(pattern, re.IGNORECASE), new) for pattern, new in (
     (r"ph", "f"), (r"ck", "k"), (r"c(?=[aou])", "k"), (r"x", "ks"), (r"qu", "kw"),
     (r"(?<=[a-z])ing\b", "in"), (r"(?<=[a-z])er\b", "a"), (r"(?<=[a-rt-z])s\b", "z"))]
 
-def by_ear(s: str) -> str:
-    "`s` spelt by ear throughout."
-    s = canonical(s)
+def by_ear(text: str) -> str:
+    "`text` spelt by ear throughout."
+    text = canonical(text)
     for pattern, new in _BY_EAR:
-        s = pattern.sub(new, s)
-    return s
+        text = pattern.sub(new, text)
+    return text
 
 @rule("phonological", "respelling", "en", example=("you losers", "u loserz"), reading=by_ear,
       note="nothing is lost to the ear")
 def phonetic(text: str, rng: random.Random) -> Iterable[Edit]:
     "Spelling by ear (`you losers` → `u loserz`)."
-    found = sorted((m.start(), m.end(), new) for pattern, new in _BY_EAR
+    edits = sorted((m.start(), m.end(), new) for pattern, new in _BY_EAR
                    for m in pattern.finditer(text))
     end = 0
-    for start, stop, new in found:
+    for start, stop, new in edits:
         if start >= end:
             end = stop
             yield start, stop, new

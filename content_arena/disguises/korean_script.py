@@ -28,9 +28,9 @@ _HANGUL = re.compile("[가-힣]+")
 def _latin(word: str) -> str:
     return _TRANSLITER.translit(word).replace("-", "")
 
-def pronounced(s: str) -> str:
-    "`s` with each Hangul word in Latin letters."
-    return _HANGUL.sub(lambda m: _latin(m[0]), canonical(s))
+def pronounced(text: str) -> str:
+    "`text` with each Hangul word in Latin letters."
+    return _HANGUL.sub(lambda m: _latin(m[0]), canonical(text))
 
 @rule(TRANSLITERATION, "transliteration", "ko", example=("바보", "babo"), reading=pronounced,
       note="syllable borders are lost; otherwise letter for letter")
@@ -49,9 +49,9 @@ _BY_SOUND = dict(zip(
 _BY_SOUND.pop("김")                                             # 金 is 금; one reading each
 _SOUND_OF = {ord(b): a for a, b in _BY_SOUND.items()}
 
-def in_hangul(s: str) -> str:
-    "`s` with the Chinese characters of the table as the syllables that they sound like."
-    return canonical(s.translate(_SOUND_OF))
+def in_hangul(text: str) -> str:
+    "`text` with the Chinese characters of the table as the syllables that they sound like."
+    return canonical(text.translate(_SOUND_OF))
 
 @rule(TRANSLITERATION, "transliteration", "ko", example=("바보", "바寶"), reading=in_hangul,
       note="nothing is lost to who knows the characters", max_share=0.6)
@@ -65,9 +65,9 @@ _BY_MEANING = dict(zip("개소말물불돈눈손발입집밤꽃새돌쥐뱀닭�
 _MEANT = {ord(b): a for a, b in _BY_MEANING.items()}
 _NATIVE = re.compile(f"(?<![가-힣])[{''.join(_BY_MEANING)}]|[{''.join(_BY_MEANING)}](?![가-힣])")
 
-def meant(s: str) -> str:
-    "`s` with the Chinese characters of the table as the native words that they mean."
-    return canonical(s.translate(_MEANT))
+def meant(text: str) -> str:
+    "`text` with the Chinese characters of the table as the native words that they mean."
+    return canonical(text.translate(_MEANT))
 
 @rule(TRANSLITERATION, "transliteration", "ko", example=("개 같은 놈", "犬 같은 者"), reading=meant,
       note="nothing is lost to who knows the characters")
@@ -79,9 +79,9 @@ def semantic(text: str, rng: random.Random) -> Iterable[Edit]:
 _KEY = {jamo: keys for keys, jamo in (ROMAN_TO_JAMO | DOUBLE_JAMO_PAIR).items()}
 _KEYS = str.maketrans(_KEY)
 
-def keystrokes(s: str) -> str:
-    "`s` with each Hangul letter as the keys that type it on a two-set keyboard."
-    return decompose_jamo(compose_jamo(s)).translate(_KEYS)
+def keystrokes(text: str) -> str:
+    "`text` with each Hangul letter as the keys that type it on a two-set keyboard."
+    return decompose_jamo(compose_jamo(text)).translate(_KEYS)
 
 _typed = lru_cache(maxsize=50_000)(keystrokes)
 
@@ -99,9 +99,9 @@ def _shuffled(word: str, rng: random.Random) -> str:
     i = first + int(rng.random() * (last - first - 1))
     return word[:i] + word[i + 1] + word[i] + word[i + 2:]
 
-def in_any_order(s: str) -> str:
-    "`s` with the syllables of each Hangul word sorted after its first."
-    return _HANGUL.sub(lambda m: m[0][0] + "".join(sorted(m[0][1:])), canonical(s))
+def in_any_order(text: str) -> str:
+    "`text` with the syllables of each Hangul word sorted after its first."
+    return _HANGUL.sub(lambda m: m[0][0] + "".join(sorted(m[0][1:])), canonical(text))
 
 @rule("Korean syntactic", "order", "ko", example=("멍청이", "멍이청"), reading=in_any_order,
       max_share=0.5, note="the order of the inner syllables is lost; the word is guessed")

@@ -23,21 +23,21 @@ _TWIN = {a: b for pair in _ALIKE for a, b in (pair, pair[::-1])}
 _FIRST = {c: pair[0] for pair in _ALIKE for c in pair}
 
 @lru_cache(maxsize=11172)
-def _first(c: str) -> str:
-    lead, vowel, tail = split(c)
+def _first(letter: str) -> str:
+    lead, vowel, tail = split(letter)
     open_syllable = join(lead, vowel)
     return join(*split(_FIRST.get(open_syllable, open_syllable))[:2], tail)
 
-def glance(s: str) -> str:
-    "What `s` is at a glance: of two syllables that look alike, always the same one."
-    return "".join(_first(c) if is_syllable(c) else c for c in canonical(s))
+def glance(text: str) -> str:
+    "What `text` is at a glance: of two syllables that look alike, always the same one."
+    return "".join(_first(c) if is_syllable(c) else c for c in canonical(text))
 
 # %% ../../nbs/04_disguises/30_korean_shape.ipynb #57dc61a7
 @syllable_rule(ICONOLOGICAL, "hangul_shapes", example=("귀엽다 멍멍이", "커엽다 댕댕이"), reading=glance,
       note="none lost to who knows the pairs; ambiguous where both syllables make a word")
-def look_alike(c: str) -> tuple[str, ...]:
+def look_alike(letter: str) -> tuple[str, ...]:
     "A syllable for one that looks like it (`귀` → `커`, `명` → `띵`): yaminjeongeum."
-    lead, vowel, tail = split(c)
+    lead, vowel, tail = split(letter)
     twin = _TWIN.get(join(lead, vowel))
     return (join(*split(twin)[:2], tail),) if twin else ()
 
@@ -45,17 +45,17 @@ def look_alike(c: str) -> tuple[str, ...]:
 _STROKES = dict(zip("ㅁㅣㅡㅏㄹㅇㅅㄷㅗㅜㄱㄴㅈㅋㅠㅊㅐㅌ", "口丨一卜己〇人匚⊥丅フ乚スヲ丌大廿巨"))
 _LETTERS = {ord(b): a for a, b in _STROKES.items()}
 
-def from_strokes(s: str) -> str:
-    "`s` with the borrowed strokes read as Hangul letters, composed."
-    return canonical(s.translate(_LETTERS))
+def from_strokes(text: str) -> str:
+    "`text` with the borrowed strokes read as Hangul letters, composed."
+    return canonical(text.translate(_LETTERS))
 
 # %% ../../nbs/04_disguises/30_korean_shape.ipynb #759d2e74
 @syllable_rule(ICONOLOGICAL, "hangul_shapes", example=("멍청이", "口ㅓ〇청〇丨"), reading=from_strokes,
       note="nothing is lost: each stroke stands for one letter", max_share=0.8)
-def cross_script(c: str) -> tuple[str, ...]:
+def cross_script(letter: str) -> tuple[str, ...]:
     "Letters written with look-alikes of other scripts (`멍` → `口ㅓ〇`)."
-    spelt = decompose_jamo(c)
-    places = [i for i, letter in enumerate(spelt) if letter in _STROKES]
+    spelt = decompose_jamo(letter)
+    places = [i for i, part in enumerate(spelt) if part in _STROKES]
     one = [spelt[:i] + _STROKES[spelt[i]] + spelt[i + 1:] for i in places]
     all_of_them = ["".join(_STROKES.get(x, x) for x in spelt)] if len(one) > 1 else []
     return (*one, *all_of_them)
@@ -71,9 +71,9 @@ def turned(run: str) -> str:
     turn = ((_TURNED[t], _TURNED[v], _TURNED[a]) for a, v, t in map(split, reversed(run)))
     return "".join(join(*letters) for letters in turn)
 
-def either_way_up(s: str) -> str:
-    "`s` with each run that can be turned, turned so that it sorts first."
-    return _RUN.sub(lambda m: min(m[0], turned(m[0])), canonical(s))
+def either_way_up(text: str) -> str:
+    "`text` with each run that can be turned, turned so that it sorts first."
+    return _RUN.sub(lambda m: min(m[0], turned(m[0])), canonical(text))
 
 # %% ../../nbs/04_disguises/30_korean_shape.ipynb #afc2437f
 @rule(ICONOLOGICAL, "hangul_shapes", "ko", example=("논문", "곰국"), reading=either_way_up,
@@ -85,15 +85,15 @@ def rotation(text: str, rng: random.Random) -> Iterable[Edit]:
 # %% ../../nbs/04_disguises/30_korean_shape.ipynb #af8a0344
 @syllable_rule(ICONOLOGICAL, "spelt_out", example=("바보", "ㅂㅏㅂㅗ"), reading=canonical_reading,
       note="nothing is lost; ambiguous only beside letters used as letters (`보ㅅ`)")
-def jamo_decomposition(c: str) -> tuple[str]:
+def jamo_decomposition(letter: str) -> tuple[str]:
     "Syllables spelt letter by letter (`바보` → `ㅂㅏㅂㅗ`)."
-    return ("".join(split(c)),)
+    return ("".join(split(letter)),)
 
 _WORD = re.compile("[가-힣]{2,4}")
 
-def initials(s: str) -> str:
-    "`s` with each syllable reduced to its first letter."
-    return "".join(split(c)[0] if is_syllable(c) else c for c in canonical(s))
+def initials(text: str) -> str:
+    "`text` with each syllable reduced to its first letter."
+    return "".join(split(c)[0] if is_syllable(c) else c for c in canonical(text))
 
 @rule(ICONOLOGICAL, "spelt_out", "ko", example=("바보", "ㅂㅂ"), reading=initials, max_share=0.34,
       note="vowels and finals are lost; readable only as a known abbreviation")
@@ -105,14 +105,14 @@ def initials_only(text: str, rng: random.Random) -> Iterable[Edit]:
 _LATIN_VOWEL = {"ㅏ": "r", "ㅣ": "l", "ㅐ": "H", "ㅑ": "F"}
 _VOWEL_OF = {b: a for a, b in _LATIN_VOWEL.items()}
 
-def vowels_back(s: str) -> str:
-    "`s` with `r l H F` after a Hangul consonant read as the vowel they look like."
-    spelt = re.sub("([ㄱ-ㅎ])([rlHF])", lambda m: m[1] + _VOWEL_OF[m[2]], s)
+def vowels_back(text: str) -> str:
+    "`text` with `r l H F` after a Hangul consonant read as the vowel they look like."
+    spelt = re.sub("([ㄱ-ㅎ])([rlHF])", lambda m: m[1] + _VOWEL_OF[m[2]], text)
     return canonical(compose_jamo(spelt))
 
 @syllable_rule(ICONOLOGICAL, "hangul_shapes", example=("바보", "ㅂr보"), reading=vowels_back,
       note="nothing is lost")
-def hangul_leet(c: str) -> tuple[str, ...]:
+def hangul_leet(letter: str) -> tuple[str, ...]:
     "A Latin letter for the vowel that it looks like (`바보` → `ㅂr보`)."
-    lead, vowel, tail = split(c)
+    lead, vowel, tail = split(letter)
     return (lead + _LATIN_VOWEL[vowel] + tail,) if vowel in _LATIN_VOWEL else ()

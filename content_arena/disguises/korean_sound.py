@@ -28,9 +28,9 @@ def _heard(syllable: str) -> str:
     return (("" if lead in "ㅇㅎ" else _HEARD.get(lead, lead)) + _HEARD.get(vowel, vowel)
             + ("" if tail == "ㅎ" else _HEARD.get(tail, tail)))
 
-def sound(s: str) -> str:
-    "What `s` sounds like, coarsely: equal for spellings that a Korean reader takes for each other."
-    heard = "".join(_heard(c) if is_syllable(c) else c for c in canonical(s))
+def sound(text: str) -> str:
+    "How `text` sounds, coarsely: equal for spellings that a Korean reader takes for each other."
+    heard = "".join(_heard(c) if is_syllable(c) else c for c in canonical(text))
     return _TWICE.sub(r"\1", heard)
 
 # %% ../../nbs/04_disguises/20_korean_sound.ipynb #b209e2de
@@ -45,23 +45,23 @@ PHONOLOGICAL = "Korean phonological"
 # %% ../../nbs/04_disguises/20_korean_sound.ipynb #f1bc2e71
 @syllable_rule(PHONOLOGICAL, "respelling", example=("바보", "빠보"), reading=sound, max_share=0.5,
       note="tenseness and aspiration are lost; the ear restores them from the word")
-def initial_replacement(c: str) -> list[str]:
+def initial_replacement(letter: str) -> list[str]:
     "Plain, tense or aspirated: another consonant of the triplet (`바보` → `빠보`)."
-    lead, vowel, tail = split(c)
+    lead, vowel, tail = split(letter)
     return [join(o, vowel, tail) for o in _SIMILAR_LEAD.get(lead, ())]
 
 @syllable_rule(PHONOLOGICAL, "respelling", example=("바보", "바부"), reading=sound, max_share=0.5,
       note="which of two similar vowels it was is lost")
-def medial_replacement(c: str) -> list[str]:
+def medial_replacement(letter: str) -> list[str]:
     "A vowel that sounds alike or nearly so (`바보` → `바부`, `개` → `게`)."
-    lead, vowel, tail = split(c)
+    lead, vowel, tail = split(letter)
     return [join(lead, o, tail) for o in _SIMILAR_VOWEL.get(vowel, ())]
 
 @syllable_rule(PHONOLOGICAL, "respelling", example=("밥통", "밮통"), reading=sound, max_share=0.5,
       note="the sound is unchanged; only spelling is lost")
-def final_replacement(c: str) -> list[str]:
+def final_replacement(letter: str) -> list[str]:
     "Another letter for the same closing sound (`밥` → `밮`)."
-    lead, vowel, tail = split(c)
+    lead, vowel, tail = split(letter)
     return [join(lead, vowel, o) for o in _SIMILAR_TAIL.get(tail, ())]
 
 # %% ../../nbs/04_disguises/20_korean_sound.ipynb #7b3330d7
@@ -115,9 +115,9 @@ def insertion_initial(text: str, rng: random.Random) -> Iterable[Edit]:
 
 @syllable_rule(PHONOLOGICAL, "syllable_edges", example=("거품", "겨퓸"), reading=sound, max_share=0.5,
       note="the glide is heard and ignored")
-def insertion_medial(c: str) -> tuple[str, ...]:
+def insertion_medial(letter: str) -> tuple[str, ...]:
     "A glide before a vowel (`거품` → `겨퓸`)."
-    lead, vowel, tail = split(c)
+    lead, vowel, tail = split(letter)
     return (join(lead, _GLIDE[vowel], tail),) if vowel in _GLIDE else ()
 
 @rule(PHONOLOGICAL, "syllable_edges", "ko", example=("바보", "밥보"), reading=sound, max_share=0.7,

@@ -99,21 +99,21 @@ def rule(linguistic_class: str, family: str, lang: str, *, example: tuple[str, s
     return register
 
 # %% ../../nbs/04_disguises/10_rules.ipynb #6e2b0e24
-def bare(s: str) -> str:
-    "The canonical view of the letters and digits of `s`: no spaces, signs, emoji."
-    return canonical("".join(c for c in nfc(s) if c.isalnum()))
+def bare(text: str) -> str:
+    "The canonical view of the letters and digits of `text`: no spaces, signs, emoji."
+    return canonical("".join(c for c in nfc(text) if c.isalnum()))
 
-def canonical_reading(s: str) -> str:
+def canonical_reading(text: str) -> str:
     "What the canonical view restores: invisible characters, jamo, widths and case."
-    return canonical(s)
+    return canonical(text)
 
 # %% ../../nbs/04_disguises/10_rules.ipynb #905c65b8
 def syllable_edits(text: str, options: Callable[[str], Sequence[str]],
                    rng: random.Random) -> Iterable[Edit]:
     "An edit for each Hangul syllable of `text` that has `options`, with one of them."
     for i, c in enumerate(text):
-        if is_syllable(c) and (found := options(c)):
-            yield i, i + 1, pick(found, rng)
+        if is_syllable(c) and (replacements := options(c)):
+            yield i, i + 1, pick(replacements, rng)
 
 def syllable_rule(linguistic_class: str, family: str, **about: Any) -> Callable[[Callable], Rule]:
     "Decorator: like `rule`, for Korean, of a function from a syllable to what may stand for it."
@@ -128,5 +128,5 @@ def syllable_rule(linguistic_class: str, family: str, **about: Any) -> Callable[
 def mapped(text: str, table: dict[str, Sequence[str]], rng: random.Random) -> Iterable[Edit]:
     "An edit for each character of `text` that `table` knows, with one of its replacements."
     for i, c in enumerate(text):
-        if found := table.get(c):
-            yield i, i + 1, pick(found, rng)
+        if replacements := table.get(c):
+            yield i, i + 1, pick(replacements, rng)

@@ -61,9 +61,9 @@ def lexicon_spans(text: str) -> list[Span]:
     "Spans of the listed words in `text`."
     return list(_found(text))
 
-def listed(s: str) -> set[str]:
-    "The listed words that a reader of `s` finds, invisible characters removed and jamo composed."
-    shown = compose_jamo(strip_invisible(s))
+def listed(text: str) -> set[str]:
+    "The listed words that a reader of `text` finds: no invisible characters, jamo composed."
+    shown = compose_jamo(strip_invisible(text))
     return {shown[a:b].lower() for a, b in _found(shown)}
 
 # %% ../../nbs/04_disguises/70_targets.ipynb #e4cac0e5
@@ -89,13 +89,13 @@ def important_spans(texts: Sequence[str], labels: Sequence[int], scorer: Scorer,
                     max_words: int = MAX_WORDS) -> list[list[Span]]:
     "For each text the `top` words that its score depends on most, of its first `max_words`."
     parts = [without_each_word(text, max_words) for text in texts]
-    flat = [*texts, *(shorter for found in parts for _, shorter in found)]
+    flat = [*texts, *(shorter for words in parts for _, shorter in words)]
     scores = np.asarray(scorer.scores(flat)) if flat else np.zeros(0)
     result, at = [], len(texts)
-    for i, found in enumerate(parts):
-        order = ranked(scores[i], found, scores[at:at + len(found)], labels[i])
+    for i, words in enumerate(parts):
+        order = ranked(scores[i], words, scores[at:at + len(words)], labels[i])
         result.append(sorted(order[:top]))
-        at += len(found)
+        at += len(words)
     return result
 
 # %% ../../nbs/04_disguises/70_targets.ipynb #293233cd
@@ -111,10 +111,10 @@ def target_spans(text: str, target: str, seed: int = 0,
         raise ValueError(f"no target {target!r}; accepted: {', '.join(TARGETS)}")
     if target == "all":
         return None
-    found = list(important or ()) if target == "important" else []
-    if not found and target != "random":
-        found = lexicon_spans(text)
-    if not found:
+    spans = list(important or ()) if target == "important" else []
+    if not spans and target != "random":
+        spans = lexicon_spans(text)
+    if not spans:
         words, rng = word_spans(text), seeded("target", seed, text)
-        found = sorted(sorted(words, key=lambda _: rng.random())[:2])
-    return found
+        spans = sorted(sorted(words, key=lambda _: rng.random())[:2])
+    return spans

@@ -55,15 +55,15 @@ def validity_report(texts: Sequence[str], rules: Iterable[Rule], *, intensity: f
     languages = [language(t) for t in texts]
     rows = {}
     for r in rules:
-        found, shares = Counter(), []
+        outcomes, shares = Counter(), []
         ours = [t for t, lang in zip(texts, languages) if r.lang in ("any", lang)]
         for t in ours:
             variant = r(t, intensity, seed, target_spans(t, target, seed))
             reason = invalid(t, variant, r)
-            found[reason] += 1
+            outcomes[reason] += 1
             if reason != "unchanged":
                 shares.append(edit_share(t, variant))
-        bad = {k: v for k, v in found.items() if k not in ("", "unchanged")}
+        bad = {k: v for k, v in outcomes.items() if k not in ("", "unchanged")}
         applied = len(shares)
         rows[r.name] = {"texts": len(ours), "applied": applied / max(1, len(ours)),
                         "invalid": sum(bad.values()) / max(1, applied),

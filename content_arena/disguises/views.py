@@ -25,32 +25,32 @@ def _keys(word: str) -> str:
     shown = convert_roman_to_hangul(word)
     return shown if all(map(is_syllable, shown)) else word
 
-def mistyped(s: str) -> str:
-    "`s` with Korean that was typed with the English layout restored; `s` itself if there is none."
-    words = _LATIN.findall(s)
+def mistyped(text: str) -> str:
+    "`text`, Korean typed with the English layout restored; `text` itself if there is none."
+    words = _LATIN.findall(text)
     read = {w: _keys(w) for w in words}
     korean = [read[w] for w in words if read[w] != w]
     if 2 * len(korean) <= len(words) or sum(map(len, korean)) < 2:
-        return s
-    return _LATIN.sub(lambda m: read[m[0]], s)
+        return text
+    return _LATIN.sub(lambda m: read[m[0]], text)
 
 # %% ../../nbs/04_disguises/95_views.ipynb #3f503c24
-def repaired(s: str) -> tuple[str, ...]:
-    """`s` in NFC, and what it becomes by each repair that changes what is read.
+def repaired(text: str) -> tuple[str, ...]:
+    """`text` in NFC, and what it becomes by each repair that changes what is read.
 
     Repairs: without invisible characters, jamo composed, canonical, look-alikes replaced, typed
     with the right layout."""
-    s = nfc(s)                                            # the form in which every model reads it
-    visible = strip_invisible(s)
-    found = [s, visible, compose_jamo(visible)]
-    plain, folded = canonical(s), " ".join(found[-1].casefold().split())
+    text = nfc(text)                                        # the form in which every model reads it
+    visible = strip_invisible(text)
+    views = [text, visible, compose_jamo(visible)]
+    plain, folded = canonical(text), " ".join(views[-1].casefold().split())
     if plain != folded:                                   # more than case and white space
-        found.append(plain)
-    if (seen := skeleton(s)) != plain:
-        found.append(seen)
+        views.append(plain)
+    if (shape := skeleton(text)) != plain:
+        views.append(shape)
     if (typed := mistyped(visible)) != visible:
-        found.append(typed)
-    return tuple(dict.fromkeys(found))
+        views.append(typed)
+    return tuple(dict.fromkeys(views))
 
 # %% ../../nbs/04_disguises/95_views.ipynb #5b46caed
 class ViewsScorer:
@@ -76,11 +76,11 @@ class ViewsScorer:
         if self.mode == "last":
             return np.asarray(self.scorer.scores([v[-1] for v in views], *args, **kwargs))
         owner = np.repeat(np.arange(len(views)), [len(v) for v in views])
-        found = np.asarray(self.scorer.scores([s for v in views for s in v], *args, **kwargs))
+        scores = np.asarray(self.scorer.scores([s for v in views for s in v], *args, **kwargs))
         if self.mode == "mean":
-            return np.bincount(owner, found, len(views)) / np.maximum(np.bincount(owner), 1)
-        best = np.zeros(len(views), dtype=found.dtype)
-        np.maximum.at(best, owner, found)
+            return np.bincount(owner, scores, len(views)) / np.maximum(np.bincount(owner), 1)
+        best = np.zeros(len(views), dtype=scores.dtype)
+        np.maximum.at(best, owner, scores)
         return best
 
 # %% ../../nbs/04_disguises/95_views.ipynb #4185a69e

@@ -61,7 +61,8 @@ class MicroBatcher:
     the model's thread."""
 
     def __init__(self, scorer: LoadedModel, *, size: int = 32, limit: int = 1024,
-                 wait_ms: float = 0, on_start: Callable[[], None] | None = None,
+                 wait_ms: float = 0,
+                 on_start: Callable[[], None] | None = None,
                  on_step: Callable[[int, float], None] | None = None):
         self.scorer, self.size, self.limit, self.wait_s = scorer, size, limit, wait_ms / 1000
         self.on_start, self.on_step = on_start, on_step

@@ -90,11 +90,11 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
 
 # %% ../../nbs/06_inference/30_engine.ipynb #b6a853c4
 def _load_ensemble(cls: type[Engine], spec: dict, cache_dir: Path, probe_tolerance: float, *,
-                   dtype: str, threads: int, **told: str) -> Engine:
+                   dtype: str, threads: int, **names: str) -> Engine:
     member = partial(cls.load, cache_dir=cache_dir, dtype=dtype, threads=threads,
                      probe_tolerance=probe_tolerance)
     parts = load_members(recipe_of(spec), spec["base_model_sha256"], cache_dir / "models", member)
-    engine = cls(parts, parts.engines[0].tokenizer, spec, **told)
+    engine = cls(parts, parts.engines[0].tokenizer, spec, **names)
     engine.check_probe(probe_tolerance * parts.steepest)
     return engine
 

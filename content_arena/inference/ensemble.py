@@ -47,25 +47,26 @@ class Recipe:
                                 f" {fault}")
 
 # %% ../../nbs/06_inference/10_ensemble.ipynb #ed3d9d13
-def _fault(r: Recipe) -> str:
+def _fault(recipe: Recipe) -> str:
     "What is wrong with a recipe; empty if nothing is."
-    n, given, wanted = len(r.members), len(r.weights), len(r.members) * (r.mode == "weighted")
-    if r.mode not in MODES:
+    n, given = len(recipe.members), len(recipe.weights)
+    wanted = n * (recipe.mode == "weighted")
+    if recipe.mode not in MODES:
         return f"the mode is none of {', '.join(MODES)}"
     if not 2 <= n <= MAX_MEMBERS:
         return f"{n} member{'s' * (n != 1)}, give 2 to {MAX_MEMBERS}; one alone is a model already"
-    if not all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in r.members.values()):
+    if not all(re.fullmatch("[0-9a-f]{64}", sha256) for sha256 in recipe.members.values()):
         return "a member's sha256 is not one"
-    if len(set(r.members.values())) < n:
+    if len(set(recipe.members.values())) < n:
         return "two members are the same model"
     if given != wanted:
         return f"{given} weights, {wanted} needed"
-    if given and not (min(r.weights) >= 0 and abs(sum(r.weights) - 1) < 1e-6):
-        return f"weights {', '.join(f'{w:g}' for w in r.weights)} sum to {sum(r.weights):g}: they" \
-               " must sum to 1, none below 0"
-    if r.mode in ("and", "or") and r.threshold != 0.5:
+    if given and not (min(recipe.weights) >= 0 and abs(sum(recipe.weights) - 1) < 1e-6):
+        return f"weights {', '.join(f'{w:g}' for w in recipe.weights)} sum to" \
+               f" {sum(recipe.weights):g}: they must sum to 1, none below 0"
+    if recipe.mode in ("and", "or") and recipe.threshold != 0.5:
         return "its threshold is 0.5: each member flags at its own"
-    return "" if 0 <= r.threshold <= 1 else f"threshold {r.threshold} is outside [0, 1]"
+    return "" if 0 <= recipe.threshold <= 1 else f"threshold {recipe.threshold} is outside [0, 1]"
 
 # %% ../../nbs/06_inference/10_ensemble.ipynb #f98159fa
 _BELOW_HALF = float(np.nextafter(np.float32(0.5), np.float32(0)))
@@ -221,5 +222,5 @@ def ensemble_tags(folder: Path) -> dict[str, str]:
     spec = read_spec(folder)
     if spec.get("kind") != "ensemble":
         return {}
-    told = {k: spec[k] for k in ("mode", "weights", "threshold")}
-    return {"members": json.dumps(dict(recipe_of(spec).members)), "ensemble": json.dumps(told)}
+    shown = {k: spec[k] for k in ("mode", "weights", "threshold")}
+    return {"members": json.dumps(dict(recipe_of(spec).members)), "ensemble": json.dumps(shown)}

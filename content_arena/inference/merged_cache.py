@@ -60,7 +60,7 @@ def shared_tokenizer(place: Path, read: Callable[[], Any]) -> Any:
 
 # %% ../../nbs/06_inference/20_merged_cache.ipynb #c1905f0a
 @building()
-def _keep(classifier: ContentClassifier, tokenizer: Any, place: Path) -> None:
+def _write_merged(classifier: ContentClassifier, tokenizer: Any, place: Path) -> None:
     "Write the merged network atomically; raises OSError or SafetensorError."
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=place.parent))
     try:
@@ -100,11 +100,11 @@ def load_merged(folder: Path, sha256: str, base: Callable[[], BaseModel], cache_
             except ModelError as e:
                 logger.warning("%s; merging it again", e)
                 shutil.rmtree(place)
-        found = base()
-        classifier, _ = load_dense(folder, found, dtype=dtype, device=device)
-        tokenizer = load_tokenizer(found.path)
+        base_model = base()
+        classifier, _ = load_dense(folder, base_model, dtype=dtype, device=device)
+        tokenizer = load_tokenizer(base_model.path)
         try:
-            _keep(classifier, tokenizer, place)
+            _write_merged(classifier, tokenizer, place)
             tokenizer = shared_tokenizer(place, lambda: tokenizer)
         except (OSError, SafetensorError) as e:
             logger.warning("the merged network of %.12s is not kept: %s", sha256, e)

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+from fastcore.basics import patch
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt
 from tenacity import wait_exponential_jitter
 
@@ -96,13 +97,13 @@ class Delivery:
 
 class _TryAgain(Exception): pass
 
-def _within(seconds: float, f: Callable, *args: Any) -> Any:
-    "`f(*args)`, or _TryAgain after `seconds`."
+def _within(seconds: float, call: Callable, *args: Any) -> Any:
+    "`call(*args)`, or _TryAgain after `seconds`."
     answers: queue.SimpleQueue = queue.SimpleQueue()
 
     def work() -> None:
         try:
-            answers.put((f(*args), None))
+            answers.put((call(*args), None))
         except BaseException as e:
             answers.put((None, e))
 
@@ -129,8 +130,8 @@ def _post(client: httpx.Client, url: str, payload: dict[str, Any]) -> Delivery:
     return Delivery(False, f"HTTP {status}: check CONTENT_ARENA_SLACK_WEBHOOK_URL")
 
 # %% ../../nbs/08_mlops/80_alerting.ipynb #8e314593
-class _Sender:
-    """Speaks to the webhook of `secrets` (default: `load_secrets()`).
+class Notifier:
+    """Sends notices to the Slack-compatible webhook of `secrets` (default: `load_secrets()`).
 
     `timeout_s` bounds each step of one attempt, three times as much the whole of it; `backoff_s`
     is the first pause between attempts (doubling, with jitter, at most 10 s). `report`: a link
@@ -143,33 +144,10 @@ class _Sender:
         self.settings, self.report, self.attempts = settings, report, settings.notify_attempts
         self.timeout_s, self.backoff_s, self._transport = timeout_s, backoff_s, transport
 
-    def _send(self, payload: dict[str, Any], attempts: int) -> Delivery:
-        wait = wait_exponential_jitter(multiplier=self.backoff_s, max=10, jitter=self.backoff_s)
-        again = Retrying(stop=stop_after_attempt(attempts), wait=wait,
-                         retry=retry_if_exception_type(_TryAgain))
-        try:
-            with http_client(self._url, timeout=self.timeout_s, transport=self._transport) as c:
-                sent = again(_within, 3 * self.timeout_s, _post, c, self._url, payload)
-        except RetryError as e:
-            why = f"gave up after {attempts} attempts: {e.last_attempt.exception()}"
-            return Delivery(False, why, attempts)
-        except ProxySettingsError as e:
-            return Delivery(False, str(e), 1)
-        return Delivery(sent.delivered, sent.reason, again.statistics["attempt_number"])
-
-    def _outbox(self) -> Outbox | None:
-        s = self.settings
-        try:
-            return Outbox(s.path("var_dir") / "notices", repeat_s=s.notice_repeat_s,
-                               per_hour=s.notices_per_hour, limit=s.notice_spool)
-        except OSError:                                # no disk: then without a memory
-            return None
-
-# %% ../../nbs/08_mlops/80_alerting.ipynb #a4ea317b
-class Notifier(_Sender):
-    "Sends notices to a Slack-compatible webhook; `notify` never raises. See `_Sender`."
     def notify(self, event: str, **facts: Any) -> Delivery:
-        "Send `event` (see `TITLES`) with `facts`; says whether it was delivered, and if not why."
+        """Send `event` (see `TITLES`) with `facts`; says whether it was delivered, and if not why.
+
+        Never raises."""
         token = _secret_request.set(True)
         try:
             return self._deliver(event, {"report": self.report} | facts)
@@ -178,31 +156,60 @@ class Notifier(_Sender):
         finally:
             _secret_request.reset(token)
 
-    def _deliver(self, event: str, facts: dict[str, Any]) -> Delivery:
-        if self._url is None:
-            return Delivery(False, "no webhook configured (CONTENT_ARENA_SLACK_WEBHOOK_URL)")
-        if not self._url.startswith(("https://", "http://")):
-            return Delivery(False, "CONTENT_ARENA_SLACK_WEBHOOK_URL is not an http(s) URL")
-        payload, box = slack_message(event, facts), self._outbox()
-        if box is None:
-            return self._send(payload, self.attempts)
-        key = hashlib.sha256(payload["text"].encode()).hexdigest()
-        if (at := box.told_at(key)) is not None:
-            when = datetime.fromtimestamp(at, timezone.utc)
-            return Delivery(True, f"told already, at {when:%H:%M} UTC")
-        box.send_waiting(lambda waiting: bool(self._send(waiting, 1)))
-        return self._next(box, key, payload)
 
-    def _next(self, box: Outbox, key: str, payload: dict[str, Any]) -> Delivery:
-        "Send `payload` unless others wait before it or the hour is full; else it waits too."
-        if not box.has_room():
-            sent = Delivery(False, f"{box.per_hour} notices were sent within an hour")
-        elif box.waiting():
-            sent = Delivery(False, "earlier notices could not be delivered", 1)
-        else:
-            sent = self._send(payload, self.attempts)
-        if sent:
-            box.tell(key)
-        elif not sent.reason.startswith("HTTP") and box.keep(key, payload):
-            return Delivery(False, f"{sent.reason}; kept, to be sent with the next", sent.attempts)
-        return sent
+# %% ../../nbs/08_mlops/80_alerting.ipynb #e5322be8
+@patch
+def _send(self: Notifier, payload: dict[str, Any], attempts: int) -> Delivery:
+    wait = wait_exponential_jitter(multiplier=self.backoff_s, max=10, jitter=self.backoff_s)
+    again = Retrying(stop=stop_after_attempt(attempts), wait=wait,
+                     retry=retry_if_exception_type(_TryAgain))
+    try:
+        with http_client(self._url, timeout=self.timeout_s, transport=self._transport) as c:
+            sent = again(_within, 3 * self.timeout_s, _post, c, self._url, payload)
+    except RetryError as e:
+        why = f"gave up after {attempts} attempts: {e.last_attempt.exception()}"
+        return Delivery(False, why, attempts)
+    except ProxySettingsError as e:
+        return Delivery(False, str(e), 1)
+    return Delivery(sent.delivered, sent.reason, again.statistics["attempt_number"])
+
+@patch
+def _outbox(self: Notifier) -> Outbox | None:
+    s = self.settings
+    try:
+        return Outbox(s.path("var_dir") / "notices", repeat_s=s.notice_repeat_s,
+                  per_hour=s.notices_per_hour, limit=s.notice_spool)
+    except OSError:                                # no disk: then without a memory
+        return None
+
+# %% ../../nbs/08_mlops/80_alerting.ipynb #a4ea317b
+@patch
+def _deliver(self: Notifier, event: str, facts: dict[str, Any]) -> Delivery:
+    if self._url is None:
+        return Delivery(False, "no webhook configured (CONTENT_ARENA_SLACK_WEBHOOK_URL)")
+    if not self._url.startswith(("https://", "http://")):
+        return Delivery(False, "CONTENT_ARENA_SLACK_WEBHOOK_URL is not an http(s) URL")
+    payload, box = slack_message(event, facts), self._outbox()
+    if box is None:
+        return self._send(payload, self.attempts)
+    key = hashlib.sha256(payload["text"].encode()).hexdigest()
+    if (at := box.told_at(key)) is not None:
+        when = datetime.fromtimestamp(at, timezone.utc)
+        return Delivery(True, f"told already, at {when:%H:%M} UTC")
+    box.send_waiting(lambda waiting: bool(self._send(waiting, 1)))
+    return self._next(box, key, payload)
+
+@patch
+def _next(self: Notifier, box: Outbox, key: str, payload: dict[str, Any]) -> Delivery:
+    "Send `payload` unless others wait before it or the hour is full; else it waits too."
+    if not box.has_room():
+        sent = Delivery(False, f"{box.per_hour} notices were sent within an hour")
+    elif box.waiting():
+        sent = Delivery(False, "earlier notices could not be delivered", 1)
+    else:
+        sent = self._send(payload, self.attempts)
+    if sent:
+        box.tell(key)
+    elif not sent.reason.startswith("HTTP") and box.keep(key, payload):
+        return Delivery(False, f"{sent.reason}; kept, to be sent with the next", sent.attempts)
+    return sent

@@ -32,10 +32,10 @@ def find_ancestor(settings: Settings, registry: RegistryReader | None = None) ->
         return None
     registry = registry or RegistryReader(settings)
     by_alias = {"champion": registry.get_champion, "challenger": registry.get_challenger}
-    found = by_alias[name]() if name in by_alias else registry.get_version(name)
-    if found is None:
+    version = by_alias[name]() if name in by_alias else registry.get_version(name)
+    if version is None:
         raise RegistryError(f"init_from = {name}: no version is {registry.name}@{name} yet; leave"
                             " init_from empty for a first model")
-    ancestor = Ancestor(found, registry.download(found))
-    _ = ancestor.lineage                                   # unreadable: say so before training
+    ancestor = Ancestor(version, registry.download(version))
+    _ = ancestor.lineage                                       # unreadable: say so before training
     return ancestor

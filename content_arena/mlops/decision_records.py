@@ -92,7 +92,7 @@ class DecisionChain:
                                     f" {link['run_id']}")
             return file.read_bytes()
 
-    def _read(self, link: dict[str, str]) -> dict[str, Any]:
+    def _read_record(self, link: dict[str, str]) -> dict[str, Any]:
         data = self._file(link, f"{link['id']}.json")
         if sha256(data) != link["id"]:
             raise DecisionError(f"decision {link['id'][:12]} was changed: its content has the hash"
@@ -103,7 +103,7 @@ class DecisionChain:
         "Link and record of every decision, last first. Raises DecisionError at a broken one."
         link = self.head()
         while link:
-            record = self._read(link)
+            record = self._read_record(link)
             yield link, record
             link = record["previous"]
 
@@ -123,7 +123,7 @@ class _Moved(Exception):
 def _link(self: DecisionChain, kind: str, run_id: str, content: Mapping[str, Any],
           rows: bytes | None) -> str:
     previous = self.head()
-    number = self._read(previous)["number"] + 1 if previous else 1
+    number = self._read_record(previous)["number"] + 1 if previous else 1
     record = {"format": 2, "kind": kind, "number": number, "previous": previous,
               "time": datetime.now(timezone.utc).isoformat(timespec="microseconds"), **content}
     data = canonical_json(record)
@@ -158,14 +158,14 @@ def append(self: DecisionChain, kind: str, version: str, content: Mapping[str, A
 @patch
 def _by_person(self: DecisionChain, kind: str, version: str, champion: str, reason: str,
                by: str) -> str:
-    told = {"version": str(version), "champion": str(champion), "reason": reason[:2000],
-            "sha256": self.registry.get_version(version).sha256}
+    facts = {"version": str(version), "champion": str(champion), "reason": reason[:2000],
+             "sha256": self.registry.get_version(version).sha256}
     if head := self.head():
-        last = self._read(head)
-        if last.get("kind") == kind and {k: last[k] for k in told} == told \
+        last = self._read_record(head)
+        if last.get("kind") == kind and {k: last[k] for k in facts} == facts \
                 and head["id"] not in {e["decision"] for e in self.registry.history()}:
             return head["id"]
-    return self.append(kind, version, told | {"by": by or whoami()})
+    return self.append(kind, version, facts | {"by": by or whoami()})
 
 @patch
 def rollback(self: DecisionChain, champion: str, version: str, reason: str, by: str = "") -> str:

@@ -53,11 +53,11 @@ def differences_found(comparison: dict[str, Any], rows: pd.DataFrame) -> list[st
     Of a record whose battle compared evasion rates, that check and the verdict are not derived."""
     gone = {"battle", "verdict"} if compared_rates(comparison) else set()
     again, claimed = decide_again(comparison, rows), comparison["checks"]
-    told = {"verdict": comparison["verdict"]} | {c["name"]: c["result"] for c in claimed}
-    found = {"verdict": again.verdict} | {c.name: c.result for c in again.checks}
-    return [f"{name} is recorded as {told.get(name)}, but the rows give {found.get(name)}"
-            for name in {**told, **found}
-            if name not in gone and told.get(name, "off") != found.get(name, "off")]
+    recorded = {"verdict": comparison["verdict"]} | {c["name"]: c["result"] for c in claimed}
+    derived = {"verdict": again.verdict} | {c.name: c.result for c in again.checks}
+    return [f"{name} is recorded as {recorded.get(name)}, but the rows give {derived.get(name)}"
+            for name in {**recorded, **derived}
+            if name not in gone and recorded.get(name, "off") != derived.get(name, "off")]
 
 # %% ../../nbs/08_mlops/60_decisions.ipynb #e0e2952d
 class Comparing(Protocol):
@@ -89,11 +89,11 @@ class DecisionLog(DecisionChain):
 # %% ../../nbs/08_mlops/60_decisions.ipynb #caaff35c
 LIST_COLUMNS = ["number", "id", "time", "verdict", "champion", "challenger", "f1 gain", "test set"]
 
-def _row(id: str, r: dict[str, Any]) -> dict[str, Any]:
-    row = {"number": r["number"], "id": id[:12], "time": r["time"], "verdict": kind_of(r),
-           "champion": r.get("champion") or None, "challenger": r.get("version"), "f1 gain": None,
-           "test set": ""}
-    if c := r.get("comparison"):
+def _row(id: str, record: dict[str, Any]) -> dict[str, Any]:
+    row = {"number": record["number"], "id": id[:12], "time": record["time"],
+           "verdict": kind_of(record), "champion": record.get("champion") or None,
+           "challenger": record.get("version"), "f1 gain": None, "test set": ""}
+    if c := record.get("comparison"):
         row |= {"verdict": c["verdict"], "champion": (c["champion"] or {}).get("version"),
                 "challenger": c["challenger"]["version"],
                 "f1 gain": (c["improvement"] or {}).get("f1"),
@@ -104,17 +104,17 @@ def _row(id: str, r: dict[str, Any]) -> dict[str, Any]:
 def list(self: DecisionLog) -> pd.DataFrame:
     """One row per decision, oldest first; DecisionError at a broken record. A decision without
     comparison has its kind (rollback, by hand) as verdict."""
-    found = [_row(link["id"], r) for link, r in self.backwards()]
-    return pd.DataFrame(found[::-1], columns=LIST_COLUMNS)
+    rows = [_row(link["id"], r) for link, r in self.backwards()]
+    return pd.DataFrame(rows[::-1], columns=LIST_COLUMNS)
 
 @patch
 def show(self: DecisionLog, id: str) -> dict[str, Any]:
     "The record whose id starts with `id`; DecisionError if there is none, or more than one."
     links = ((link["id"], record) for link, record in self.backwards())
-    found = [{"id": name} | record for name, record in links if name.startswith(id)]
-    if len(found) != 1:
-        raise DecisionError(f"{len(found)} decisions start with {id!r}: see the list")
-    return found[0]
+    matches = [{"id": name} | record for name, record in links if name.startswith(id)]
+    if len(matches) != 1:
+        raise DecisionError(f"{len(matches)} decisions start with {id!r}: see the list")
+    return matches[0]
 
 # %% ../../nbs/08_mlops/60_decisions.ipynb #73452187
 @dataclass(frozen=True)
@@ -126,31 +126,31 @@ class Verified:
     older: int
 
 @patch
-def _check_rows(self: DecisionLog, link: dict[str, str], r: dict[str, Any], name: str) -> None:
+def _check_rows(self: DecisionLog, link: dict[str, str], record: dict[str, Any], name: str) -> None:
     data = self._file(link, f"{link['id']}.parquet")
-    if sha256(data) != r["rows_sha256"]:
+    if sha256(data) != record["rows_sha256"]:
         raise DecisionError(f"{name}: its stored scores were changed")
-    if wrong := differences_found(r["comparison"], pd.read_parquet(io.BytesIO(data))):
+    if wrong := differences_found(record["comparison"], pd.read_parquet(io.BytesIO(data))):
         raise DecisionError(f"{name}: {'; '.join(wrong)}")
 
 @patch
 def verify(self: DecisionLog) -> Verified:
     "Check records and moves; DecisionError names the first that is not sound."
-    seen, expected = set(), None
+    sound, expected = set(), None
     for link, r in self.backwards():
         name = f"decision {r['number']} ({link['id'][:12]})"
         if expected not in (None, r["number"]):
             raise DecisionError(f"{name}: decision {expected} should stand here")
         if kind_of(r) == "comparison":
             self._check_rows(link, r, name)
-        seen.add(link["id"][:16])
+        sound.add(link["id"][:16])
         expected = r["number"] - 1
     if expected:
         raise DecisionError(f"the chain begins with decision {expected + 1}, not with 1")
     for v in self.registry.versions():
         carried = {t.removeprefix("decision.") for t in v.tags if t.startswith("decision.")}
-        if lost := sorted(carried - seen):
+        if lost := sorted(carried - sound):
             raise DecisionError(f"v{v.version} carries decision {lost[0]}, which is not in"
                                 " the chain: it was cut or rewritten")
     moves = self.moves()
-    return Verified(len(seen), moves.recorded, moves.older)
+    return Verified(len(sound), moves.recorded, moves.older)

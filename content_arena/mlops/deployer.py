@@ -43,7 +43,7 @@ def _refused(e: BaseException | None) -> bool:
     return e is not None and (refused or _refused(e.__cause__ or e.__context__))
 
 # %% ../../nbs/08_mlops/90_deployer.ipynb #2446dd91
-def _read(what: str, answer: httpx.Response) -> dict[str, Any]:
+def _json_of(what: str, answer: httpx.Response) -> dict[str, Any]:
     "The JSON object in `answer`; raises ServiceError with the reason that the service gave."
     try:
         body = answer.json()
@@ -61,7 +61,7 @@ def _read(what: str, answer: httpx.Response) -> dict[str, Any]:
     raise (_Unavailable if later else ServiceError)(f"{what} answered HTTP {status}: {detail}")
 
 # %% ../../nbs/08_mlops/90_deployer.ipynb #caa269cc
-class _Connection:
+class InferenceClient:
     """HTTP to the inference service of `settings`; `secrets` defaults to `load_secrets()`.
 
     `backoff_s`: first pause between attempts (doubling, at most 5 s). `transport` replaces
@@ -91,47 +91,49 @@ class _Connection:
             if isinstance(e, httpx.ConnectError) and _refused(e):
                 raise ServiceNotRunning(f"nothing listens at {self.shown}") from e
             raise _Unavailable(f"{what}: {type(e).__name__} {e}".rstrip()) from e
-        return _read(what, answer)
+        return _json_of(what, answer)
 
 # %% ../../nbs/08_mlops/90_deployer.ipynb #ce74eefa
 NOT_RUNNING = "not running"
 
-class InferenceClient(_Connection):
-    async def reload(self, version: "Version") -> None:
-        "Have the service load the champion; raises ServiceError unless it then holds `version`."
-        again = AsyncRetrying(stop=stop_after_attempt(self.attempts), reraise=True,
-                              retry=retry_if_exception_type(_Unavailable),
-                              wait=wait_exponential_jitter(multiplier=self.backoff_s, max=5,
-                                                           jitter=self.backoff_s))
-        got = await again(self.ask, "POST", "/reload", self.timeout_s)
-        if str(got.get("model_version")) != version.version:
-            raise ServiceError(f"{self.shown} loaded version {got.get('model_version')}, not"
-                               f" {version.version}: does it use the same registry?")
+@patch
+async def reload(self: InferenceClient, version: "Version") -> None:
+    "Have the service load the champion; raises ServiceError unless it then holds `version`."
+    again = AsyncRetrying(stop=stop_after_attempt(self.attempts), reraise=True,
+                          retry=retry_if_exception_type(_Unavailable),
+                          wait=wait_exponential_jitter(multiplier=self.backoff_s, max=5,
+                                                       jitter=self.backoff_s))
+    got = await again(self.ask, "POST", "/reload", self.timeout_s)
+    if str(got.get("model_version")) != version.version:
+        raise ServiceError(f"{self.shown} loaded version {got.get('model_version')}, not"
+                           f" {version.version}: does it use the same registry?")
 
-    async def verify(self, version: "Version") -> None:
-        "Raise ServiceError unless the service is ready and serves `version`, with its hash."
-        got = await self.ask("GET", "/ready", min(self.timeout_s, 10))
-        served, sha256 = str(got.get("model_version")), got.get("model_sha256") or version.sha256
-        if (served, sha256) != (version.version, version.sha256):
-            raise ServiceError(f"{self.shown} serves version {served} (sha256 {sha256:.12}),"
-                               f" expected {version.version} ({version.sha256:.12})")
+@patch
+async def verify(self: InferenceClient, version: "Version") -> None:
+    "Raise ServiceError unless the service is ready and serves `version`, with its hash."
+    got = await self.ask("GET", "/ready", min(self.timeout_s, 10))
+    served, sha256 = str(got.get("model_version")), got.get("model_sha256") or version.sha256
+    if (served, sha256) != (version.version, version.sha256):
+        raise ServiceError(f"{self.shown} serves version {served} (sha256 {sha256:.12}),"
+                           f" expected {version.version} ({version.sha256:.12})")
 
-    async def probe(self) -> str:
-        "What the service does now: 'serving N', 'no model', 'not running' or 'unreachable: why'."
-        try:
-            served = (await self.ask("GET", "/health", min(self.timeout_s, 5))).get("model_version")
-            return f"serving {served}" if served else "no model"
-        except ServiceNotRunning:
-            return NOT_RUNNING
-        except ServiceError as e:
-            return f"unreachable: {e}"
+@patch
+async def probe(self: InferenceClient) -> str:
+    "What the service does now: 'serving N', 'no model', 'not running' or 'unreachable: why'."
+    try:
+        served = (await self.ask("GET", "/health", min(self.timeout_s, 5))).get("model_version")
+        return f"serving {served}" if served else "no model"
+    except ServiceNotRunning:
+        return NOT_RUNNING
+    except ServiceError as e:
+        return f"unreachable: {e}"
 
 # %% ../../nbs/08_mlops/90_deployer.ipynb #779a5199
-async def _uninterrupted(f: Callable, *args: Any, **kwargs: Any) -> Any:
-    """`f` in a thread; a cancellation (Ctrl-C) waits until it is through.
+async def _uninterrupted(work: Callable, *args: Any, **kwargs: Any) -> Any:
+    """`work` in a thread; a cancellation (Ctrl-C) waits until it is through.
 
     Otherwise the alias would move behind our back, after the lock was given up."""
-    task = asyncio.ensure_future(asyncio.to_thread(f, *args, **kwargs))
+    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
@@ -154,15 +156,15 @@ class ModelDeployer:
         self.folder = settings.path("var_dir") / "journal"
         self.journal = Journal(self.folder) if journal is None else journal
 
-    async def _at(self, alias: str) -> str | None:
-        found = await asyncio.to_thread(getattr(self.registry, f"get_{alias}"))
-        return found.version if found else None
+    async def _version_at(self, alias: str) -> str | None:
+        version = await asyncio.to_thread(getattr(self.registry, f"get_{alias}"))
+        return version.version if version else None
 
     async def _tell(self, status: str, reason: str, **facts: Any) -> dict[str, Any]:
         sent = await asyncio.to_thread(self.notifier.notify, status, reason=reason, **facts)
         return {"status": status, "reason": reason, **facts, "notified": sent.to_dict()}
 
-    async def _settle(self, version: str | None) -> str:
+    async def _bring_service_to(self, version: str | None) -> str:
         "Bring the service to `version`, which is champion already; says what it does afterwards."
         if version is None:
             return await self.client.probe()
@@ -217,11 +219,11 @@ def _back_on_record(self: ModelDeployer, record: Record) -> None:
 @patch
 async def _roll_back(self: ModelDeployer, record: Record) -> dict[str, Any]:
     "From `rolling_back`: the old champion's alias, then the service, then people."
-    if await self._at("champion") == record.new:
+    if await self._version_at("champion") == record.new:
         await _uninterrupted(self._back_on_record, record)
-    if (now := await self._at("champion")) != record.old:
+    if (now := await self._version_at("champion")) != record.old:
         return await self._superseded(record, now)
-    service = await self._settle(record.old)
+    service = await self._bring_service_to(record.old)
     result = await self._tell("rolled_back", record.reason, model_version=record.old,
                               withdrawn=record.new, service=service)
     self.journal.advance(record, "rolled_back")
@@ -231,7 +233,7 @@ async def _roll_back(self: ModelDeployer, record: Record) -> dict[str, Any]:
 async def _superseded(self: ModelDeployer, record: Record, now: str | None) -> dict[str, Any]:
     why = (f"champion is {now}: somebody moved it while {record.old} -> {record.new} was being"
            " deployed; that stands, compare again")
-    service = await self._settle(now)
+    service = await self._bring_service_to(now)
     self.journal.advance(record, "superseded", reason=why)
     return {"status": "busy", "reason": why, "model_version": now, "service": service}
 
@@ -243,7 +245,7 @@ async def _recover(self: ModelDeployer) -> dict[str, Any] | None:
     record = self.journal.read()
     if record is None or record.closed:
         return None
-    now = await self._at("champion")
+    now = await self._version_at("champion")
     if now not in (record.new, record.old):
         await self._superseded(record, now)
         return None
@@ -254,7 +256,7 @@ async def _recover(self: ModelDeployer) -> dict[str, Any] | None:
             record = self.journal.advance(record, "promoted")
         return await self._forward(record) | {"recovered": True}
     if record.state != "intent":
-        await self._settle(now)
+        await self._bring_service_to(now)
     self.journal.advance(record, "rolled_back", reason="interrupted; the alias is where it was")
     return None
 
@@ -307,7 +309,7 @@ async def _promote(
     try:
         await _uninterrupted(self.registry.promote_challenger, decision)
     except Exception as e:
-        now, waiting = await self._at("champion"), await self._at("challenger")
+        now, waiting = await self._version_at("champion"), await self._version_at("challenger")
         if now not in (old, new):
             return await self._superseded(record, now)
         if now == old:
@@ -319,7 +321,9 @@ async def _promote(
 
 
 @patch
-async def _keep(self: ModelDeployer, comparison: dict[str, Any], old: str | None, new: str) -> dict:
+async def _decline(
+    self: ModelDeployer, comparison: dict[str, Any], old: str | None, new: str
+) -> dict:
     "Not promoted: an undecided challenger stays in shadow, a worse one is rejected."
     reason = "; ".join(comparison.get("reasons") or ()) or f"verdict {comparison['verdict']}"
     if comparison["verdict"] != "inconclusive":
@@ -350,7 +354,7 @@ def _carried_out(self: ModelDeployer, decision: str) -> dict[str, Any] | None:
 @patch
 async def _deploy(self: ModelDeployer, test: Any, decision: str) -> dict[str, Any]:
     recovered = await self._recover()
-    old, new = await self._at("champion"), await self._at("challenger")
+    old, new = await self._version_at("champion"), await self._version_at("challenger")
     if before := await asyncio.to_thread(self._carried_out, decision):
         return before | {"service": await self.client.probe()} | (recovered or {})
     if new is None or new == old:
@@ -358,14 +362,14 @@ async def _deploy(self: ModelDeployer, test: Any, decision: str) -> dict[str, An
                              "reason": "no version is @challenger: train and register one"}
     comparison = await asyncio.to_thread(self._decided, test, decision, old, new)
     await self._tag_scores(comparison, old, new)
-    act = self._promote if comparison["should_promote"] else self._keep
+    act = self._promote if comparison["should_promote"] else self._decline
     result = await act(comparison, old, new) | {"comparison": comparison}
     return result | ({"recovered": recovered} if recovered else {})
 
 @patch
 async def _roll_back_by_hand(self: ModelDeployer, reason: str) -> dict[str, Any]:
     await self._recover()
-    bad, good = await self._at("champion"), await self._at("previous")
+    bad, good = await self._version_at("champion"), await self._version_at("previous")
     if bad is None or good is None:
         raise DeployError("there is no previous champion to go back to")
     before = await self.client.probe()
@@ -386,19 +390,19 @@ async def deploy_if_better(
     or busy; `reason`, `model_version` (champion afterwards), `service`, `comparison`,
     `notified`; and `recovered` if a killed deployment was finished or undone first.
     Raises DeployError, DecisionError (no such record), and what evaluator and registry raise."""
-    return await self._alone(self._deploy, test, decision)
+    return await self._under_lock(self._deploy, test, decision)
 
 
 @patch
 async def rollback(self: ModelDeployer, reason: str) -> dict[str, Any]:
     "Put the previous champion back and bring the service along; `status` rolled_back or busy."
-    return await self._alone(self._roll_back_by_hand, reason)
+    return await self._under_lock(self._roll_back_by_hand, reason)
 
 @patch
-async def _alone(self: ModelDeployer, f: Callable, *args: Any) -> Any:
+async def _under_lock(self: ModelDeployer, work: Callable, *args: Any) -> Any:
     try:
         with deploy_lock(self.folder):
-            return await f(*args)
+            return await work(*args)
     except Busy as e:
         return {"status": "busy", "reason": str(e)}
     except Exception as e:

@@ -35,17 +35,17 @@ from ..training.tracking import connect, git_commit, log_fingerprints, log_model
 # %% ../../nbs/08_mlops/65_ensemble_versions.ipynb #45853cdb
 def find_members(registry: RegistryReader, numbers: Sequence[str]) -> list[Version]:
     "The versions with these numbers; EnsembleError unless they are single models on one base."
-    found = [registry.get_version(n) for n in numbers]
+    members = [registry.get_version(n) for n in numbers]
     base = lambda v: (v.tags.get("base_model", ""), v.tags.get("base_model_sha256", "")[:12])
-    for v in found:
+    for v in members:
         if v.members:
             raise EnsembleError(f"{v} is an ensemble itself: name its members instead"
                                 f" ({', '.join(v.members)})")
-        if base(v) != base(found[0]):
-            raise EnsembleError(f"{v} stands on {' '.join(base(v))}, {found[0]} on"
-                                f" {' '.join(base(found[0]))}: members share one base in memory;"
+        if base(v) != base(members[0]):
+            raise EnsembleError(f"{v} stands on {' '.join(base(v))}, {members[0]} on"
+                                f" {' '.join(base(members[0]))}: members share one base in memory;"
                                 " train them on the same one")
-    return found
+    return members
 
 def load_parts(registry: RegistryReader, members: Sequence[Version], mode: str,
                settings: Settings) -> Combination:
@@ -86,9 +86,9 @@ def _fit(parts: Combination, frame: pd.DataFrame) -> dict[str, float]:
     scores, labels = parts.member_scores(frame.text.tolist()), frame.label.to_numpy()
     limits = [e.threshold for e in parts.engines]
     parts.recipe = fit_recipe(parts.recipe.mode, parts.recipe.members, scores, limits, labels)
-    found = classification_metrics(labels, combine(parts.recipe, scores, limits),
+    whole = classification_metrics(labels, combine(parts.recipe, scores, limits),
                                    parts.recipe.threshold)
-    metrics = {f"valid_{k}": v for k, v in found.items()} | {"valid_rows": len(frame)}
+    metrics = {f"valid_{k}": v for k, v in whole.items()} | {"valid_rows": len(frame)}
     for e, p in zip(parts.engines, scores):
         one = classification_metrics(labels, p, e.threshold)
         metrics |= {f"valid_{k}_v{e.version}": one[k] for k in ("f1", "precision", "recall")}
@@ -185,12 +185,12 @@ def list_ensembles(settings: Settings, registry: RegistryReader | None = None
     run: validation, size, latency); what MLflow does not know is empty."""
     registry = registry or RegistryReader(settings)
     known = {v.version: v for v in registry.versions()}
-    found = []
+    rows = []
     for name, entry in sorted(registry_file(settings).read()["ensembles"].items()):
         own = known.get(entry.get("version", ""))
-        found.append({"name": name, **entry, "aliases": list(own.aliases) if own else [],
-                      "metrics": registry.metrics(own.run_id) if own else {}})
-    return found
+        rows.append({"name": name, **entry, "aliases": list(own.aliases) if own else [],
+                     "metrics": registry.metrics(own.run_id) if own else {}})
+    return rows
 
 def find_ensemble(settings: Settings, name: str, registry: RegistryReader) -> Version:
     "The version that ensemble `name` was registered as. Raises EnsembleError, RegistryError."
@@ -210,12 +210,12 @@ def beside_members(registry: RegistryReader, ensemble: Version, frame: pd.DataFr
     every = {f"v{ensemble.version} ({parts.recipe.mode})":
              (engine, combine(parts.recipe, scores, limits))}
     every |= {f"member v{e.version}": (e, p) for e, p in zip(parts.engines, scores)}
-    found = {}
+    table = {}
     for name, (one, p) in every.items():
-        found[name] = classification_metrics(labels, p, one.threshold) | {
+        table[name] = classification_metrics(labels, p, one.threshold) | {
             "size_mb": one.size_mb, "p50_ms": one.latency_ms(texts[:20], repeats=20)["p50_ms"]}
     engine.close()
-    return found
+    return table
 
 def evaluate_ensemble(settings: Settings, name: str, dataset: Any) -> dict[str, Any]:
     """`comparison` of ensemble `name` with the champion by the evaluator (None if it is the

@@ -145,20 +145,20 @@ def _lacking(kind: str, given: Mapping | None, keys: Sequence[str]) -> None:
     if given is not None and (missing := sorted(set(keys) - set(given))):
         raise EvaluationError(f"{kind} evidence lacks {', '.join(missing)}: gather it again")
 
-def _battle_sentence(b: Mapping[str, Any]) -> str:
+def _battle_sentence(battle: Mapping[str, Any]) -> str:
     "Who read which disguised comments, and with what result."
     sides = [f"the {role} detects {x['detection_rate']:.1%} of the toxic ones and flags"
              f" {x['false_positive_rate']:.1%} of the clean ones (AUC {x['auc']:.3f})"
-             for role in ("champion", "challenger") if (x := b[role])]
-    who = ("champion and challenger" if b["champion"] else
+             for role in ("champion", "challenger") if (x := battle[role])]
+    who = ("champion and challenger" if battle["champion"] else
            "the challenger alone, without a champion,")
-    return (f"{who} read {b['toxic']:,} disguised toxic and {b['clean']:,} disguised clean comments"
-            f" (variants {b['sha256'][:12]}): {'; '.join(sides)}")
+    return (f"{who} read {battle['toxic']:,} disguised toxic and {battle['clean']:,} disguised"
+            f" clean comments (variants {battle['sha256'][:12]}): {'; '.join(sides)}")
 
-def _shadow_sentence(s: Mapping[str, Any]) -> str:
-    same = "–" if s["agreement"] is None else f"{s['agreement']:.1%}"
-    return (f"{s['rows']:,} comments in the shadow of the champion, {s['labelled']:,} of them"
-            f" labelled; agreement {same}")
+def _shadow_sentence(shadow: Mapping[str, Any]) -> str:
+    same = "–" if shadow["agreement"] is None else f"{shadow['agreement']:.1%}"
+    return (f"{shadow['rows']:,} comments in the shadow of the champion, {shadow['labelled']:,} of"
+            f" them labelled; agreement {same}")
 
 def evidence_record(rows: int, shadow: Mapping | None, battle: Mapping | None) -> dict[str, Any]:
     """What the decision rests on, by kind: offline, shadow, battle; each with its `sentence`.
@@ -168,11 +168,11 @@ def evidence_record(rows: int, shadow: Mapping | None, battle: Mapping | None) -
     _lacking("battle", battle, BATTLE)
     for role in ("champion", "challenger"):
         _lacking(f"battle ({role})", battle and battle[role], SIDE)
-    found = {"shadow": (shadow, SHADOW + COMPARED, _shadow_sentence),
+    kinds = {"shadow": (shadow, SHADOW + COMPARED, _shadow_sentence),
              "battle": (battle, BATTLE, _battle_sentence)}
     record: dict[str, Any] = {"offline": {"present": True, "rows": rows,
                                           "sentence": f"{rows:,} test comments were scored"}}
-    for kind, (given, keys, sentence) in found.items():
+    for kind, (given, keys, sentence) in kinds.items():
         record[kind] = {"present": False, "sentence": f"absent: no {kind} evidence was gathered"} \
             if given is None else {"present": True, "sentence": sentence(given)} | {
                 k: given[k] for k in keys if k in given}
@@ -212,15 +212,15 @@ def bootstrap_seed(*parts: str) -> int:
     return int.from_bytes(hashlib.sha256("\n".join(parts).encode()).digest()[:4])
 
 def assemble(test: TestSet, table: pd.DataFrame, versions: tuple[Version | None, Version],
-             scorers: tuple[LoadedModel | None, LoadedModel], e: Evidence, settings: Settings,
-             more: Mapping[str, Any]) -> Comparison:
+             scorers: tuple[LoadedModel | None, LoadedModel], evidence: Evidence,
+             settings: Settings, more: Mapping[str, Any]) -> Comparison:
     "The Comparison of two scored models: gate, intervals, tests, slices, budget; `more` is added."
-    counts, decision = np.array(e.counts), decide(e, settings)
-    metrics, first = metrics_of(counts), not e.has_champion
-    boot = paired_bootstrap(counts, settings.bootstrap_resamples, e.seed)
+    counts, decision = np.array(evidence.counts), decide(evidence, settings)
+    metrics, first = metrics_of(counts), not evidence.has_champion
+    boot = paired_bootstrap(counts, settings.bootstrap_resamples, evidence.seed)
     intervals = {m: boot.interval(m, settings.confidence) for m in METRICS}
     old, new = (side(v, s, m) if v else None for v, s, m in zip(versions, scorers, metrics))
-    budget = None if first else budget_statement(e, settings)
+    budget = None if first else budget_statement(evidence, settings)
     record = {
         "verdict": decision.verdict, "should_promote": decision.should_promote,
         "headline": decision.headline, "reasons": decision.reasons,
@@ -231,7 +231,8 @@ def assemble(test: TestSet, table: pd.DataFrame, versions: tuple[Version | None,
         "mcnemar": None if first else mcnemar(counts)._asdict(),
         "swap_p_value": None if first else swap_test(counts),
         "agreement": None if first else float(counts[[0, 3, 4, 7]].sum() / counts.sum()),
-        "counts": counts, "seed": e.seed, "slices": slice_rows(e.slices, e.has_champion),
+        "counts": counts, "seed": evidence.seed,
+        "slices": slice_rows(evidence.slices, evidence.has_champion),
         "test_set": {"sha256": test.sha256, "dataset_id": test.dataset_id, "rows": len(table),
                      "toxic": int(table.label.sum()), "budget": budget},
         "settings": {k: getattr(settings, k) for k in GateSettings.model_fields}, "decision": ""}

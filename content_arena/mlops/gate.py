@@ -72,54 +72,55 @@ class GateError(ValueError):
     "The gate can't be asked: a setting names a slice that the evidence does not have."
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #1c27b35b
-def check_f1(e: Evidence, s: Settings) -> Check:
+def check_f1(evidence: Evidence, settings: Settings) -> Check:
     "Condition 1: F1 exceeds the champion's by more than `min_f1_gain`."
-    old, new = metrics_of(e.counts)[:, 0]
-    text = f"F1 {new:.4f} against {old:.4f}: {new - old:+.4f}"
-    return _answer("f1", new - old > s.min_f1_gain, f"{text}, more than {s.min_f1_gain:+.4f}",
-                   f"{text}, not more than {s.min_f1_gain:+.4f}", champion=old, challenger=new,
-                   gain=new - old, needed=s.min_f1_gain)
+    old, new = metrics_of(evidence.counts)[:, 0]
+    gain, needed = new - old, settings.min_f1_gain
+    text = f"F1 {new:.4f} against {old:.4f}: {gain:+.4f}"
+    return _answer("f1", gain > needed, f"{text}, more than {needed:+.4f}",
+                   f"{text}, not more than {needed:+.4f}", champion=old, challenger=new,
+                   gain=gain, needed=needed)
 
-def check_precision(e: Evidence, s: Settings) -> Check:
+def check_precision(evidence: Evidence, settings: Settings) -> Check:
     "Condition 2: precision is not below the champion's."
-    if not s.require_precision:
+    if not settings.require_precision:
         return Check("precision", "off", "precision is not compared ([gate] require_precision)")
-    old, new = metrics_of(e.counts)[:, 1]
+    old, new = metrics_of(evidence.counts)[:, 1]
     return _answer("precision", new >= old, f"precision {new:.4f} is not below {old:.4f}",
                    f"precision fell from {old:.4f} to {new:.4f}", champion=old, challenger=new)
 
-def check_samples(e: Evidence, s: Settings) -> Check:
+def check_samples(evidence: Evidence, settings: Settings) -> Check:
     "Condition 3: at least `min_samples` rows were evaluated."
-    n = sum(e.counts)
-    result = "pass" if n >= s.min_samples else "undecided"
-    text = f"{n} rows evaluated, {s.min_samples} needed" if result == "pass" else \
-        f"{n} of {s.min_samples} evaluated"
-    return Check("samples", result, text, {"evaluated": n, "needed": s.min_samples})
+    n = sum(evidence.counts)
+    result = "pass" if n >= settings.min_samples else "undecided"
+    text = f"{n} rows evaluated, {settings.min_samples} needed" if result == "pass" else \
+        f"{n} of {settings.min_samples} evaluated"
+    return Check("samples", result, text, {"evaluated": n, "needed": settings.min_samples})
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #10de00a9
-def check_significance(e: Evidence, s: Settings) -> Check:
+def check_significance(evidence: Evidence, settings: Settings) -> Check:
     "The gain is no luck: bootstrap bound above 0 and exact swap test, at the budget's confidence."
-    if not s.significance:
+    if not settings.significance:
         return Check("significance", "off", "luck is not ruled out ([gate] significance)")
-    k, budget = e.decision_number, s.test_set_budget
-    alpha = decision_alpha(1 - s.confidence, k, budget)
+    k, budget = evidence.decision_number, settings.test_set_budget
+    alpha = decision_alpha(1 - settings.confidence, k, budget)
     if not alpha:
-        rows = max(s.min_samples, sum(e.counts))
+        rows = max(settings.min_samples, sum(evidence.counts))
         return Check("significance", "undecided", f"this test set is spent: decision {k} of"
                      f" {budget}; label a fresh one of at least {rows} rows",
                      {"decision_number": k, "budget": budget})
-    found = significance(e.counts, alpha, s.bootstrap_resamples, e.seed)
-    numbers = asdict(found) | {"decision_number": k, "budget": budget}
-    result = "pass" if found.proven else "fail" if found.upper <= 0 else "undecided"
+    gain = significance(evidence.counts, alpha, settings.bootstrap_resamples, evidence.seed)
+    numbers = asdict(gain) | {"decision_number": k, "budget": budget}
+    result = "pass" if gain.proven else "fail" if gain.upper <= 0 else "undecided"
     means = {"pass": "the gain is no luck", "fail": "it is no gain",
              "undecided": "it may be luck"}[result]
     where = f" (decision {k} of {budget} on this test set)" if budget else ""
-    return Check("significance", result, f"{means}: F1 changed by {found.lower:+.4f} to"
-                 f" {found.upper:+.4f}, each bound {found.level:.2%} sure; p = {found.p_value:.2g}"
-                 f" where {1 - found.level:.2g} is allowed{where}", numbers)
+    return Check("significance", result, f"{means}: F1 changed by {gain.lower:+.4f} to"
+                 f" {gain.upper:+.4f}, each bound {gain.level:.2%} sure; p = {gain.p_value:.2g}"
+                 f" where {1 - gain.level:.2g} is allowed{where}", numbers)
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #bddeeafc
-def _slice_change(sl: Slice, s: Settings, seed: int) -> dict[str, Any]:
+def _slice_change(sl: Slice, settings: Settings, seed: int) -> dict[str, Any]:
     "Change of F1 (accuracy, if the slice has one class only), its upper bound, and the answer."
     counts = np.array(sl.counts)
     toxic = int(counts @ LABEL)
@@ -127,33 +128,35 @@ def _slice_change(sl: Slice, s: Settings, seed: int) -> dict[str, Any]:
     column = 0 if metric == "f1" else 3
     change = float(differences(counts)[column])
     result, upper = "pass", None
-    if change < -s.slice_tolerance:
-        boot = paired_bootstrap(counts, s.bootstrap_resamples, seed)
-        upper = boot.interval(metric, s.confidence)[1]
+    if change < -settings.slice_tolerance:
+        boot = paired_bootstrap(counts, settings.bootstrap_resamples, seed)
+        upper = boot.interval(metric, settings.confidence)[1]
         result = "fail" if upper < 0 else "undecided"
     return {"slice": f"{sl.column}={sl.value}", "rows": sl.n, "metric": metric, "change": change,
             "upper": upper, "result": result}
 
-def check_slices(e: Evidence, s: Settings) -> Check:
+def check_slices(evidence: Evidence, settings: Settings) -> Check:
     "No guarded slice falls by more than `slice_tolerance`; small slices have no say."
-    if not s.guarded_slices:
+    if not settings.guarded_slices:
         return Check("slices", "off", "no slice is guarded ([gate] guarded_slices)")
-    if unknown := set(s.guarded_slices) - {x.column for x in e.slices}:
-        known = ", ".join(sorted({x.column for x in e.slices})) or "none"
+    if unknown := set(settings.guarded_slices) - {x.column for x in evidence.slices}:
+        known = ", ".join(sorted({x.column for x in evidence.slices})) or "none"
         raise GateError(f"[gate] guarded_slices: the test set has no slices by"
                         f" {', '.join(sorted(unknown))}; known: {known}")
-    guarded = [x for x in e.slices if x.column in s.guarded_slices]
-    large = [_slice_change(x, s, e.seed) for x in guarded if x.n >= s.slice_min_samples]
+    guarded = [x for x in evidence.slices if x.column in settings.guarded_slices]
+    large = [_slice_change(x, settings, evidence.seed) for x in guarded
+             if x.n >= settings.slice_min_samples]
     if not large:
         return Check("slices", "not_evaluated", "no guarded slice has"
-                     f" {s.slice_min_samples} rows, so none has a say")
+                     f" {settings.slice_min_samples} rows, so none has a say")
     worst = min(large, key=lambda x: x["change"])
     results = {x["result"] for x in large}
     result = next(r for r in ("fail", "undecided", "pass") if r in results)
     comment = {"pass": "within", "undecided": "beyond, but maybe by chance,", "fail": "beyond"}
     return Check("slices", result, f"worst of {len(large)} guarded slices: {worst['slice']},"
                  f" {worst['metric']} {worst['change']:+.4f}, {comment[result]} the tolerance of"
-                 f" {s.slice_tolerance:.4f}", {"slices": large, "tolerance": s.slice_tolerance})
+                 f" {settings.slice_tolerance:.4f}",
+                 {"slices": large, "tolerance": settings.slice_tolerance})
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #abbcdbd3
 #: keys of battle evidence; `champion` (None: there is none) and `challenger` have those of `SIDE`
@@ -162,28 +165,28 @@ BATTLE = ("sha256", "toxic", "clean", "champion", "challenger", "auc_change", "a
 SIDE = ("auc", "auc_error", "detection_rate", "false_positive_rate", "detection_at_cost")
 FEWEST = 20                         # disguised comments of a class: below, no interval is to be had
 
-def _sides(b: Mapping[str, Any], change: Auc, bounds: tuple[float, float]) -> str:
+def _sides(battle: Mapping[str, Any], change: Auc, bounds: tuple[float, float]) -> str:
     "The figures of both models in a battle."
-    old, new = b["champion"], b["challenger"]
-    return (f"AUC {new['auc']:.3f} against the champion's {old['auc']:.3f} over {b['toxic']}"
-            f" disguised toxic and {b['clean']} disguised clean comments, {change.value:+.3f}"
-            f" ({bounds[0]:+.3f} to {bounds[1]:+.3f}); where both flag {b['cost']:.1%} of the clean"
-            f" ones, {new['detection_at_cost']:.1%} against {old['detection_at_cost']:.1%} of the"
-            f" toxic ones are detected; each at its own threshold, {new['detection_rate']:.1%}"
+    old, new = battle["champion"], battle["challenger"]
+    return (f"AUC {new['auc']:.3f} against the champion's {old['auc']:.3f} over {battle['toxic']}"
+            f" disguised toxic and {battle['clean']} disguised clean comments, {change.value:+.3f}"
+            f" ({bounds[0]:+.3f} to {bounds[1]:+.3f}); where both flag {battle['cost']:.1%} of the"
+            f" clean ones, {new['detection_at_cost']:.1%} against {old['detection_at_cost']:.1%} of"
+            f" the toxic ones are detected; each at its own threshold, {new['detection_rate']:.1%}"
             f" against {old['detection_rate']:.1%} are, and of the clean ones"
             f" {new['false_positive_rate']:.1%} against {old['false_positive_rate']:.1%} flagged")
 
-def check_battle(e: Evidence, s: Settings) -> Check:
+def check_battle(evidence: Evidence, settings: Settings) -> Check:
     "The AUC over disguised comments, toxic and clean, does not fall by more than the tolerance."
-    b, limit = e.battle, s.battle_tolerance
+    b, limit = evidence.battle, settings.battle_tolerance
     if b is None:
         return Check("battle", "not_evaluated", "no battle was fought")
     if min(b["toxic"], b["clean"]) < FEWEST:
         return Check("battle", "undecided", f"{b['toxic']} disguised toxic and {b['clean']}"
                      f" disguised clean comments are too few: {FEWEST} of each are needed")
     change = Auc(b["auc_change"], b["auc_change_error"])
-    low, high = change.interval(s.confidence)
-    coin = Auc(b["challenger"]["auc"], b["challenger"]["auc_error"]).interval(s.confidence)
+    low, high = change.interval(settings.confidence)
+    coin = Auc(b["challenger"]["auc"], b["challenger"]["auc_error"]).interval(settings.confidence)
     if change.value < -limit and high < 0:
         result, means = "fail", f"worse under attack by more than {limit:.3f}"
     elif coin[0] <= 0.5:
@@ -206,23 +209,24 @@ def _within(name: str, value: float | None, budget: float, unit: str, key: str) 
     text = f"{name} {value:.1f} {unit}, budget {budget:g} {unit}"
     return _answer(name, value <= budget, text, f"over budget: {text}", value=value, budget=budget)
 
-def check_latency(e: Evidence, s: Settings) -> Check:
+def check_latency(evidence: Evidence, settings: Settings) -> Check:
     "p95 of one comment is within `latency_budget_ms`."
-    return _within("latency", e.latency_ms, s.latency_budget_ms, "ms", "latency_budget_ms")
+    return _within("latency", evidence.latency_ms, settings.latency_budget_ms, "ms",
+                   "latency_budget_ms")
 
-def check_size(e: Evidence, s: Settings) -> Check:
+def check_size(evidence: Evidence, settings: Settings) -> Check:
     "The served weights are within `size_budget_mb`."
-    return _within("size", e.size_mb, s.size_budget_mb, "MB", "size_budget_mb")
+    return _within("size", evidence.size_mb, settings.size_budget_mb, "MB", "size_budget_mb")
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #583d1b26
-def check_shadow(e: Evidence, s: Settings) -> Check:
+def check_shadow(evidence: Evidence, settings: Settings) -> Check:
     "Labelled traffic in the shadow of the champion does not show the challenger to be worse."
-    if not s.shadow_guard:
+    if not settings.shadow_guard:
         return Check("shadow", "off", "traffic has no say ([gate] shadow_guard)")
-    if e.shadow is None:
+    if evidence.shadow is None:
         return Check("shadow", "not_evaluated", "no traffic in the shadow of this champion")
     keys = ("rows", "labelled", "won", "lost", "better")
-    numbers = {k: e.shadow.get(k) for k in keys}
+    numbers = {k: evidence.shadow.get(k) for k in keys}
     if not numbers["labelled"] or not numbers["better"]:
         return Check("shadow", "not_evaluated",
                      f"{numbers['rows']} comments in the shadow, none of them labelled", numbers)
@@ -232,12 +236,12 @@ def check_shadow(e: Evidence, s: Settings) -> Check:
                    **numbers)
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #350a75f2
-def check_floor(e: Evidence, s: Settings) -> Check:
+def check_floor(evidence: Evidence, settings: Settings) -> Check:
     "F1 of a first model exceeds `floor_f1`."
-    f1 = float(metrics_of(e.counts)[1, 0])
-    return _answer("floor", f1 > s.floor_f1, f"F1 {f1:.4f} beats the floor of {s.floor_f1:.4f}",
-                   f"F1 {f1:.4f} does not beat the floor of {s.floor_f1:.4f}", challenger=f1,
-                   needed=s.floor_f1)
+    f1, floor = float(metrics_of(evidence.counts)[1, 0]), settings.floor_f1
+    return _answer("floor", f1 > floor, f"F1 {f1:.4f} beats the floor of {floor:.4f}",
+                   f"F1 {f1:.4f} does not beat the floor of {floor:.4f}", challenger=f1,
+                   needed=floor)
 
 Checks = tuple[Callable[[Evidence, Settings], Check], ...]
 CONDITIONS: Checks = (check_f1, check_precision, check_samples)
@@ -270,40 +274,40 @@ class Decision:
                 for c in self.checks]
         return pd.DataFrame(rows, columns=["check", "result", "why"])
 
-def decide(e: Evidence, s: Settings) -> Decision:
+def decide(evidence: Evidence, settings: Settings) -> Decision:
     "Ask all checks in order and draw the verdict. Raises GateError if a check can't be asked."
     first = (FIRST_CONDITIONS, FIRST_FURTHER)
-    conditions, further = (CONDITIONS, FURTHER) if e.has_champion else first
-    held = [replace(c(e, s), condition=True) for c in conditions]
-    more = [c(e, s) for c in further]
+    conditions, further = (CONDITIONS, FURTHER) if evidence.has_champion else first
+    required = [replace(c(evidence, settings), condition=True) for c in conditions]
+    more = [c(evidence, settings) for c in further]
     said = lambda checks, result: tuple(c.sentence for c in checks if c.result == result)
-    if few := said(held, "undecided"):
+    if few := said(required, "undecided"):
         verdict, reasons = "inconclusive", few
-    elif failed := said(held, "fail") or said(more, "fail"):
+    elif failed := said(required, "fail") or said(more, "fail"):
         verdict, reasons = "reject", failed
     elif open_ := said(more, "undecided"):
         verdict, reasons = "inconclusive", open_
     else:
-        verdict = "promote" if e.has_champion else "bootstrap"
-        reasons = said(held + more, "pass")
-    return Decision(verdict, reasons, (*held, *more))
+        verdict = "promote" if evidence.has_champion else "bootstrap"
+        reasons = said(required + more, "pass")
+    return Decision(verdict, reasons, (*required, *more))
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #b0ef5eed
-def budget_statement(e: Evidence, s: Settings, power: float = 0.8) -> dict[str, Any]:
-    "Budget and power of the test set behind `e`: numbers, and a `sentence` for the report."
-    k, budget, n = e.decision_number, s.test_set_budget, sum(e.counts)
-    alpha = decision_alpha(1 - s.confidence, k, budget)
+def budget_statement(evidence: Evidence, settings: Settings, power: float = 0.8) -> dict[str, Any]:
+    "Budget and power of the test set behind `evidence`: numbers, and a `sentence` for the report."
+    k, budget, n = evidence.decision_number, settings.test_set_budget, sum(evidence.counts)
+    alpha = decision_alpha(1 - settings.confidence, k, budget)
     method = "Bonferroni with weights 1/k" if budget else "none"
-    told = {"decision_number": k, "budget": budget, "alpha": alpha, "confidence": 1 - alpha,
-            "method": method, "power": power, "detectable_effect": None}
+    numbers = {"decision_number": k, "budget": budget, "alpha": alpha, "confidence": 1 - alpha,
+               "method": method, "power": power, "detectable_effect": None}
     which = f"decision {k} of {budget or 'any number'} on this test set"
     if not alpha:
-        return told | {"sentence": f"This is {which}: it is spent, label a fresh one."}
-    if not np.array(e.counts)[[1, 2, 5, 6]].any():
-        return told | {"sentence": f"This is {which}; the two models never differ on it."}
-    effect = detectable_effect(e.counts, n, alpha, power, s.min_f1_gain)
+        return numbers | {"sentence": f"This is {which}: it is spent, label a fresh one."}
+    if not np.array(evidence.counts)[[1, 2, 5, 6]].any():
+        return numbers | {"sentence": f"This is {which}; the two models never differ on it."}
+    effect = detectable_effect(evidence.counts, n, alpha, power, settings.min_f1_gain)
     left = f" It is good for {budget - k} more." if budget else ""
-    return told | {"detectable_effect": effect, "sentence":
-                   f"This test set ({n} rows) can see a difference of {effect:.3f} with"
-                   f" {power:.0%} power."
-                   f" This is {which}, at {1 - alpha:.2%} confidence.{left}"}
+    return numbers | {"detectable_effect": effect, "sentence":
+                      f"This test set ({n} rows) can see a difference of {effect:.3f} with"
+                      f" {power:.0%} power."
+                      f" This is {which}, at {1 - alpha:.2%} confidence.{left}"}

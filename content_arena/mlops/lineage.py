@@ -23,7 +23,7 @@ class LineageError(RuntimeError):
 
 COLUMNS = {"canonical_sha", "skeleton_sha", "signature", "split"}
 
-def _read(file: Path, run_id: str) -> pd.DataFrame:
+def _read_fingerprints(file: Path, run_id: str) -> pd.DataFrame:
     try:
         table = pd.read_parquet(file)
     except Exception as e:
@@ -45,20 +45,20 @@ def load_fingerprints(registry: RegistryReader, versions: Sequence[Version]
     dataset, if one has none."""
     wanted = list(dict.fromkeys(d for v in versions for d in v.lineage))
     runs = list(dict.fromkeys(v.run_id for v in [*versions, *registry.versions()]))
-    found: dict[str, pd.DataFrame] = {}
+    tables: dict[str, pd.DataFrame] = {}
     with tempfile.TemporaryDirectory() as tmp:
         for dataset_id in wanted:
             for run_id in filter(None, runs):
                 path = f"lineage/{dataset_id}.parquet"
                 if file := registry.artifact(run_id, path, Path(tmp)):
-                    found[dataset_id] = _read(file, run_id)
+                    tables[dataset_id] = _read_fingerprints(file, run_id)
                     break
             else:
                 users = ", ".join(f"v{v.version}" for v in versions if dataset_id in v.lineage)
                 raise LineageError(f"dataset {dataset_id} (lineage of {users}) left no fingerprints"
                                    " in any training run, so nobody can tell whether the test rows"
                                    " are in it: train again, or compare with one that has them")
-    return found
+    return tables
 
 # %% ../../nbs/08_mlops/40_lineage.ipynb #a6c3f1e5
 def check_ancestors(registry: RegistryReader, versions: Sequence[Version]) -> None:

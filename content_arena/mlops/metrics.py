@@ -44,26 +44,30 @@ LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 disable_created_metrics()
 
 class MetricFamilies:
-    "The declared metrics, as `prometheus_client` objects, in the registry `r`."
-    def __init__(self, r: CollectorRegistry):
+    "The declared metrics, as `prometheus_client` objects, in `registry`."
+    def __init__(self, registry: CollectorRegistry):
         self.model_version = Gauge("content_arena_model_version",
-            "Registry version behind the alias in this process; 0: none.", ["alias"], registry=r)
+            "Registry version behind the alias in this process; 0: none.", ["alias"],
+            registry=registry)
         self.model_f1_score = Gauge("content_arena_model_f1_score",
-            "F1 (positive class toxic) of that version, as last compared.", ["alias"], registry=r)
+            "F1 (positive class toxic) of that version, as last compared.", ["alias"],
+            registry=registry)
         self.inference_requests = Counter("content_arena_inference_requests_total",
             "Texts answered, by verdict; error: texts that got no answer.", ["alias", "result"],
-            registry=r)
+            registry=registry)
         self.inference_latency = Histogram("content_arena_inference_latency_seconds",
             "Time to answer one classify request once it was read, in seconds.", ["alias"],
-            buckets=LATENCY_BUCKETS, registry=r)
+            buckets=LATENCY_BUCKETS, registry=registry)
         self.battle_detection_rate = Gauge("content_arena_battle_detection_rate",
-            "Detected share of the last battle's attacks, 0 to 1; NaN: no battle yet.", registry=r)
+            "Detected share of the last battle's attacks, 0 to 1; NaN: no battle yet.",
+            registry=registry)
         self.battle_detection_rate.set(math.nan)
         self.retrain_events = Counter("content_arena_retrain_events_total",
             "Retraining runs by what triggered them and how they ended.",
-            ["trigger_reason", "result"], registry=r)
+            ["trigger_reason", "result"], registry=registry)
         self.champion_changes = Counter("content_arena_champion_changes_total",
-            "Times this process replaced the champion it serves by another version.", registry=r)
+            "Times this process replaced the champion it serves by another version.",
+            registry=registry)
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #5c1f70aa
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -74,63 +78,65 @@ DROPS = ("full", "failed", "suspended", "no_challenger")
 # %% ../../nbs/08_mlops/70_metrics.ipynb #da2a5c2e
 class ServingFamilies(MetricFamilies):
     "The named metrics, and those of the service's inside."
-    def __init__(self, r: CollectorRegistry):
-        super().__init__(r)
+    def __init__(self, registry: CollectorRegistry):
+        super().__init__(registry)
         self.queue_depth = Gauge("content_arena_queue_depth",
-            "Texts that wait for the champion.", registry=r)
+            "Texts that wait for the champion.", registry=registry)
         self.batch_size = Histogram("content_arena_batch_size",
             "Texts that the model behind the alias scored in one step.", ["alias"],
-            buckets=BATCH_BUCKETS, registry=r)
+            buckets=BATCH_BUCKETS, registry=registry)
         self.refused = Counter("content_arena_refused_requests_total",
             "Requests refused because the queue was full, or given up after the time limit.",
-            ["reason"], registry=r)
+            ["reason"], registry=registry)
         self.reloads = Counter("content_arena_reloads_total",
-            "Looks at an alias, by what came of it.", ["alias", "result"], registry=r)
+            "Looks at an alias, by what came of it.", ["alias", "result"], registry=registry)
         self.reload_duration = Histogram("content_arena_reload_duration_seconds",
             "Time to find, load and swap a version, in seconds.", ["alias"],
-            buckets=(0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120), registry=r)
+            buckets=(0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120), registry=registry)
         self.failed_loads = Gauge("content_arena_failed_loads",
             "Loads of the alias in a row that failed, by cause of the last; 0: it did not fail.",
-            ["alias", "cause"], registry=r)
+            ["alias", "cause"], registry=registry)
         self.shadow_compared = Counter("content_arena_shadow_compared_total",
-            "Texts that the challenger scored too, by whether it agreed.", ["agreed"], registry=r)
+            "Texts that the challenger scored too, by whether it agreed.", ["agreed"],
+            registry=registry)
         self.shadow_dropped = Counter("content_arena_shadow_dropped_total",
-            "Texts that the challenger should have scored and did not.", ["reason"], registry=r)
-        self.challenger_registered = Gauge(
-            "content_arena_challenger_registered_timestamp_seconds",
+            "Texts that the challenger should have scored and did not.", ["reason"],
+            registry=registry)
+        self.challenger_registered = Gauge("content_arena_challenger_registered_timestamp_seconds",
             "When the waiting challenger was registered, seconds since 1970; 0: none waits.",
-            registry=r)
+            registry=registry)
         self.class_detection_rate = Gauge("content_arena_battle_class_detection_rate",
             "Detected share of the last battle's attacks of a linguistic class, 0 to 1.",
-            ["attack_class"], registry=r)
+            ["attack_class"], registry=registry)
         self.battle_false_positive_rate = Gauge("content_arena_battle_false_positive_rate",
             "Flagged share of the last battle's disguised clean comments; NaN: none attacked.",
-            registry=r)
-        self.battle_false_positive_rate.set(math.nan)
+            registry=registry)
         self.feedback = Counter("content_arena_feedback_total",
             "Labels handed in, by who gave them; replaced: given before; the others don't count.",
-            ["source", "result"], registry=r)
+            ["source", "result"], registry=registry)
         self.observed = Gauge("content_arena_observed_timestamp_seconds",
             "When registry and event store were last read for these metrics, seconds since 1970.",
-            ["source"], registry=r)
-        self.build = Info("content_arena_build", "Version of the code that runs.", registry=r)
+            ["source"], registry=registry)
+        self.build = Info("content_arena_build", "Version of the code that runs.",
+            registry=registry)
         self.build.info({"version": content_arena.__version__,
                          "python": platform.python_version()})
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #a09afbc4
-def _begin_at_zero(m: ServingFamilies) -> None:
+def _begin_at_zero(metrics: ServingFamilies) -> None:
     for alias in ("champion", "challenger"):
         for result in RELOADS:
-            m.reloads.labels(alias, result)
+            metrics.reloads.labels(alias, result)
         for cause in CAUSES:
-            m.failed_loads.labels(alias, cause)
-    for counter, values in ((m.shadow_compared, ("true", "false")), (m.shadow_dropped, DROPS),
-                            (m.refused, ("full", "timeout"))):
+            metrics.failed_loads.labels(alias, cause)
+    for counter, values in ((metrics.shadow_compared, ("true", "false")),
+                            (metrics.shadow_dropped, DROPS),
+                            (metrics.refused, ("full", "timeout"))):
         for value in values:
             counter.labels(value)
     for source in (*LABELLERS, "other"):
         for result in LABELS:
-            m.feedback.labels(source, result)
+            metrics.feedback.labels(source, result)
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #9a1665d6
 class Metrics(ServingFamilies):
@@ -139,6 +145,7 @@ class Metrics(ServingFamilies):
         self.registry = CollectorRegistry() if registry is None else registry
         super().__init__(self.registry)
         self._of_answers: dict[str, tuple] = {}
+        self.battle_false_positive_rate.set(math.nan)  # no battle yet
         _begin_at_zero(self)
         ProcessCollector(registry=self.registry)       # memory, processor time, open files
 

@@ -21,8 +21,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from .decision_records import DecisionChain, DecisionError, Permit, permit
 from .registry_file import mirror_production
 from .registry_reader import (
-    Connection, RegistryError, RegistryReader, Version, as_version, by_alias,
-    numbered, quiet_mlflow, tags_and_aliases)
+    RegistryError, RegistryReader, Version, as_version, quiet_mlflow)
 
 # %% ../../nbs/08_mlops/25_model_registry.ipynb #d7d95443
 def _is_race(e: BaseException) -> bool:
@@ -53,161 +52,179 @@ MOVES = {"register": ("challenger", "challenger", "superseded"),
          "reject": ("", "rejected", ""),
          "rollback": ("champion", "champion", "rolled_back")}
 
+# %% ../../nbs/08_mlops/25_model_registry.ipynb #d45cfd01
+class ModelRegistry(RegistryReader):
+    "The registered model of `settings`, with the right to move its aliases."
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        with self._locked():
+            self._finish_pending()
+            yield
+
+    def mirror(self) -> str:
+        "Write the aliases into MODEL_REGISTRY.json, as each move does; what went wrong, or ''."
+        return mirror_production(self.settings.path("models_dir"), self.name, self.versions)
+
 # %% ../../nbs/08_mlops/25_model_registry.ipynb #a8c17b01
-def _point(c: Connection, alias: str, number: str) -> None:
+@patch
+def _set_alias(self: ModelRegistry, alias: str, number: str) -> None:
     "Overwrite `alias`; tried again when two processes set it for the first time at once."
-    with c._talk(f"setting {c.name}@{alias}") as client:
+    with self._talk(f"setting {self.name}@{alias}") as client:
         for attempt in Retrying(retry=retry_if_exception(_is_race), stop=stop_after_attempt(4),
                                 wait=wait_random(0.05, 0.3), reraise=True):
             with attempt:
-                client.set_registered_model_alias(c.name, alias, number)
-    now = by_alias(c, alias)
+                client.set_registered_model_alias(self.name, alias, number)
+    now = self._by_alias(alias)
     if now is None or now.version != number:
-        raise RegistryError(f"{c.name}@{alias} was set to v{number}, but {now} stands there:"
+        raise RegistryError(f"{self.name}@{alias} was set to v{number}, but {now} stands there:"
                             " another machine moved it just then; compare again")
 
-def _unpoint(c: Connection, alias: str, number: str = "") -> None:
+@patch
+def _remove_alias(self: ModelRegistry, alias: str, number: str = "") -> None:
     "Remove `alias` if it points at version `number`, or at any version; never `champion`."
     if alias == "champion":
         raise RegistryError("the alias 'champion' is overwritten, never removed")
-    now = by_alias(c, alias)
+    now = self._by_alias(alias)
     if now and number in ("", now.version):
-        with c._talk(f"removing {c.name}@{alias}") as client:
-            client.delete_registered_model_alias(c.name, alias)
+        with self._talk(f"removing {self.name}@{alias}") as client:
+            client.delete_registered_model_alias(self.name, alias)
 
 # %% ../../nbs/08_mlops/25_model_registry.ipynb #2deece68
-def _mark(c: Connection, number: str, **tags: str) -> None:
-    with c._talk(f"tagging {c.name} v{number}") as client:
+@patch
+def _tag_version(self: ModelRegistry, number: str, **tags: str) -> None:
+    with self._talk(f"tagging {self.name} v{number}") as client:
         for key, value in tags.items():
-            client.set_model_version_tag(c.name, number, key, value)
+            client.set_model_version_tag(self.name, number, key, value)
 
-def _note(c: Connection, key: str, value: str) -> None:
-    with c._talk(f"tagging {c.name}") as client:
-        client.set_registered_model_tag(c.name, key, value)
+@patch
+def _tag_model(self: ModelRegistry, key: str, value: str) -> None:
+    with self._talk(f"tagging {self.name}") as client:
+        client.set_registered_model_tag(self.name, key, value)
 
-def _carry_out(c: Connection, m: Move) -> None:
-    "All steps of `m`, the decisive one first; carrying it out twice is the same as once."
-    alias, status, replaced = MOVES[m.action]
+@patch
+def _carry_out(self: ModelRegistry, move: Move) -> None:
+    "All steps of `move`, the decisive one first; carrying it out twice is the same as once."
+    alias, status, replaced = MOVES[move.action]
     if alias:
-        _point(c, alias, m.version)
+        self._set_alias(alias, move.version)
     if alias == "champion":
-        _point(c, "previous", m.previous) if m.previous else _unpoint(c, "previous")
-    if m.action in ("promote", "reject"):
-        _unpoint(c, "challenger", m.version)
-    given = {k: v for k, v in (("decision", m.decision), ("report", m.report)) if v}
-    came_after = {"replaces": m.replaces} if m.action == "promote" else {}
-    _mark(c, m.version, status=status, reason=m.reason, updated=m.time, **given, **came_after)
-    if m.replaces:
-        why = m.reason if m.action == "rollback" else f"v{m.version} took its place"
-        _mark(c, m.replaces, status=replaced, reason=why, updated=m.time)
-    _note(c, f"event.{m.time}", m.to_json())
-    c.mirror()
-    _note(c, "pending", "")
+        if move.previous:
+            self._set_alias("previous", move.previous)
+        else:
+            self._remove_alias("previous")
+    if move.action in ("promote", "reject"):
+        self._remove_alias("challenger", move.version)
+    given = {k: v for k, v in (("decision", move.decision), ("report", move.report)) if v}
+    came_after = {"replaces": move.replaces} if move.action == "promote" else {}
+    self._tag_version(move.version, status=status, reason=move.reason, updated=move.time, **given,
+                      **came_after)
+    if move.replaces:
+        why = move.reason if move.action == "rollback" else f"v{move.version} took its place"
+        self._tag_version(move.replaces, status=replaced, reason=why, updated=move.time)
+    self._tag_model(f"event.{move.time}", move.to_json())
+    self.mirror()
+    self._tag_model("pending", "")
 
 # %% ../../nbs/08_mlops/25_model_registry.ipynb #800c0942
-def _settle(c: Connection) -> None:
-    if not (text := tags_and_aliases(c)[0].get("pending")):
+@patch
+def _finish_pending(self: ModelRegistry) -> None:
+    if not (text := self._tags_and_aliases()[0].get("pending")):
         return
-    m = Move(**json.loads(text))
-    alias = MOVES[m.action][0]
-    now = by_alias(c, alias or "challenger")
-    decided = (now is not None and now.version == m.version) if alias else now is None
-    _carry_out(c, m) if decided else _note(c, "pending", "")
+    move = Move(**json.loads(text))
+    alias = MOVES[move.action][0]
+    now = self._by_alias(alias or "challenger")
+    decided = (now is not None and now.version == move.version) if alias else now is None
+    self._carry_out(move) if decided else self._tag_model("pending", "")
 
-def _move(c: Connection, m: Move) -> Version:
-    past = [k.removeprefix("event.") for k in tags_and_aliases(c)[0] if k.startswith("event.")]
+@patch
+def _move(self: ModelRegistry, move: Move) -> Version:
+    past = [key.removeprefix("event.") for key in self.notes("event.")]
     now = datetime.now(timezone.utc)
     if past and now <= (last := datetime.fromisoformat(max(past))):
         now = last + timedelta(microseconds=1)
-    m = replace(m, time=now.isoformat(timespec="microseconds").replace("+00:00", "Z"))
-    _note(c, "pending", m.to_json())
-    _carry_out(c, m)
-    return numbered(c, m.version)
+    move = replace(move, time=now.isoformat(timespec="microseconds").replace("+00:00", "Z"))
+    self._tag_model("pending", move.to_json())
+    self._carry_out(move)
+    return self.get_version(move.version)
 
-def _expect(c: Connection, alias: str, expected: Version | str | None) -> Version | None:
+@patch
+def _expect(self: ModelRegistry, alias: str, expected: Version | str | None) -> Version | None:
     "The version behind `alias`, if it is the `expected` one (None: unset); else RegistryError."
     wanted = str(getattr(expected, "version", expected or ""))
-    now = by_alias(c, alias)
+    now = self._by_alias(alias)
     if (now.version if now else "") != wanted:
-        raise RegistryError(f"{c.name}@{alias} is {f'v{now.version}' if now else 'not set'}, not"
-                            f" {f'v{wanted}' if wanted else 'unset'} as expected: somebody moved it"
-                            " since; compare again before you decide")
+        raise RegistryError(f"{self.name}@{alias} is {f'v{now.version}' if now else 'not set'},"
+                            f" not {f'v{wanted}' if wanted else 'unset'} as expected: somebody"
+                            " moved it since; compare again before you decide")
     return now
 
 # %% ../../nbs/08_mlops/25_model_registry.ipynb #4ac2c165
 RUN_TAGS = ("dataset_id", "lineage", "base_model", "base_model_sha256", "model_sha256")
 COPIED = (*RUN_TAGS, "ancestor_sha256", "members", "ensemble")     # the last two: of an ensemble
 
-def _create(c: Connection, run_id: str) -> Version:
+@patch
+def _create(self: ModelRegistry, run_id: str) -> Version:
     "The version made from run `run_id`: the one there is, or a new one with status `registered`."
-    with c._talk(f"registering run {run_id}") as client:
+    with self._talk(f"registering run {run_id}") as client:
         run = client.get_run(run_id)
         known = client.search_model_versions(f"run_id = '{run_id}'")
-        if known := [v for v in known if v.name == c.name]:
+        if known := [v for v in known if v.name == self.name]:
             return as_version(min(known, key=lambda v: int(v.version)))
         if missing := [t for t in RUN_TAGS if not run.data.tags.get(t)]:
             raise RegistryError(f"run {run_id} has no tag {', '.join(missing)}: its training did"
                                 " not finish; train again")
         tags = {"status": "registered"} | {t: x for t, x in run.data.tags.items() if t in COPIED}
-        mlflow.set_tracking_uri(c.uri)
+        mlflow.set_tracking_uri(self.uri)
         with quiet_mlflow():
-            return as_version(mlflow.register_model(f"runs:/{run_id}/model", c.name, tags=tags))
+            return as_version(mlflow.register_model(f"runs:/{run_id}/model", self.name, tags=tags))
 
 # %% ../../nbs/08_mlops/25_model_registry.ipynb #5adac74c
-class ModelRegistry(RegistryReader):
-    "The registered model of `settings`, with the right to move its aliases."
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with self._locked():
-            _settle(self)
-            yield
+@patch
+def register(self: ModelRegistry, run_id: str) -> Version:
+    "Register the model of MLflow run `run_id` without an alias; see `register_challenger`."
+    with self._exclusive():
+        return self._create(run_id)
 
-    def register(self, run_id: str) -> Version:
-        "Register the model of MLflow run `run_id` without an alias; see `register_challenger`."
-        with self._alone():
-            return _create(self, run_id)
+@patch
+def register_challenger(self: ModelRegistry, run_id: str) -> Version:
+    """Register the model of MLflow run `run_id` as challenger; a waiting one is superseded.
 
-    def register_challenger(self, run_id: str) -> Version:
-        """Register the model of MLflow run `run_id` as challenger; a waiting one is superseded.
+    The same run again gives the same version, as it is by now. Raises RegistryError if the
+    run, its model or a tag is missing."""
+    with self._exclusive():
+        new = self._create(run_id)
+        if new.status != "registered":
+            return self.get_version(new.version)
+        old = self.get_challenger()
+        was = old.version if old and old.version != new.version else ""
+        why = f"trained by run {run_id}"
+        return self._move(Move("register", new.version, was, reason=why))
 
-        The same run again gives the same version, as it is by now. Raises RegistryError if the
-        run, its model or a tag is missing."""
-        with self._alone():
-            new = _create(self, run_id)
-            if new.status != "registered":
-                return self.get_version(new.version)
-            old = self.get_challenger()
-            was = old.version if old and old.version != new.version else ""
-            why = f"trained by run {run_id}"
-            return _move(self, Move("register", new.version, was, reason=why))
-
-    def reject_challenger(self, reason: str, *,
-                          expected_challenger: Version | str | None = None,
-                          decision: str = "", report: str = "") -> Version:
-        "Take the challenger out of the race; RegistryError if there is none, or not the expected."
-        with self._alone():
-            now = self.get_challenger() if expected_challenger is None else \
-                _expect(self, "challenger", expected_challenger)
-            if now is None:
-                raise RegistryError(f"{self.name}: no challenger to reject")
-            return _move(self, Move("reject", now.version, "", "", reason, decision, report))
-
-    def mirror(self) -> str:
-        "Write the aliases into MODEL_REGISTRY.json, as each move does; what went wrong, or ''."
-        return mirror_production(self.settings.path("models_dir"), self.name, self.versions)
+@patch
+def reject_challenger(self: ModelRegistry, reason: str, *,
+                      expected_challenger: Version | str | None = None,
+                      decision: str = "", report: str = "") -> Version:
+    "Take the challenger out of the race; RegistryError if there is none, or not the expected."
+    with self._exclusive():
+        now = self.get_challenger() if expected_challenger is None else \
+            self._expect("challenger", expected_challenger)
+        if now is None:
+            raise RegistryError(f"{self.name}: no challenger to reject")
+        return self._move(Move("reject", now.version, "", "", reason, decision, report))
 
 # %% ../../nbs/08_mlops/25_model_registry.ipynb #54952146
-def _permitted(c: RegistryReader, decision: str, action: str) -> Permit:
+@patch
+def _permitted(self: ModelRegistry, decision: str, action: str) -> Permit:
     "The move that record `decision` permits, once, if it is an `action`; else RegistryError."
     try:
-        allowed = permit(DecisionChain(c).find(decision))
+        allowed = permit(DecisionChain(self).find(decision))
     except DecisionError as e:
-        raise RegistryError(f"{c.name}@champion is not moved: {e}") from e
+        raise RegistryError(f"{self.name}@champion is not moved: {e}") from e
     if allowed.action != action:
-        raise RegistryError(f"{c.name}@champion is not moved: decision {decision[:12]} is a"
+        raise RegistryError(f"{self.name}@champion is not moved: decision {decision[:12]} is a"
                             f" {allowed.action}, not a {action}")
-    if decision in {e["decision"] for e in c.history()}:
-        raise RegistryError(f"{c.name}@champion is not moved: decision {decision[:12]} moved it"
+    if decision in {e["decision"] for e in self.history()}:
+        raise RegistryError(f"{self.name}@champion is not moved: decision {decision[:12]} moved it"
                             " once before; compare again")
     return allowed
 
@@ -217,42 +234,42 @@ def promote_challenger(self: ModelRegistry, decision: str, *, report: str = "") 
     them.
 
     Otherwise RegistryError, nothing moved."""
-    with self._alone():
-        allowed = _permitted(self, decision, "promote")
-        new = _expect(self, "challenger", allowed.version)
-        _expect(self, "champion", allowed.champion)
+    with self._exclusive():
+        allowed = self._permitted(decision, "promote")
+        new = self._expect("challenger", allowed.version)
+        self._expect("champion", allowed.champion)
         if allowed.version == allowed.champion or new.sha256 != allowed.sha256:
             raise RegistryError(f"{new} ({new.sha256[:12]}) is not the model that decision"
                                 f" {decision[:12]} is about ({allowed.sha256[:12]})")
-        return _move(self, Move("promote", new.version, allowed.champion, allowed.champion,
-                                allowed.reason, decision, report))
+        return self._move(Move("promote", new.version, allowed.champion, allowed.champion,
+                               allowed.reason, decision, report))
 
 # %% ../../nbs/08_mlops/25_model_registry.ipynb #83173593
 @patch
 def rollback(self: ModelRegistry, decision: str) -> Version:
     """Bring the previous champion back, as record `decision` says; RegistryError, and nothing
     moved, if it is not the previous one, or the champion another one by now."""
-    with self._alone():
-        allowed = _permitted(self, decision, "rollback")
-        bad = _expect(self, "champion", allowed.champion)
-        good = _expect(self, "previous", allowed.version)
+    with self._exclusive():
+        allowed = self._permitted(decision, "rollback")
+        bad = self._expect("champion", allowed.champion)
+        good = self._expect("previous", allowed.version)
         before = good.tags.get("replaces", "")
         if before not in {v.version for v in self.versions()} - {good.version, bad.version}:
             before = ""
-        return _move(self, Move("rollback", good.version, bad.version, before, allowed.reason,
-                                decision))
+        return self._move(Move("rollback", good.version, bad.version, before, allowed.reason,
+                               decision))
 
 @patch
 def settle(self: ModelRegistry) -> None:
     "Finish or drop a move that a killed process left, as each move does before it begins."
-    with self._alone(): pass
+    with self._exclusive(): pass
 
 @patch
 def note(self: ModelRegistry, key: str, change: Callable[[str], str]) -> str:
     "Replace tag `key` of the registered model by `change(old)` ('' if unset), under the lock."
-    with self._alone():
+    with self._exclusive():
         value = change(self.notes(key).get(key, ""))
-        _note(self, key, value)
+        self._tag_model(key, value)
     return value
 
 @patch
@@ -266,4 +283,4 @@ def tag(self: ModelRegistry, version: Version | str, **tags: str) -> None:
     "Set tags of a version, e.g. `report=...`; those that the registry keeps are refused."
     if kept := {"status", "reason", "updated", "replaces", *COPIED} & set(tags):
         raise RegistryError(f"tag {', '.join(sorted(kept))}: set by the registry itself")
-    _mark(self, self.get_version(getattr(version, "version", version)).version, **tags)
+    self._tag_version(self.get_version(getattr(version, "version", version)).version, **tags)

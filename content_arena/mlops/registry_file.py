@@ -76,8 +76,8 @@ class RegistryFileError(RuntimeError):
     "MODEL_REGISTRY.json can't be read or written, or is not what its schema asks for; says where."
 
 def _faults(value: Any) -> list[str]:
-    found = sorted(Draft202012Validator(SCHEMA).iter_errors(value), key=lambda e: e.json_path)
-    return [f"{'/'.join(map(str, e.absolute_path)) or 'the file'}: {e.message}" for e in found]
+    errors = sorted(Draft202012Validator(SCHEMA).iter_errors(value), key=lambda e: e.json_path)
+    return [f"{'/'.join(map(str, e.absolute_path)) or 'the file'}: {e.message}" for e in errors]
 
 def _ordered(value: Any) -> Any:
     if isinstance(value, dict):

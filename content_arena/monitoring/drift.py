@@ -170,9 +170,9 @@ def _of_texts(a: pd.DataFrame, b: pd.DataFrame, least: int, encode, unknown: int
     texts = [as_read(x.text.dropna()) for x in (a, b)]
     if min(map(len, texts)) < least:
         return [], ["scripts and words are not compared: texts are not kept (store_text)"]
-    found = [compare_scripts(*texts)]
-    found += [compare_unknown(encode, unknown, *texts)] if encode else []
-    return found + ([compare_embeddings(embed, *texts)] if embed else []), []
+    drifts = [compare_scripts(*texts)]
+    drifts += [compare_unknown(encode, unknown, *texts)] if encode else []
+    return drifts + ([compare_embeddings(embed, *texts)] if embed else []), []
 
 def measure_drift(store: EventStore, settings: Settings, until: datetime | None = None, *,
                   encode: Callable[[str], Sequence[int]] | None = None, unknown: int = 0,
@@ -190,11 +190,11 @@ def measure_drift(store: EventStore, settings: Settings, until: datetime | None 
         notes = (f"not compared: {len(a):,} predictions in the reference and {len(b):,} since, at"
                  f" least {least:,} are needed",)
         return DriftReport(first, since, until, rows, (), notes, settings.drift_psi)
-    found = [compare_numbers("length", a.length, b.length),
-             compare_categories("lang", a.lang, b.lang)]
+    drifts = [compare_numbers("length", a.length, b.length),
+              compare_categories("lang", a.lang, b.lang)]
     scores, notes = _of_version(a, b, least)
     texts, more = _of_texts(a, b, least, encode, unknown, embed)
-    return DriftReport(first, since, until, rows, (*found, *scores, *texts), (*notes, *more),
+    return DriftReport(first, since, until, rows, (*drifts, *scores, *texts), (*notes, *more),
                        settings.drift_psi)
 
 # %% ../../nbs/07_monitoring/30_drift.ipynb #7a459aba
@@ -204,8 +204,8 @@ def expected_f1(scores: Sequence[float], flagged: Sequence[bool]) -> float:
     It can't see evasion: a toxic text with a low score counts as clean. Show it beside a labelled
     estimate, never instead of one. Source: NannyML's CBPE."""
     p, f = np.asarray(scores, float), np.asarray(flagged, bool)
-    found, claimed, there = p[f].sum(), f.sum(), p.sum()
-    return float(2 * found / (claimed + there)) if claimed + there else float("nan")
+    caught, claimed, there = p[f].sum(), f.sum(), p.sum()
+    return float(2 * caught / (claimed + there)) if claimed + there else float("nan")
 
 # %% ../../nbs/07_monitoring/30_drift.ipynb #50ea2115
 def quality_metrics(f1: Estimate, labelled: int) -> dict[str, Any]:

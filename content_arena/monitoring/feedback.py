@@ -79,14 +79,14 @@ def label_counts(store: EventStore, settings: Settings, since: datetime | None =
 def confirmed_labels(store: EventStore, settings: Settings, since: datetime | None = None,
                      until: datetime | None = None) -> pd.DataFrame:
     "Labels that may be trained on: text_sha256, text (None if not kept), label, state, votes, ..."
-    found = labels_by_text(store, settings, since, until)
-    return found[found.state == "confirmed"].reset_index(drop=True).astype({"label": "int8"})
+    labels = labels_by_text(store, settings, since, until)
+    return labels[labels.state == "confirmed"].reset_index(drop=True).astype({"label": "int8"})
 
 def quarantine(store: EventStore, settings: Settings, since: datetime | None = None,
                until: datetime | None = None) -> pd.DataFrame:
     "Texts whose label does not count yet, or is disputed: what a moderator should look at."
-    found = labels_by_text(store, settings, since, until)
-    return found[found.state != "confirmed"].reset_index(drop=True)
+    labels = labels_by_text(store, settings, since, until)
+    return labels[labels.state != "confirmed"].reset_index(drop=True)
 
 # %% ../../nbs/07_monitoring/10_feedback.ipynb #0422a04d
 STRATA = {True: "flagged", False: "unflagged"}

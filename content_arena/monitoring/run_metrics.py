@@ -121,7 +121,7 @@ MAX_BYTES = 65_536
 
 def read_group(file: Path) -> dict[str, dict[str, float]]:
     "Metric -> value of its label ('' if none) -> number, of a file of `publish`; RunMetricsError."
-    metrics, found = {m.name: m for m in GROUPS[file.stem]}, {}
+    metrics, numbers = {m.name: m for m in GROUPS[file.stem]}, {}
     try:
         with open(file, encoding="utf-8") as f:
             text = f.read(MAX_BYTES)
@@ -133,12 +133,12 @@ def read_group(file: Path) -> dict[str, dict[str, float]]:
             value = sample.labels[m.label] if m.label else ""
             if value not in (m.values or [""]):
                 raise RunMetricsError(f"{m.name} has no {m.label} {value!r}")
-            found.setdefault(m.name, {})[value] = sample.value
+            numbers.setdefault(m.name, {})[value] = sample.value
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError) as e:       # KeyError: a metric or label of others
         raise RunMetricsError(f"{file.name}: {type(e).__name__}: {e}") from None
-    return found
+    return numbers
 
 # %% ../../nbs/07_monitoring/40_run_metrics.ipynb #713d96be
 class RunFiles(Collector):
@@ -150,14 +150,14 @@ class RunFiles(Collector):
         unreadable = 0
         for group, metrics in GROUPS.items():
             try:
-                found = read_group(self.folder / f"{group}.prom")
+                numbers = read_group(self.folder / f"{group}.prom")
             except FileNotFoundError:
                 continue
             except RunMetricsError:
                 unreadable += 1
                 continue
             for m in metrics:
-                value = found.get(m.name, {})
+                value = numbers.get(m.name, {})
                 yield _family(m, value if m.label else value.get(""))
         yield GaugeMetricFamily("content_arena_metrics_files_unreadable",
                                 "Files of run metrics that are damaged and not shown.", unreadable)

@@ -31,41 +31,43 @@ def percent(part: Mapping[str, Any], name: str) -> str:
     low, high = (100 * x for x in bounds)
     return f"{100 * share:.1f} % ({low:.1f} to {high:.1f})"
 
-def battle_summary(r: Mapping[str, Any]) -> str:
+def battle_summary(record: Mapping[str, Any]) -> str:
     "A battle in a few sentences (Markdown), the verdict first."
-    if "detection_rate" not in r:
-        return f"**Battle `{r['id']}` is {r['status']}.** {r.get('reason') or ''}"
-    model = f"version {r['model_version']}" if r.get("model_version") else "the model"
-    part = "" if r["status"] == "completed" else \
-        f" (the battle is {r['status']}: {r['rounds_done']:,} of {r['rounds']:,} rounds)"
+    if "detection_rate" not in record:
+        return f"**Battle `{record['id']}` is {record['status']}.** {record.get('reason') or ''}"
+    model = f"version {record['model_version']}" if record.get("model_version") else "the model"
+    part = "" if record["status"] == "completed" else \
+        f" (the battle is {record['status']}: {record['rounds_done']:,} of {record['rounds']:,}" \
+        " rounds)"
     return (
-        f"**Of {r['attacked']:,} disguised toxic comments, {model} detects"
-        f" {percent(r, 'detection_rate')}{part}.** Undisguised, it detects"
-        f" {percent(r, 'recall_unattacked')} of the same comments.\n\n"
-        f"Clean comments pay: {percent(r, 'false_positive_rate')} of {r['clean_attacked']:,} are"
-        f" flagged when disguised, {percent(r, 'false_positive_rate_unattacked')} as they were"
-        f" written.\n\nStrategy *{r['strategy']}*, seed {r['seed']}, comments of"
-        f" {r['corpus']['name']}; {r['invalid_share']:.1%} of the variants that were made did not"
-        f" count. Battle `{r['id']}`.")
+        f"**Of {record['attacked']:,} disguised toxic comments, {model} detects"
+        f" {percent(record, 'detection_rate')}{part}.** Undisguised, it detects"
+        f" {percent(record, 'recall_unattacked')} of the same comments.\n\n"
+        f"Clean comments pay: {percent(record, 'false_positive_rate')} of"
+        f" {record['clean_attacked']:,} are flagged when disguised,"
+        f" {percent(record, 'false_positive_rate_unattacked')} as they were"
+        f" written.\n\nStrategy *{record['strategy']}*, seed {record['seed']}, comments of"
+        f" {record['corpus']['name']}; {record['invalid_share']:.1%} of the variants that were made"
+        f" did not count. Battle `{record['id']}`.")
 
 # %% ../../nbs/12_reports/20_battle.ipynb #62f853a0
-def sides_table(r: Mapping[str, Any]) -> pd.DataFrame:
+def sides_table(record: Mapping[str, Any]) -> pd.DataFrame:
     "Detection and false positives for families seen in training and held out, with intervals."
     names = {"seen": "seen", "held_out": "held out", "other": "of both, or by a language model"}
-    rows = {names[s]: {"toxic attacked": r[s]["attacked"], "detected": percent(r[s],
+    rows = {names[s]: {"toxic attacked": record[s]["attacked"], "detected": percent(record[s],
                        "detection_rate"), "detected of those flagged before":
-                       percent(r[s], "detection_rate_of_flagged"),
-                       "clean attacked": r[s]["clean_attacked"],
-                       "false positives": percent(r[s], "false_positive_rate")}
-            for s in names if s != "other" or r[s]["attacked"] + r[s]["clean_attacked"]}
+                       percent(record[s], "detection_rate_of_flagged"),
+                       "clean attacked": record[s]["clean_attacked"],
+                       "false positives": percent(record[s], "false_positive_rate")}
+            for s in names if s != "other" or record[s]["attacked"] + record[s]["clean_attacked"]}
     return pd.DataFrame(rows).T
 
-def sides_figure(r: Mapping[str, Any]) -> Figure:
+def sides_figure(record: Mapping[str, Any]) -> Figure:
     "Detection rates with intervals: unattacked, under attack, seen and held-out families."
-    bars = [("unattacked", r, "recall_unattacked", "black"),
-            ("under attack", r, "detection_rate", COLOURS["champion"]),
-            ("seen families", r["seen"], "detection_rate", COLOURS["good"]),
-            ("held-out families", r["held_out"], "detection_rate", COLOURS["challenger"])]
+    bars = [("unattacked", record, "recall_unattacked", "black"),
+            ("under attack", record, "detection_rate", COLOURS["champion"]),
+            ("seen families", record["seen"], "detection_rate", COLOURS["good"]),
+            ("held-out families", record["held_out"], "detection_rate", COLOURS["challenger"])]
     figure, axes = axes_of(6.5, 2.4, xlabel="detected toxic comments, per cent", xlim=(0, 100))
     for at, (_, part, rate, colour) in enumerate(bars):
         if part[rate] is not None:
@@ -118,12 +120,12 @@ def best_evasions(attempts: Sequence[Attempt], n: int = 15, reveal: bool = False
              "variant": shown(a.variant.text)[:120]} for a in won[:n]]
     return pd.DataFrame(rows, columns=["before", "after", "done", "variant"])
 
-def weakest_rules(r: Mapping[str, Any], n: int = 10) -> pd.DataFrame:
+def weakest_rules(record: Mapping[str, Any], n: int = 10) -> pd.DataFrame:
     "The rules that are detected least, with at least ten attempts on toxic comments."
     rows = [{"rule": name, "toxic attacked": part["attacked"],
              "detected": percent(part, "detection_rate"), "rate": part["detection_rate"],
              "false positives": percent(part, "false_positive_rate")}
-            for name, part in r["by_rule"].items() if part["attacked"] >= 10]
+            for name, part in record["by_rule"].items() if part["attacked"] >= 10]
     table = pd.DataFrame(rows, columns=["rule", "toxic attacked", "detected", "rate",
                                         "false positives"])
     return table.sort_values("rate").head(n).drop(columns="rate").reset_index(drop=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'CHALLENGER_S', 'Service', 'scores_of', 'classify', 'remember', 'problems', 'classify_routes', 'is_loopback',
-           'bears', 'authorise', 'challenger_reloaded', 'operations_routes', 'authorise_label', 'keep_label',
+           'has_token', 'authorise', 'challenger_reloaded', 'operations_routes', 'authorise_label', 'keep_label',
            'feedback_routes', 'create_app', 'ServeError', 'listen', 'run']
 
 # %% ../../nbs/11_serving/80_app.ipynb #804beba3
@@ -220,7 +220,7 @@ def is_loopback(host: str) -> bool:
 
 _RELAYED = ("forwarded", "x-forwarded-for", "x-real-ip", "via", "origin")
 
-def bears(request: Request, token: str | None) -> bool:
+def has_token(request: Request, token: str | None) -> bool:
     "Whether `request` brings this bearer `token`; a wrong one takes as long as a right one."
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     equal = hmac.compare_digest(given.strip().encode("latin-1"), (token or "").encode())
@@ -229,7 +229,7 @@ def bears(request: Request, token: str | None) -> bool:
 def authorise(request: Request, service: Service) -> None:
     "Raise a Problem unless `request` may change which model is served."
     if service.token is not None:
-        if not bears(request, service.token):
+        if not has_token(request, service.token):
             raise Problem("token-required", "no bearer token, or a wrong one",
                           "send `Authorization: Bearer <CONTENT_ARENA_API_TOKEN>`",
                           headers={"www-authenticate": "Bearer"})
@@ -303,7 +303,7 @@ def operations_routes(service: Service) -> APIRouter:
 # %% ../../nbs/11_serving/80_app.ipynb #cea39a81
 def authorise_label(request: Request, service: Service, source: str) -> None:
     "Raise a Problem unless `request` may hand in labels of `source`."
-    if not bears(request, service.feedback_token):
+    if not has_token(request, service.feedback_token):
         return authorise(request, service)
     if source in service.settings.trusted_sources:
         raise Problem("source-not-allowed", f"labels of {source} count at once",

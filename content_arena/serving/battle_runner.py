@@ -165,10 +165,10 @@ def _fight(self: BattleRunner, battle: Battle, slot: ModelSlot, tags: dict[str, 
             battle.save(status=getattr(e, "status", "failed"), reason=reason)
         if not ours:
             logger.exception("battle %s failed", record["id"])
-    self._tell(battle)
+    self._report(battle)
 
 @patch
-def _tell(self: BattleRunner, battle: Battle) -> None:
+def _report(self: BattleRunner, battle: Battle) -> None:
     "Metrics and event store hear of it."
     r = battle.record
     if r["status"] == "completed":
@@ -203,8 +203,8 @@ def _in_thread(self: BattleRunner, work: Callable[[], None]) -> asyncio.Future:
 async def _tags(self: BattleRunner, slot: ModelSlot) -> dict[str, str]:
     "What the registry says about the version in `slot`; nothing if it can't be asked."
     try:
-        found = await asyncio.to_thread(self.host.loader.find, slot.alias)
-        return found.tags if found and found.version == slot.version else {}
+        version = await asyncio.to_thread(self.host.loader.find, slot.alias)
+        return version.tags if version and version.version == slot.version else {}
     except Exception as e:
         logger.warning("the registry can't be read: %s", type(e).__name__)
         return {}
@@ -315,8 +315,8 @@ def _reading_routes(routes: APIRouter, runner: BattleRunner) -> None:
     @routes.get("/{id}/stats")
     def stats(id: str) -> dict[str, Any]:
         "All its numbers, with intervals, by rule, class, family and language; so far if it runs."
-        found = runner.open(id)
-        return found.record | (found.measured() if "split" in found.record else {})
+        battle = runner.open(id)
+        return battle.record | (battle.measured() if "split" in battle.record else {})
 
     @routes.get("/{id}/rounds")
     def rounds(id: str, offset: int = Query(0, ge=0),

@@ -56,12 +56,12 @@ class WriterMetrics(Collector):
 def observe_registry(hosts: Sequence[ModelHost], metrics: Metrics) -> None:
     "Publish since when a challenger waits and the F1 of what `hosts` serve; raises as `find` does."
     for host in hosts:
-        found = host.loader.find(host.alias)
+        version = host.loader.find(host.alias)
         if host.alias == "challenger":
-            metrics.waits(getattr(found, "created", None))
+            metrics.waits(getattr(version, "created", None))
         slot = host.slot
-        if found and slot and (slot.version, slot.sha256) == (found.version, found.sha256):
-            metrics.serving(host.alias, found.version, measured_f1(found))
+        if version and slot and (slot.version, slot.sha256) == (version.version, version.sha256):
+            metrics.serving(host.alias, version.version, measured_f1(version))
 
 # %% ../../nbs/11_serving/60_registry_watch.ipynb #86825a3c
 class StoreObserver:

@@ -193,7 +193,7 @@ class BodyLimit:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         try:
-            body = await self._read(scope, receive)
+            body = await self._read_body(scope, receive)
         except Problem as e:
             return await problem_response(e, scope)(scope, receive, send)
         if body is None:
@@ -204,7 +204,7 @@ class BodyLimit:
             return whole.pop() if whole else await receive()
         await self.app(scope, replay, send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
         too_large = Problem("body-too-large", f"more than {self.max_bytes} bytes",
                             "send fewer or shorter texts", headers={"connection": "close"})
         declared = dict(scope["headers"]).get(b"content-length", b"0")

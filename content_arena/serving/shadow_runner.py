@@ -40,11 +40,12 @@ class Answered:
     toxic_score: float
     is_toxic: bool
 
-def shadow_row(seen: Answered, slot: ModelSlot, score: float, latency_ms: float) -> dict[str, Any]:
+def shadow_row(answered: Answered, slot: ModelSlot, score: float,
+               latency_ms: float) -> dict[str, Any]:
     "The row of table `shadow` for a text that the challenger in `slot` gave `score`."
-    return {"prediction_id": seen.prediction_id, **text_columns(seen.text),
-            "champion_version": seen.version, "champion_score": seen.toxic_score,
-            "champion_toxic": seen.is_toxic, "challenger_version": slot.version,
+    return {"prediction_id": answered.prediction_id, **text_columns(answered.text),
+            "champion_version": answered.version, "champion_score": answered.toxic_score,
+            "champion_toxic": answered.is_toxic, "challenger_version": slot.version,
             "challenger_score": score, "challenger_toxic": score >= slot.scorer.threshold,
             "latency_ms": latency_ms}
 
@@ -107,8 +108,8 @@ async def _compare(self: ShadowRunner, step: list[Answered]) -> None:
         logger.warning("challenger %s failed: %s", slot.version, type(e).__name__)
         return self._drop("failed", len(step))
     self._failures, taken = 0, 1000 * (loop.time() - began) / len(step)
-    for seen, score in zip(step, scores):
-        row = shadow_row(seen, slot, float(score), taken)
-        agreed = str(row["challenger_toxic"] == seen.is_toxic).lower()
+    for answered, score in zip(step, scores):
+        row = shadow_row(answered, slot, float(score), taken)
+        agreed = str(row["challenger_toxic"] == answered.is_toxic).lower()
         self.metrics.shadow_compared.labels(agreed).inc()
         self.record(row)

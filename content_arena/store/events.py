@@ -78,7 +78,7 @@ def _connect(address: sa.URL) -> sa.Engine:
 
 # %% ../../nbs/02_store/30_events.ipynb #42122a4e
 @contextmanager
-def _speaking(address: sa.URL) -> Iterator[None]:
+def _errors_in_our_words(address: sa.URL) -> Iterator[None]:
     "Turn SQLAlchemy's errors into StoreUnavailable or RowRefused, without values of rows."
     try:
         yield
@@ -109,7 +109,7 @@ class EventStore:
         self.address, self.keep_text = address, keep_text
         self.engine = _connect(address)
         try:
-            with _speaking(address):
+            with _errors_in_our_words(address):
                 self.revision = migrate(self.engine)
         except BaseException:
             self.engine.dispose()
@@ -143,19 +143,19 @@ def add(self: EventStore, table: str, rows: Sequence[Mapping[str, Any]]) -> int:
         return self._put_labels(made)
     t = find_table(table)
     insert = INSERT[self.engine.dialect.name](t).on_conflict_do_nothing(index_elements=["id"])
-    with _speaking(self.address), self.engine.begin() as connection:
+    with _errors_in_our_words(self.address), self.engine.begin() as connection:
         return len(connection.execute(insert.returning(t.c.id), made).all())
 
 @patch
 def update(self: EventStore, table: str, id: str, **values: Any) -> None:
     "Change columns of a row, such as a battle's status. Raises StoreError if no row has this id."
     t = find_table(table)
-    with _speaking(self.address), self.engine.connect() as connection:
+    with _errors_in_our_words(self.address), self.engine.connect() as connection:
         old = connection.execute(sa.select(t).where(t.c.id == id)).mappings().one_or_none()
     if old is None:
         raise StoreError(f"{table}: no row with id {id}")
     new = make_row(table, {**old, **values}, self.keep_text)
-    with _speaking(self.address), self.engine.begin() as connection:
+    with _errors_in_our_words(self.address), self.engine.begin() as connection:
         connection.execute(t.update().where(t.c.id == id).values({k: new[k] for k in values}))
 
 # %% ../../nbs/02_store/30_events.ipynb #b76fd606
@@ -164,7 +164,7 @@ def _put_labels(self: EventStore, made: list[dict[str, Any]]) -> int:
     newest = {row["id"]: row for row in sorted(made, key=lambda row: row["time"])}
     t = find_table("feedback")
     insert = INSERT[self.engine.dialect.name](t)
-    with _speaking(self.address), self.engine.begin() as connection:
+    with _errors_in_our_words(self.address), self.engine.begin() as connection:
         ids = list(newest)
         known = sum(connection.execute(sa.select(sa.func.count()).where(
             t.c.id.in_(ids[i:i + 10_000]))).scalar_one() for i in range(0, len(ids), 10_000))
@@ -175,16 +175,16 @@ def _put_labels(self: EventStore, made: list[dict[str, Any]]) -> int:
     return len(ids) - known
 
 # %% ../../nbs/02_store/30_events.ipynb #aedb8f98
-def _window(t: Any, since: datetime | None, until: datetime | None,
+def _window(table: Any, since: datetime | None, until: datetime | None,
             match: Mapping[str, Any] | None) -> list:
     "Conditions of a query: `since` <= time < `until`, and columns equal to (or in) values."
-    where = [t.c.time >= utc(since)] if since else []
-    where += [t.c.time < utc(until)] if until else []
+    where = [table.c.time >= utc(since)] if since else []
+    where += [table.c.time < utc(until)] if until else []
     for name, wanted in (match or {}).items():
         many = isinstance(wanted, (list, tuple, set))
         if many and len(wanted) > 10_000:
             raise StoreError(f"{len(wanted)} values to match {name}: at most 10,000")
-        where.append(t.c[name].in_(list(wanted)) if many else t.c[name] == wanted)
+        where.append(table.c[name].in_(list(wanted)) if many else table.c[name] == wanted)
     return where
 
 def _frame(rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> pd.DataFrame:
@@ -193,11 +193,11 @@ def _frame(rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> pd.DataFram
         frame["time"] = pd.to_datetime(frame.time, utc=True).astype("datetime64[us, UTC]")
     return frame
 
-def _columns(t: Any, columns: Sequence[str] | None) -> list:
-    if unknown := sorted(set(columns or ()) - set(t.c.keys())):
-        raise StoreError(f"{t.name}: no column {', '.join(unknown)}; there are"
-                         f" {', '.join(t.c.keys())}")
-    return [t.c[name] for name in columns or t.c.keys()]
+def _columns(table: Any, columns: Sequence[str] | None) -> list:
+    if unknown := sorted(set(columns or ()) - set(table.c.keys())):
+        raise StoreError(f"{table.name}: no column {', '.join(unknown)}; there are"
+                         f" {', '.join(table.c.keys())}")
+    return [table.c[name] for name in columns or table.c.keys()]
 
 # %% ../../nbs/02_store/30_events.ipynb #5172a8dc
 @patch
@@ -209,7 +209,7 @@ def stream(self: EventStore, table: str, *, since: datetime | None = None,
     chosen, where, after = _columns(t, columns), _window(t, since, until, match), []
     query = sa.select(t.c.time, t.c.id, *chosen).order_by(t.c.time, t.c.id).limit(chunk)
     while True:
-        with _speaking(self.address), self.engine.connect() as connection:
+        with _errors_in_our_words(self.address), self.engine.connect() as connection:
             rows = connection.execute(query.where(*where, *after)).all()
         if rows:
             yield _frame([r[2:] for r in rows], [c.name for c in chosen])
@@ -226,19 +226,19 @@ def read(self: EventStore, table: str, *, since: datetime | None = None,
     t = find_table(table)
     chosen = _columns(t, columns)
     query = sa.select(*chosen).where(*_window(t, since, until, match)).limit(limit)
-    with _speaking(self.address), self.engine.connect() as connection:
+    with _errors_in_our_words(self.address), self.engine.connect() as connection:
         rows = connection.execute(query.order_by(t.c.time.desc(), t.c.id.desc())).all()
     return _frame(rows[::-1], [c.name for c in chosen])
 
 @patch
 def find(self: EventStore, table: str, ids: Collection[str]) -> dict[str, dict[str, Any]]:
     "Id -> row of those of `ids` that `table` has."
-    t, rest, found = find_table(table), sorted(ids), {}
-    with _speaking(self.address), self.engine.connect() as connection:
+    t, rest, rows = find_table(table), sorted(ids), {}
+    with _errors_in_our_words(self.address), self.engine.connect() as connection:
         for i in range(0, len(rest), 10_000):
-            rows = connection.execute(sa.select(t).where(t.c.id.in_(rest[i:i + 10_000])))
-            found |= {row["id"]: dict(row) for row in rows.mappings()}
-    return found
+            result = connection.execute(sa.select(t).where(t.c.id.in_(rest[i:i + 10_000])))
+            rows |= {row["id"]: dict(row) for row in result.mappings()}
+    return rows
 
 # %% ../../nbs/02_store/30_events.ipynb #f5dc485e
 @patch
@@ -251,7 +251,7 @@ def read_labels(self: EventStore, since: datetime | None = None,
                sa.func.coalesce(f.c.text, p.c.text), f.c.label, f.c.source, f.c.reviewer]
     query = (sa.select(*columns).select_from(f.outerjoin(p, f.c.prediction_id == p.c.id))
              .where(*_window(f, since, until, None)).order_by(f.c.time, f.c.id))
-    with _speaking(self.address), self.engine.connect() as connection:
+    with _errors_in_our_words(self.address), self.engine.connect() as connection:
         rows = connection.execute(query).all()
     return _frame(rows, ("id", "time", "text_sha256", "text", "label", "source", "reviewer"))
 
@@ -262,7 +262,7 @@ def read_requests(self: EventStore) -> pd.DataFrame:
     r, p = find_table("label_requests"), find_table("predictions")
     query = (sa.select(r, p.c.time, p.c.model_version).join(p, r.c.prediction_id == p.c.id)
              .order_by(r.c.time, r.c.id))
-    with _speaking(self.address), self.engine.connect() as connection:
+    with _errors_in_our_words(self.address), self.engine.connect() as connection:
         rows = connection.execute(query).all()
     frame = _frame(rows, [*r.c.keys(), "answered", "by"])
     for name in ("answered", "window_since", "window_until"):
@@ -280,7 +280,7 @@ def tally(self: EventStore, table: str, by: str, windows: Sequence[Mapping[str, 
              for w in windows]
     query = (sa.select(t.c[by], sa.func.count()).group_by(t.c[by])
              .where(sa.or_(sa.false(), *among), *_window(t, since, until, None)))
-    with _speaking(self.address), self.engine.connect() as connection:
+    with _errors_in_our_words(self.address), self.engine.connect() as connection:
         return {row[0]: row[1] for row in connection.execute(query)}
 
 # %% ../../nbs/02_store/30_events.ipynb #6b813d99
@@ -296,7 +296,7 @@ def purge(self: EventStore, before: datetime, tables: Sequence[str] = FROM_USERS
         oldest = (sa.select(t.c.id).where(*_window(t, None, before, None))
                   .order_by(t.c.time, t.c.id).limit(batch))
         while True:
-            with _speaking(self.address), self.engine.begin() as connection:
+            with _errors_in_our_words(self.address), self.engine.begin() as connection:
                 done = connection.execute(sa.delete(t).where(t.c.id.in_(oldest))).rowcount
             deleted[name] += done
             if done < batch:
@@ -314,7 +314,7 @@ def alone(self: EventStore, name: str) -> Iterator[bool]:
         yield True
         return
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
-    with _speaking(self.address), self.engine.begin() as connection:
+    with _errors_in_our_words(self.address), self.engine.begin() as connection:
         yield connection.execute(sa.select(sa.func.pg_try_advisory_xact_lock(key))).scalar_one()
 
 # %% ../../nbs/02_store/30_events.ipynb #145e2b92
@@ -333,7 +333,7 @@ def health(self: EventStore) -> Health:
     "Ask the database for its revision; never raises."
     shown, begun, revision, error = self.address.render_as_string(), time.perf_counter(), None, ""
     try:
-        with _speaking(self.address), self.engine.connect() as connection:
+        with _errors_in_our_words(self.address), self.engine.connect() as connection:
             revision = revision_of(connection)
     except StoreError as e:
         error = str(e)
@@ -343,7 +343,7 @@ def health(self: EventStore) -> Health:
 @patch
 def now(self: EventStore) -> datetime:
     "The database's time, in UTC: one clock for all who share it. Raises StoreUnavailable."
-    with _speaking(self.address), self.engine.connect() as connection:
+    with _errors_in_our_words(self.address), self.engine.connect() as connection:
         return connection.execute(sa.select(sa.func.current_timestamp(type_=UtcDateTime()))
                                   ).scalar_one()
 
@@ -351,7 +351,7 @@ def now(self: EventStore) -> datetime:
 def counts(self: EventStore) -> pd.DataFrame:
     "Rows, first and last time of each table."
     tables, rows = sorted(metadata.tables), []
-    with _speaking(self.address), self.engine.connect() as connection:
+    with _errors_in_our_words(self.address), self.engine.connect() as connection:
         for name in tables:
             t = find_table(name)
             query = sa.select(sa.func.count(), sa.func.min(t.c.time), sa.func.max(t.c.time))

@@ -43,11 +43,11 @@ LOOK_AGAIN_S = 1.0
 
 def _predictions(find: Find, ids: Collection[str], look_again_s: float) -> dict:
     "Those of `ids` that were predicted; a second look for what is still on its way."
-    found = dict(find("predictions", ids))
-    if rest := set(ids) - set(found):
+    predictions = dict(find("predictions", ids))
+    if rest := set(ids) - set(predictions):
         time.sleep(look_again_s)
-        found |= find("predictions", rest)
-    return found
+        predictions |= find("predictions", rest)
+    return predictions
 
 def _known_labels(find: Find, ids: Collection[str]) -> set[str]:
     try:
@@ -73,11 +73,11 @@ def join_labels(labels: Sequence[Mapping[str, Any]], find: Find, retention_days:
             taken.append(Intake("added", row | {"id": label_id(row)}))
         except RowRefused as e:
             taken.append(Intake("refused", None, str(e)))
-    seen = _known_labels(find, {t.row["id"] for t in taken if t.row})
+    known = _known_labels(find, {t.row["id"] for t in taken if t.row})
     for i, t in enumerate(taken):
-        if t.row and t.row["id"] in seen:
+        if t.row and t.row["id"] in known:
             taken[i] = t._replace(outcome="replaced")
-        seen |= {t.row["id"]} if t.row else set()
+        known |= {t.row["id"]} if t.row else set()
     return taken
 
 # %% ../../nbs/02_store/70_labels.ipynb #76f0df02

@@ -23,8 +23,11 @@ from .schema import StoreError
 class LeaseLost(RuntimeError):
     "Somebody else holds the lease now; what was done under it must not be written."
 
-class _Leases:
-    "The leases of `name` in `store`; `clock` defaults to the database's."
+class Lease:
+    """The right to do `name`, held for `ttl_s` seconds unless it is renewed.
+
+    It is a row in `store`; `clock` defaults to the database's. Methods raise StoreError if the
+    database is away."""
     def __init__(self, store: EventStore, name: str, ttl_s: float,
                  clock: Callable[[], datetime] | None = None):
         self.store, self.name, self.ttl_s = store, name, ttl_s
@@ -49,32 +52,31 @@ class _Leases:
     def held_by(self) -> str | None:
         "Who holds an unexpired lease; None: nobody."
         _, content = self.newest()
-        held = content and not content.get("released")
-        alive = held and datetime.fromisoformat(content["until"]) > self.clock()
+        running = content and not content.get("released")
+        alive = running and datetime.fromisoformat(content["until"]) > self.clock()
         return content["holder"] if alive else None
 
 # %% ../../nbs/02_store/60_lease.ipynb #722cf136
-class Lease(_Leases):
-    """The right to do `name`, held for `ttl_s` seconds unless it is renewed.
+@patch
+def check(self: Lease) -> None:
+    "Raise LeaseLost unless ours is the highest lease; an expired one nobody took is fine."
+    if not self.token or self.newest()[0] != self.token:
+        raise LeaseLost(f"lease {self.token} of {self.name} was taken over: another process"
+                        " does this now, and nothing was written")
 
-    Methods raise StoreError if the database is away."""
-    def check(self) -> None:
-        "Raise LeaseLost unless ours is the highest lease; an expired one nobody took is fine."
-        if not self.token or self.newest()[0] != self.token:
-            raise LeaseLost(f"lease {self.token} of {self.name} was taken over: another process"
-                            " does this now, and nothing was written")
+@patch
+def renew(self: Lease) -> None:
+    "Hold it for another `ttl_s` seconds; raises LeaseLost."
+    self.check()
+    self.store.update("retrain_events", self._row(self.token), result=self._content(self.ttl_s))
 
-    def renew(self) -> None:
-        "Hold it for another `ttl_s` seconds; raises LeaseLost."
-        self.check()
-        self.store.update("retrain_events", self._row(self.token), result=self._content(self.ttl_s))
-
-    def release(self) -> None:
-        "Let others take the next one at once; nothing if it is lost already."
-        if self.token and self.newest()[0] == self.token:
-            self.store.update("retrain_events", self._row(self.token),
-                              result=self._content(0) | {"released": True})
-        self.token = 0
+@patch
+def release(self: Lease) -> None:
+    "Let others take the next one at once; nothing if it is lost already."
+    if self.token and self.newest()[0] == self.token:
+        self.store.update("retrain_events", self._row(self.token),
+                          result=self._content(0) | {"released": True})
+    self.token = 0
 
 # %% ../../nbs/02_store/60_lease.ipynb #913a5e46
 @patch

@@ -45,7 +45,7 @@ LOCK_KEY = 0x636F6E74656E74         # "content": any number that nobody else use
 _threads = threading.Lock()
 
 @contextmanager
-def _alone(engine: Engine, timeout_s: float) -> Iterator[Connection]:
+def _only_migration(engine: Engine, timeout_s: float) -> Iterator[Connection]:
     "A transaction in which nobody else migrates; raises StoreError after `timeout_s` seconds."
     if engine.dialect.name == "sqlite":
         file = Path(engine.url.database)
@@ -81,7 +81,7 @@ def migrate(engine: Engine, timeout_s: float = 60) -> str:
     with engine.connect() as connection:
         current = _is_current(connection, known)
     if not current:
-        with _threads, _alone(engine, timeout_s) as connection:
+        with _threads, _only_migration(engine, timeout_s) as connection:
             if not _is_current(connection, known):
                 _upgrade(connection, known)
     return known.get_current_head()

@@ -129,21 +129,21 @@ def append(self: Spool, events: Iterable[Event]) -> None:
 def take(self: Spool, limit: int) -> list[Event]:
     "The oldest `limit` events, which stay until `done` is called."
     with self._lock:
-        found, end, lines = [], self._offset, 0
+        events, end, lines = [], self._offset, 0
         for file in self._segments()[:1]:
             with open(file, "rb") as f:
                 f.seek(self._offset)
-                while len(found) < limit and (line := f.readline()):
+                while len(events) < limit and (line := f.readline()):
                     end += len(line)
                     lines += 1
                     if event := from_line(line):
-                        found.append(event)
-            self._taken = (end, len(found), lines - len(found))
-            if not found:                             # nothing but torn lines: on to the next file
+                        events.append(event)
+            self._taken = (end, len(events), lines - len(events))
+            if not events:                             # nothing but torn lines: on to the next file
                 self.done()
                 return self.take(limit)
-        self._oldest = found[0].at if found else None
-        return found
+        self._oldest = events[0].at if events else None
+        return events
 
 @patch
 def done(self: Spool) -> None:
@@ -171,7 +171,7 @@ def adopt(self: Spool) -> int:
     """Move the files of processes that are gone into our folder, if ours is empty.
 
     Returns the number of lines found. Raises OSError."""
-    found = 0
+    adopted = 0
     with self._lock, FileLock(self.shared / "adopt.lock"):
         if self._segments():                          # first come, first replayed
             return 0
@@ -183,14 +183,14 @@ def adopt(self: Spool) -> int:
                 continue                              # its process is alive
             try:
                 for file in sorted(folder.glob("*.jsonl")):
-                    found += len(file.read_bytes().splitlines())
+                    adopted += len(file.read_bytes().splitlines())
                     os.replace(file, self.folder / file.name)
                 folder.rmdir()
                 self._lock_of(folder).unlink(missing_ok=True)
             finally:
                 lock.release()
-        self.pending += found
-    return found
+        self.pending += adopted
+    return adopted
 
 @patch
 def close(self: Spool) -> None:
@@ -206,7 +206,7 @@ _ID = re.compile(rb'^\["(\w+)", \{"id": "([^"\\]+)".*\n', re.MULTILINE)
 
 def find_spooled(folder: Path, table: str, ids: Collection[str]) -> dict[str, dict[str, Any]]:
     "Id -> row of those events of `table` that wait in any spool of `folder`."
-    wanted, found = {i.encode() for i in ids}, {}
+    wanted, rows = {i.encode() for i in ids}, {}
     for file in sorted(Path(folder).glob("*/*.jsonl")):
         try:
             data = file.read_bytes()
@@ -214,5 +214,5 @@ def find_spooled(folder: Path, table: str, ids: Collection[str]) -> dict[str, di
             continue
         for line in _ID.finditer(data):
             if line[2] in wanted and line[1] == table.encode() and (event := from_line(line[0])):
-                found[event.row["id"]] = event.row
-    return found
+                rows[event.row["id"]] = event.row
+    return rows

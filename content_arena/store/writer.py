@@ -307,10 +307,10 @@ def find(self: EventWriter, table: str, ids: Collection[str]) -> dict[str, dict[
     "Id -> row of those of `ids` that `table` has, or will have. Raises StoreUnavailable."
     with self._changed:
         waiting = [*self._waiting, *self._hand]
-    found = {e.row["id"]: e.row for e in waiting if e.table == table and e.row["id"] in ids}
-    found = find_spooled(self.spool.shared, table, set(ids) - set(found)) | found
-    if rest := sorted(set(ids) - set(found)):
+    rows = {e.row["id"]: e.row for e in waiting if e.table == table and e.row["id"] in ids}
+    rows = find_spooled(self.spool.shared, table, set(ids) - set(rows)) | rows
+    if rest := sorted(set(ids) - set(rows)):
         if self._error:
             raise StoreUnavailable(f"{table}: can't be looked up: {self._error}")
-        found |= self._open().find(table, rest)
-    return found
+        rows |= self._open().find(table, rest)
+    return rows

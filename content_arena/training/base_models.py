@@ -148,15 +148,15 @@ def _fits(record: dict[str, Any], model_id: str, expected: str | None) -> bool:
 
 def _cached(root: Path, model_id: str, expected: str | None) -> tuple[Path, dict[str, Any]] | None:
     "The folder that was resolved first for `model_id` (and `expected` weights), and its record."
-    found = []
+    matches = []
     for path in root.glob(f"{_slug(model_id.partition('@')[0])}-*/record.json"):
         try:
             record = _read_json(path)
             if _fits(record, model_id, expected):
-                found.append((record["created"], path.parent, record))
+                matches.append((record["created"], path.parent, record))
         except (BaseModelError, KeyError):
             log.warning("%s/record.json is unreadable; the folder is ignored", path.parent.name)
-    return min(found, key=lambda f: f[:2])[1:] if found else None
+    return min(matches, key=lambda f: f[:2])[1:] if matches else None
 
 def _damage(folder: Path, record: dict[str, Any]) -> str:
     "What is wrong with a cached folder, or an empty string."
@@ -356,8 +356,8 @@ def resolve_base_model(model_id: str, cache_dir: str | Path, *, progress: bool =
     HF_HUB_OFFLINE is honoured.
 
     Raises BaseModelError, saying what was tried, if the model can't be had or only as a pickle."""
-    if found := _from_folder(model_id, expected_sha256):
-        return found
+    if local := _from_folder(model_id, expected_sha256):
+        return local
     root = Path(cache_dir) / "base_models"
     try:
         hit = _cached(root, model_id, expected_sha256)

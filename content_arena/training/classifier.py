@@ -122,14 +122,14 @@ def _quantised_layers(network: nn.Module) -> list[str]:
     import bitsandbytes as bnb
     return [n for n, m in network.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
 
-def _add_adapter(network: nn.Module, head: str, r: int, alpha: int, dropout: float) -> nn.Module:
+def _add_adapter(network: nn.Module, head: str, rank: int, alpha: int, dropout: float) -> nn.Module:
     "`network` with LoRA on every linear layer, and its own dropout off."
     from peft import LoraConfig, get_peft_model
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     task = "SEQ_CLS" if head == "standard" else None
-    return get_peft_model(network, LoraConfig(task_type=task, r=r, lora_alpha=alpha,
+    return get_peft_model(network, LoraConfig(task_type=task, r=rank, lora_alpha=alpha,
                                               lora_dropout=dropout, target_modules="all-linear"))
 
 # %% ../../nbs/05_training/40_classifier.ipynb #ce626260
@@ -454,9 +454,9 @@ def start_from(classifier: ContentClassifier, folder: Path, spec: dict) -> None:
     config, now = _read_json(folder, "adapter_config.json"), network.peft_config["default"]
     wanted = {"base_model_sha256": spec["base_model_sha256"], "head": spec["head"],
               "lora_r": now.r, "lora_alpha": now.lora_alpha}
-    found = {"base_model_sha256": old["base_model_sha256"], "head": old["head"],
+    saved = {"base_model_sha256": old["base_model_sha256"], "head": old["head"],
              "lora_r": config.get("r"), "lora_alpha": config.get("lora_alpha")}
-    if differ := [k for k in wanted if wanted[k] != found[k]]:
+    if differ := [k for k in wanted if wanted[k] != saved[k]]:
         raise ModelError(f"training can't start from {Path(folder).name}: {', '.join(differ)}"
                          " differ; use the settings it was trained with, or leave init_from empty")
     try:

@@ -73,7 +73,8 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../../nbs/05_training/10_data_preparation.ipynb #87452b18
-def _read(settings: Settings, progress: bool) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
+def _read_sources(settings: Settings, progress: bool
+                  ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, str]]:
     names = [(n, "train") for n in settings.sources] + [(n, "test") for n in settings.test_sources]
     good, bad, licences = [], [], {}
     for name, side in tqdm(names, "sources", disable=not progress):
@@ -114,7 +115,8 @@ def _conflict_log(rows: pd.DataFrame, verdict: pd.Series, kind: str, by: list[st
     return log.assign(kind=kind, verdict=outcome, excerpt=excerpts)
 
 # %% ../../nbs/05_training/10_data_preparation.ipynb #a9f33dcb
-def _settle(frame: pd.DataFrame, rule: str) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
+def _resolve_conflicts(frame: pd.DataFrame, rule: str
+                       ) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, int]]:
     """One row for each exact duplicate, one label for each near-duplicate cluster.
 
     Returns the rows kept, the log of conflicts, and the counts of rows that went."""
@@ -293,13 +295,13 @@ class Dataset:
     def frame(self, split: str) -> pd.DataFrame:
         """Rows of "train", "valid" or "test": text, label int8 (1 toxic), source, lang, split,
         group int64, attack and functionality (both may be missing)."""
-        return self._read(f"{split}.parquet", split)
+        return self._read_split(f"{split}.parquet", split)
 
     def fingerprints(self, split: str) -> pd.DataFrame:
         "Fingerprints of the rows of `frame(split)`, in their order; see `data.grouping`."
-        return self._read(f"fingerprints_{split}.parquet", split)
+        return self._read_split(f"fingerprints_{split}.parquet", split)
 
-    def _read(self, name: str, split: str) -> pd.DataFrame:
+    def _read_split(self, name: str, split: str) -> pd.DataFrame:
         if split not in SPLITS:
             raise DataError(f"no split {split!r}; accepted: {', '.join(SPLITS)}")
         return pd.read_parquet(self.folder / name)
@@ -363,9 +365,9 @@ def _train_only(settings: Settings, grouped: pd.DataFrame, rows: pd.DataFrame,
 def _build(settings: Settings, recipe: dict[str, Any], progress: bool
            ) -> tuple[dict[str, Any], dict[str, bytes]]:
     "The manifest and the files of a data set."
-    frame, bad, licences = _read(settings, progress)
+    frame, bad, licences = _read_sources(settings, progress)
     grouped, fp = _group(frame, settings.near_duplicate_threshold, progress)
-    settled, conflicts, counts = _settle(grouped, settings.conflict_rule)
+    settled, conflicts, counts = _resolve_conflicts(grouped, settings.conflict_rule)
     rows, gone = _split(settled, settings)
     extra, read = _train_only(settings, grouped, rows, fp), len(frame) + len(bad)
     if extra:
@@ -422,13 +424,13 @@ def _store(base: Path, pointer: Path, manifest: dict[str, Any], files: dict[str,
     for left_by_a_kill in base.rglob(".unfinished-*"):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
     try:
-        found = open_dataset(folder)        # the same rows by another way: it may be in use
+        dataset = open_dataset(folder)        # the same rows by another way: it may be in use
     except DataError:
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         _write(folder, files | {"manifest.json": text.encode()})
-        found = open_dataset(folder)
-    _write(pointer.parent, {pointer.name: json.dumps({"id": found.id}).encode()})
-    return found
+        dataset = open_dataset(folder)
+    _write(pointer.parent, {pointer.name: json.dumps({"id": dataset.id}).encode()})
+    return dataset
 
 def prepare_dataset(settings: Settings, *, progress: bool = True) -> Dataset:
     """The data set that `settings` asks for, from the cache if it was prepared before.
@@ -441,8 +443,8 @@ def prepare_dataset(settings: Settings, *, progress: bool = True) -> Dataset:
     recipe_sha = _digest({"recipe": recipe, "code": _code_digest()})
     pointer = base / "recipes" / recipe_sha / "dataset.json"
     with _locked(base):
-        found = _cached(base, pointer)
-        return found or _store(base, pointer, *_build(settings, recipe, progress))
+        known = _cached(base, pointer)
+        return known or _store(base, pointer, *_build(settings, recipe, progress))
 
 # %% ../../nbs/05_training/10_data_preparation.ipynb #56ac1ad6
 def prepared_dataset(settings: Settings, id: str) -> Dataset:

@@ -136,12 +136,12 @@ def load_checkpoint(folder: Path, classifier: ContentClassifier,
     """Restore the newest checkpoint under `folder` into classifier and optimiser.
 
     Returns its progress, or None if there is none. Raises TrainingError if it is damaged."""
-    found = sorted(Path(folder).glob("step-*"))
-    if not found:
+    checkpoints = sorted(Path(folder).glob("step-*"))
+    if not checkpoints:
         return None
     try:
-        progress = json.loads((found[-1] / "progress.json").read_text())
-        tensors = load_file(found[-1] / "state.safetensors")
+        progress = json.loads((checkpoints[-1] / "progress.json").read_text())
+        tensors = load_file(checkpoints[-1] / "state.safetensors")
         with torch.no_grad():
             for name, parameter in trainable(classifier).items():
                 parameter.copy_(tensors[f"parameter/{name}"])
@@ -153,8 +153,9 @@ def load_checkpoint(folder: Path, classifier: ContentClassifier,
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         torch.set_rng_state(tensors["rng"])
     except Exception as e:
-        raise TrainingError(f"checkpoint {found[-1].name} does not load ({type(e).__name__}: {e});"
-                            f" delete {found[-1].parent.name}/ to start again") from e
+        newest = checkpoints[-1]
+        raise TrainingError(f"checkpoint {newest.name} does not load ({type(e).__name__}: {e});"
+                            f" delete {newest.parent.name}/ to start again") from e
     return progress
 
 # %% ../../nbs/05_training/60_loop.ipynb #6ff6991c

@@ -58,38 +58,39 @@ class PackedModel:
     replacements: dict[str, str]
     tensors: dict[str, tuple[int, memoryview]]
 
-def _read_vocabulary(r: _Reader) -> tuple[dict[str, int], list[str], np.ndarray]:
-    n, bos, eos, pad, unk = r.values("5i")
-    size, = r.values("Q")
-    ends, scores, blob = r.array("<u4", n + 1), r.array("<f4", n), bytes(r.take(size))
+def _read_vocabulary(reader: _Reader) -> tuple[dict[str, int], list[str], np.ndarray]:
+    n, bos, eos, pad, unk = reader.values("5i")
+    size, = reader.values("Q")
+    ends, scores = reader.array("<u4", n + 1), reader.array("<f4", n)
+    blob = bytes(reader.take(size))
     pieces = [blob[a:b].decode("utf-8") for a, b in zip(ends, ends[1:])]
     return {"<s>": bos, "</s>": eos, "<pad>": pad, "<unk>": unk}, pieces, scores
 
-def _read_replacements(r: _Reader) -> dict[str, str]:
-    n, size = r.values("iI")
-    end, found = r.at + size, {}
+def _read_replacements(reader: _Reader) -> dict[str, str]:
+    n, size = reader.values("iI")
+    end, replacements = reader.at + size, {}
     for _ in range(n):
-        codepoint, k = r.values("IB")
-        found[chr(codepoint)] = "".join(map(chr, r.values(f"{k}I")))
-    if r.at != end:
-        raise PackedFormatError(f"normalisation map ends at {r.at}, header says {end}")
-    return found
+        codepoint, k = reader.values("IB")
+        replacements[chr(codepoint)] = "".join(map(chr, reader.values(f"{k}I")))
+    if reader.at != end:
+        raise PackedFormatError(f"normalisation map ends at {reader.at}, header says {end}")
+    return replacements
 
 # %% ../../nbs/05_training/20_packed_weights.ipynb #40913517
 F32, Q4_0 = 0, 1
 _BLOCK, _BLOCK_BYTES = 32, 18      # 32 weights: one fp16 scale and 16 bytes of two nibbles each
 
-def _read_tensors(r: _Reader) -> dict[str, tuple[int, memoryview]]:
-    found = {}
-    for _ in range(r.values("i")[0]):
-        name = bytes(r.take(r.values("H")[0])).decode("ascii")
-        kind, count, offset, size = r.values("BIQQ")
+def _read_tensors(reader: _Reader) -> dict[str, tuple[int, memoryview]]:
+    tensors = {}
+    for _ in range(reader.values("i")[0]):
+        name = bytes(reader.take(reader.values("H")[0])).decode("ascii")
+        kind, count, offset, size = reader.values("BIQQ")
         wanted = {F32: 4 * count, Q4_0: count // _BLOCK * _BLOCK_BYTES}.get(kind)
-        if size != wanted or offset + size > len(r.data):
+        if size != wanted or offset + size > len(reader.data):
             raise PackedFormatError(f"tensor {name} of type {kind}: {count} values in {size} bytes"
-                                    f" at {offset}, file has {len(r.data)}")
-        found[name] = (kind, r.data[offset:offset + size])
-    return found
+                                    f" at {offset}, file has {len(reader.data)}")
+        tensors[name] = (kind, reader.data[offset:offset + size])
+    return tensors
 
 def read_packed(path: str | Path) -> PackedModel:
     """Parse the packed model at `path`; tensors stay memory-mapped.

@@ -216,8 +216,8 @@ def _validator(twin: DenseCopy, ids: list[list[int]], labels: np.ndarray, pad: i
     "What `fit` calls now and then: the metrics of the dense copy on validation rows."
     def validate(step: int) -> dict[str, float]:
         scores = toxic_probability(predict_logits(twin.refresh(), ids, pad), 1.0)
-        found = classification_metrics(labels, scores, choose_threshold(labels, scores))
-        return {f"valid_{k}": v for k, v in found.items()}
+        metrics = classification_metrics(labels, scores, choose_threshold(labels, scores))
+        return {f"valid_{k}": v for k, v in metrics.items()}
     return validate
 
 @patch

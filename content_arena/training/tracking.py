@@ -47,15 +47,15 @@ def connect(settings: Settings) -> str:
         check_reachable(uri)
         follow_artifacts(settings)                      # the clone may have been moved
         mlflow.set_tracking_uri(uri)
-        found = mlflow.get_experiment_by_name(settings.experiment)
-        if found is None:
+        experiment = mlflow.get_experiment_by_name(settings.experiment)
+        if experiment is None:
             local = sqlite_file(uri) is not None
             place = settings.path("artifact_dir").as_uri() if local else None
             try:
                 return mlflow.create_experiment(settings.experiment, artifact_location=place)
             except mlflow.MlflowException:              # another process was faster
-                found = mlflow.get_experiment_by_name(settings.experiment)
-        return found.experiment_id
+                experiment = mlflow.get_experiment_by_name(settings.experiment)
+        return experiment.experiment_id
     except Exception as e:
         raise TrackingError(f"MLflow at {settings.tracking_uri} can't be used: {e};"
                             " check [mlflow] tracking_uri") from e

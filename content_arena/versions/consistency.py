@@ -28,15 +28,15 @@ def listed_models(value: Mapping[str, Any], versions: Iterable[Version]) -> dict
 
     That a version merely has an entry in `coevolution` protects nothing: every version has one."""
     numbers = {v.version: v.sha256 for v in versions}
-    found = {}
+    reasons = {}
     for name, ensemble in value["ensembles"].items():
-        found |= {numbers[m]: f"member of ensemble {name}" for m in ensemble["members"]
-                  if numbers.get(m)}
+        reasons |= {numbers[m]: f"member of ensemble {name}" for m in ensemble["members"]
+                    if numbers.get(m)}
         if own := numbers.get(ensemble.get("version", "")):
-            found[own] = f"ensemble {name}"
-    found |= {e["model_sha256"]: f"{alias} in MODEL_REGISTRY.json"
-              for alias, e in value["production"].items() if e["model_sha256"]}
-    return found
+            reasons[own] = f"ensemble {name}"
+    reasons |= {e["model_sha256"]: f"{alias} in MODEL_REGISTRY.json"
+                for alias, e in value["production"].items() if e["model_sha256"]}
+    return reasons
 
 # %% ../../nbs/09_versions/20_consistency.ipynb #e0444a1d
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def _names(where: str, listed: Iterable[str], real: Iterable[str], place: str) -
         yield f"{where}/{name}: {place}, not in the file"
 
 # %% ../../nbs/09_versions/20_consistency.ipynb #d0488120
-def _member_faults(where: str, v: Version, versions: list[Version]) -> Iterator[str]:
-    "Members of the registered ensemble `v` that are gone, or another model by now."
+def _member_faults(where: str, version: Version, versions: list[Version]) -> Iterator[str]:
+    "Members of the registered ensemble `version` that are gone, or another model by now."
     there = {k.version: k.sha256 for k in versions}
-    for number, sha256 in v.members.items():
+    for number, sha256 in version.members.items():
         if number in there and there[number] != sha256:
             yield (f"{where}: version {number} is model {there[number][:12]}, the ensemble was made"
                    f" of {sha256[:12]}")
@@ -81,8 +81,8 @@ def _ensemble_faults(where: str, entry: Mapping[str, Any], versions: list[Versio
         yield from (f"{where}: version {m} is not in MLflow" for m in entry["members"]
                     if m not in known)
     elif own := known.get(entry["version"]):
-        told = json.loads(own.tags.get("ensemble", "{}"))
-        yield from _fields(where, entry, told | {"members": list(own.members)})
+        recipe = json.loads(own.tags.get("ensemble", "{}"))
+        yield from _fields(where, entry, recipe | {"members": list(own.members)})
         yield from _member_faults(where, own, versions)
     else:
         yield f"{where}: version {entry['version']}, the ensemble itself, is not in MLflow"
@@ -91,27 +91,27 @@ def _ensemble_faults(where: str, entry: Mapping[str, Any], versions: list[Versio
 def disagreements(value: Mapping[str, Any], shelf: Shelf, versions: list[Version]) -> list[str]:
     "Every difference between the file, MLflow and the disk, one line each; empty if there is none."
     aliases = production_entries(versions)
-    found = [*_names("production", value["production"], aliases, "in MLflow")]
+    lines = [*_names("production", value["production"], aliases, "in MLflow")]
     for alias in sorted(set(aliases) & set(value["production"])):
-        found += _fields(f"production/{alias}", value["production"][alias], aliases[alias])
+        lines += _fields(f"production/{alias}", value["production"][alias], aliases[alias])
     on_disk = {**shelf.damaged, **shelf.snapshots}
-    found += _names("coevolution", value["coevolution"], on_disk, "on disk")
-    found += [f"coevolution/{name}: {why}" for name, why in sorted(shelf.damaged.items())]
+    lines += _names("coevolution", value["coevolution"], on_disk, "on disk")
+    lines += [f"coevolution/{name}: {why}" for name, why in sorted(shelf.damaged.items())]
     for name in sorted(set(shelf.snapshots) & set(value["coevolution"])):
         entry = value["coevolution"][name]
         real = coevolution_entry(shelf.snapshots[name], entry)
-        found += _fields(f"coevolution/{name}", entry, real)
+        lines += _fields(f"coevolution/{name}", entry, real)
     if value["latest"] != shelf.latest:
-        found += _fields("file", value, {"latest": shelf.latest})
-    found += _names("archive", value["archive"], shelf.archives, "in models/archive")
+        lines += _fields("file", value, {"latest": shelf.latest})
+    lines += _names("archive", value["archive"], shelf.archives, "in models/archive")
     for name in sorted(set(shelf.archives) & set(value["archive"])):
         sha256, size = shelf.archives[name]
         real = {"bytes": size} | ({"sha256": sha256} if sha256 else {})
-        found += _fields(f"archive/{name}", value["archive"][name], real)
+        lines += _fields(f"archive/{name}", value["archive"][name], real)
     for name, ensemble in sorted(value["ensembles"].items()):
-        found += _ensemble_faults(f"ensembles/{name}", ensemble, versions)
+        lines += _ensemble_faults(f"ensembles/{name}", ensemble, versions)
     listed = {e.get("version") for e in value["ensembles"].values()}
     for v in versions:
         if v.aliases and v.version not in listed:
-            found += _member_faults(f"v{v.version} ({', '.join(v.aliases)})", v, versions)
-    return found
+            lines += _member_faults(f"v{v.version} ({', '.join(v.aliases)})", v, versions)
+    return lines

@@ -25,18 +25,18 @@ def _links(process: str, roots: list[str]) -> Iterator[str]:
 
 def open_paths(*folders: Path) -> dict[Path, int]:
     "What some process holds in `folders` (or itself) -> its id; empty where /proc is not."
-    roots, found = [str(Path(f).resolve()) for f in folders], {}
+    roots, users = [str(Path(f).resolve()) for f in folders], {}
     below = tuple(f"{root}/" for root in roots)
     for process in Path("/proc").glob("[0-9]*"):
         try:
             for name in _links(str(process), roots):
                 if name.startswith(below) or name in roots:
-                    found[Path(name)] = int(process.name)
+                    users[Path(name)] = int(process.name)
         except OSError:                              # ended meanwhile, or another user's
             continue
-    return found
+    return users
 
-def holder(path: Path, held: dict[Path, int]) -> int | None:
+def holder(path: Path, users: dict[Path, int]) -> int | None:
     "The process that holds `path` or something in it; None if none does. See `open_paths`."
     path = Path(path).resolve()
-    return next((pid for p, pid in held.items() if p == path or path in p.parents), None)
+    return next((pid for p, pid in users.items() if p == path or path in p.parents), None)

@@ -133,7 +133,7 @@ def no_tick(n: int) -> None:
 
 def model_files(folder: Path) -> dict[str, int]:
     "Path in `folder` -> bytes, of all its files. VersionError for a link or a special file."
-    found = {}
+    sizes = {}
     for here, folders, names in os.walk(folder):
         for name in [*folders, *names]:
             path = Path(here, name)
@@ -142,8 +142,8 @@ def model_files(folder: Path) -> dict[str, int]:
                 raise VersionError(f"{path.relative_to(folder)} in {folder.name} is a link or a"
                                    " special file: a model holds plain files only")
             if stat.S_ISREG(mode):
-                found[path.relative_to(folder).as_posix()] = path.stat().st_size
-    return dict(sorted(found.items()))
+                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return dict(sorted(sizes.items()))
 
 # %% ../../nbs/09_versions/10_snapshots.ipynb #2c275f0b
 BUILDING, TRASH = ".incoming-", ".trash-"

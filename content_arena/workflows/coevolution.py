@@ -72,11 +72,11 @@ class RealParts:
 
     def newest(self) -> Target:
         "The challenger if one waits, else the champion. Raises CoevolutionError if there is none."
-        found = self.registry.get_challenger() or self.registry.get_champion()
-        if found is None:
+        version = self.registry.get_challenger() or self.registry.get_champion()
+        if version is None:
             raise CoevolutionError("there is no version to attack: run content-arena pipeline run"
                                    " first")
-        return Target(found.version, found.status, found.sha256)
+        return Target(version.version, version.status, version.sha256)
 
     def engine(self, target: Target | None) -> Any:
         "The engine of `target`, the last one closed; None: only close."
@@ -105,8 +105,8 @@ class RealParts:
 # %% ../../nbs/13_workflows/50_coevolution.ipynb #ab4a1daa
 def note_rules(registry: ModelRegistry, result: dict[str, Any], known: set[str]) -> None:
     "Tag the version of a pipeline's `result` with the rules that it learnt from, and `known`."
-    told = read_json(Path(result["run_dir"]) / "dataset.json")
-    manifest = prepared_dataset(registry.settings, told["id"]).manifest
+    dataset = read_json(Path(result["run_dir"]) / "dataset.json")
+    manifest = prepared_dataset(registry.settings, dataset["id"]).manifest
     learnt = manifest.get("train_only", {}).get("rules", ())
     registry.tag(result["model_version"], attack_rules=json.dumps(sorted({*learnt, *known})))
 
@@ -142,9 +142,9 @@ def log(self: RealParts, row: dict[str, Any], figure: Figure) -> str:
     "One MLflow run for a cycle, found again by its tags; returns its id."
     experiment, client = connect(self.settings), mlflow.MlflowClient()
     tags = {"coevolution_run": row["run"], "coevolution_cycle": str(row["cycle"])}
-    found = client.search_runs([experiment], " and ".join(f"tags.{k} = '{v}'"
-                                                          for k, v in tags.items()))
-    run = found[0] if found else client.create_run(
+    runs = client.search_runs([experiment], " and ".join(f"tags.{k} = '{v}'"
+                                                         for k, v in tags.items()))
+    run = runs[0] if runs else client.create_run(
         experiment, tags=tags, run_name=f"coevolution {row['run']} cycle {row['cycle']}")
     numbers = {k: v for k, v in row.items()
                if isinstance(v, (int, float)) and not isinstance(v, bool)}
@@ -207,10 +207,10 @@ def coevolve(settings: Settings, limits: Limits, *, new: bool = False,
     Raises CoevolutionError (no version, another process, damaged state), and what the pipeline,
     registry, data and versions raise; the same call goes on from the step that failed."""
     with only_one(settings), interruptible(say) as stop:
-        found = None if new else find_run(settings)
+        unfinished = None if new else find_run(settings)
         training = training or RealParts(settings, say=say)
-        folder, state = found or new_run(settings, training.newest())
-        say(f"{'going on with' if found else 'run'} {state.id}: {state.target.role}"
+        folder, state = unfinished or new_run(settings, training.newest())
+        say(f"{'going on with' if unfinished else 'run'} {state.id}: {state.target.role}"
             f" {state.target.version}, held-out rotation {state.rotation}")
         loop = CoEvolution(settings, training.parts(), folder, state, say=say)
         try:

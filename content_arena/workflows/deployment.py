@@ -27,9 +27,9 @@ class GateEvaluator(ChampionChallengerEvaluator):
     "The evaluator that looks for shadow traffic and fights the fixed battle of section [gate]."
     def compare(self, test: Dataset, **more: Any) -> Comparison:
         "As `ChampionChallengerEvaluator.compare`, on the test split of a data set."
-        found = {"shadow": partial(shadow_evidence, self.settings),
-                 "battle": gate_battle(self.settings, test.frame("test"))}
-        return super().compare(test, **found | more)
+        evidence = {"shadow": partial(shadow_evidence, self.settings),
+                    "battle": gate_battle(self.settings, test.frame("test"))}
+        return super().compare(test, **evidence | more)
 
 # %% ../../nbs/13_workflows/40_deployment.ipynb #dea26740
 def evaluate(settings: Settings, *, challenger: str | None = None,

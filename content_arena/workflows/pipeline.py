@@ -255,10 +255,10 @@ def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: boo
     notebooks = {stage: notebooks_dir(settings) / f"{stage}.ipynb" for stage in stages}
     for notebook in notebooks.values():
         declared_parameters(notebook)            # fail before the first stage, not before the last
-    found, began = None if new else find_unfinished(settings), time.monotonic()
-    folder = found or _new_run(settings)
+    unfinished, began = None if new else find_unfinished(settings), time.monotonic()
+    folder = unfinished or _new_run(settings)
     say(
-        f"{'going on with' if found else 'run'} {folder.name} (profile"
+        f"{'going on with' if unfinished else 'run'} {folder.name} (profile"
         f" {settings.profile or 'none'})"
     )
     with FileLock(folder / ".lock", timeout=0):

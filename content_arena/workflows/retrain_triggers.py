@@ -45,19 +45,20 @@ class Situation:
     champion: str = ""
 
 # %% ../../nbs/13_workflows/60_retrain_triggers.ipynb #6d468e38
-def recent_battles(s: Situation) -> dict[str, dict[str, Any]]:
+def recent_battles(situation: Situation) -> dict[str, dict[str, Any]]:
     "Id -> record of the last `retrain_battles` battles against the champion since the last run."
-    battles = s.store.read("battles", since=s.last_run, until=s.now, match={"status": "completed"},
-                           columns=["id", "result"])
+    battles = situation.store.read("battles", since=situation.last_run, until=situation.now,
+                                   match={"status": "completed"}, columns=["id", "result"])
+    champion = situation.champion
     ours = [(id, r) for id, r in zip(battles.id, battles.result)
             if r and r.get("alias") == "champion" and r.get("attacked")
-            and (not s.champion or r.get("model_version", s.champion) == s.champion)]
-    return dict(ours[-s.settings.retrain_battles:])
+            and (not champion or r.get("model_version", champion) == champion)]
+    return dict(ours[-situation.settings.retrain_battles:])
 
-def check_evasion(s: Situation) -> Trigger:
+def check_evasion(situation: Situation) -> Trigger:
     "Evasion rate of `recent_battles`, taken together."
-    limit, least = s.settings.retrain_evasion, s.settings.retrain_attacks
-    results = list(recent_battles(s).values())
+    limit, least = situation.settings.retrain_evasion, situation.settings.retrain_attacks
+    results = list(recent_battles(situation).values())
     attacked = sum(r["attacked"] for r in results)
     if attacked < least:
         return Trigger("evasion", False, None, limit,
@@ -81,44 +82,46 @@ def _capped(rows: pd.DataFrame, by: str, share: float) -> pd.DataFrame:
         rows = rows.drop(ours[:-most])
     return rows
 
-def new_samples(s: Situation) -> pd.DataFrame:
+def new_samples(situation: Situation) -> pd.DataFrame:
     "Confirmed labels since the last run that may be trained on: text_sha256, text, label, ..."
-    found = confirmed_labels(s.store, s.settings, since=s.last_run, until=s.now)
-    usable = found.text.map(lambda t: not problem_of(t, s.settings.max_text_chars)).astype(bool)
-    found = found[usable]
-    if found.empty:
-        return found.assign(source=[], reviewer=[])
-    given = s.store.read_labels(until=s.now).dropna(subset="text_sha256").groupby("text_sha256")
+    store, settings, until = situation.store, situation.settings, situation.now
+    labels = confirmed_labels(store, settings, since=situation.last_run, until=until)
+    usable = labels.text.map(lambda t: not problem_of(t, settings.max_text_chars)).astype(bool)
+    labels = labels[usable]
+    if labels.empty:
+        return labels.assign(source=[], reviewer=[])
+    given = store.read_labels(until=until).dropna(subset="text_sha256").groupby("text_sha256")
     who = given[["source", "reviewer"]].last().fillna("unknown").astype(str)
-    found = found.join(who, on="text_sha256")
+    labels = labels.join(who, on="text_sha256")
     for by in ("source", "reviewer"):
-        found = _capped(found, by, s.settings.retrain_source_share)
-    return found.reset_index(drop=True)
+        labels = _capped(labels, by, settings.retrain_source_share)
+    return labels.reset_index(drop=True)
 
-def check_new_samples(s: Situation) -> Trigger:
+def check_new_samples(situation: Situation) -> Trigger:
     "How many confirmed labels with text came since the last run."
-    n, limit = len(new_samples(s)), s.settings.retrain_new_samples
+    n, limit = len(new_samples(situation)), situation.settings.retrain_new_samples
     return Trigger("new_samples", n >= limit, n, limit, f"{n} new confirmed labels with text")
 
 # %% ../../nbs/13_workflows/60_retrain_triggers.ipynb #87316922
-def check_f1_drop(s: Situation) -> Trigger:
+def check_f1_drop(situation: Situation) -> Trigger:
     "How far F1 in the traffic (upper end of its interval) lies below the champion's F1."
-    limit = s.settings.retrain_f1_drop
-    q = estimate_quality(s.store, s.settings, since=s.last_run, until=s.now,
-                         model_version=s.champion or None)
-    if s.champion_f1 is None or np.isnan(q.f1.high):
-        why = "the champion's F1 is unknown" if s.champion_f1 is None else \
+    limit = situation.settings.retrain_f1_drop
+    q = estimate_quality(situation.store, situation.settings, since=situation.last_run,
+                         until=situation.now, model_version=situation.champion or None)
+    if situation.champion_f1 is None or np.isnan(q.f1.high):
+        why = "the champion's F1 is unknown" if situation.champion_f1 is None else \
             f"{q.labelled} of {q.requested} requested labels came back, too few for an estimate"
         return Trigger("f1_drop", False, None, limit, why)
-    drop = s.champion_f1 - q.f1.high
+    drop = situation.champion_f1 - q.f1.high
     return Trigger("f1_drop", drop > limit, drop, limit,
                    f"F1 in the traffic {q.f1.value:.3f} ({q.f1.low:.3f} to {q.f1.high:.3f}),"
-                   f" {s.champion_f1:.3f} when compared")
+                   f" {situation.champion_f1:.3f} when compared")
 
 # %% ../../nbs/13_workflows/60_retrain_triggers.ipynb #8601771d
-def check_drift(s: Situation) -> Trigger:
+def check_drift(situation: Situation) -> Trigger:
     "The highest PSI between the last days and those before."
-    limit, report = s.settings.drift_psi, measure_drift(s.store, s.settings, s.now)
+    limit = situation.settings.drift_psi
+    report = measure_drift(situation.store, situation.settings, situation.now)
     known = [d for d in report.features if d.psi is not None]
     if not known:
         return Trigger("drift", False, None, limit, report.notes[0] if report.notes else "no data")
@@ -126,19 +129,19 @@ def check_drift(s: Situation) -> Trigger:
     return Trigger("drift", worst.psi > limit, worst.psi, limit,
                    f"{worst.feature}: {worst.reference} -> {worst.live}")
 
-def check_schedule(s: Situation) -> Trigger:
+def check_schedule(situation: Situation) -> Trigger:
     "Hours since the last run."
-    limit = s.settings.retrain_every_h
+    limit = situation.settings.retrain_every_h
     if not limit:
         return Trigger("schedule", False, None, 0, "no schedule is set (retrain_every_h)")
-    if s.last_run is None:
+    if situation.last_run is None:
         return Trigger("schedule", True, None, limit, "there was no run yet")
-    hours = (s.now - s.last_run) / timedelta(hours=1)
+    hours = (situation.now - situation.last_run) / timedelta(hours=1)
     return Trigger("schedule", hours >= limit, hours, limit, f"the last run was {hours:.1f} h ago")
 
 CHECKS: tuple[Callable[[Situation], Trigger], ...] = (
     check_evasion, check_new_samples, check_f1_drop, check_drift, check_schedule)
 
-def check_all(s: Situation) -> list[Trigger]:
+def check_all(situation: Situation) -> list[Trigger]:
     "Every answer, also of those that did not fire. Raises StoreError."
-    return [check(s) for check in CHECKS]
+    return [check(situation) for check in CHECKS]

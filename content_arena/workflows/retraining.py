@@ -55,20 +55,20 @@ class History:
             count += 1
         return count
 
-    def waits_until(self, s: Settings) -> tuple[datetime | None, str]:
+    def waits_until(self, settings: Settings) -> tuple[datetime | None, str]:
         "The moment before which no run begins, and why; (None, \"\") if it may begin."
         if not self.runs:
             return None, ""
         last, hours = self.runs[-1][0], lambda h: timedelta(hours=h)
-        pause, why = hours(s.retrain_cooldown_h), "cool-down after the last run"
+        pause, why = hours(settings.retrain_cooldown_h), "cool-down after the last run"
         if n := self.failures:
-            pause = hours(min(24, s.retrain_backoff_h * 2 ** (n - 1)))
+            pause = hours(min(24, settings.retrain_backoff_h * 2 ** (n - 1)))
             why = f"{n} failure{'s' * (n > 1)} in a row"
         until = last + pause
-        if len(self.runs) >= s.retrain_per_day:
-            full = self.runs[-s.retrain_per_day][0] + hours(24)
+        if len(self.runs) >= settings.retrain_per_day:
+            full = self.runs[-settings.retrain_per_day][0] + hours(24)
             if full > until:
-                until, why = full, f"{s.retrain_per_day} runs within 24 hours"
+                until, why = full, f"{settings.retrain_per_day} runs within 24 hours"
         return until, why
 
 # %% ../../nbs/13_workflows/70_retraining.ipynb #167ee4e1
@@ -85,15 +85,15 @@ def keep_rows(settings: Settings, rows: Sequence[dict[str, Any]]) -> Path:
 
 Learnt = tuple[Settings, dict[str, Any]]
 
-def learn_labels(s: Situation) -> Learnt:
+def learn_labels(situation: Situation) -> Learnt:
     "The settings of a run that trains on all confirmed labels too, and facts: `labels`, how many."
-    rows = new_samples(replace(s, last_run=None))
+    rows = new_samples(replace(situation, last_run=None))
     if rows.empty:
-        return s.settings, {"labels": 0}
+        return situation.settings, {"labels": 0}
     labelled = sorted(zip(rows.text, map(int, rows.label)))
-    file = keep_rows(s.settings, [{"text": t, "label": y} for t, y in labelled])
-    sources = (*s.settings.train_sources, f"jsonl:{file}")
-    return s.settings.model_copy(update={"train_sources": sources}), {"labels": len(rows)}
+    file = keep_rows(situation.settings, [{"text": t, "label": y} for t, y in labelled])
+    sources = (*situation.settings.train_sources, f"jsonl:{file}")
+    return situation.settings.model_copy(update={"train_sources": sources}), {"labels": len(rows)}
 
 # %% ../../nbs/13_workflows/70_retraining.ipynb #f7f62e64
 class AutoRetrain:
@@ -141,23 +141,23 @@ class AutoRetrain:
 def run_once(self: AutoRetrain, force: bool = False) -> dict[str, Any]:
     """Run if a trigger fired and nothing speaks against it. `status`: idle, waiting, busy (another
     process is at it), lost (it took too long, and another took over), or how the run ended."""
-    self._mend_times()
-    found = self.decide(force)
-    if not found["start"] and not len(self._unended()):
-        return {"status": "waiting" if found["waits_until"] else "idle", **found}
+    self._correct_future_times()
+    decision = self.decide(force)
+    if not decision["start"] and not len(self._running()):
+        return {"status": "waiting" if decision["waits_until"] else "idle", **decision}
     lease = self.lease()
     if not lease.acquire():
         holder = lease.held_by() or "another process"
-        return {"status": "busy", **found, "why": f"{holder} is at it"}
+        return {"status": "busy", **decision, "why": f"{holder} is at it"}
     with kept(lease):
-        self._bury()
-        found = self.decide(force)
-        if not found["start"]:
-            return {"status": "waiting" if found["waits_until"] else "idle", **found}
-        return {**found, **self._run(lease, found)}
+        self._mark_killed_runs()
+        decision = self.decide(force)
+        if not decision["start"]:
+            return {"status": "waiting" if decision["waits_until"] else "idle", **decision}
+        return {**decision, **self._run(lease, decision)}
 
 @patch
-def _mend_times(self: AutoRetrain) -> None:
+def _correct_future_times(self: AutoRetrain) -> None:
     "Write down that a run of the future began now: else it would begin now again at every look."
     now = self.clock()
     rows = self.store.read("retrain_events", since=now + timedelta(microseconds=1),
@@ -166,14 +166,14 @@ def _mend_times(self: AutoRetrain) -> None:
         self.store.update("retrain_events", id, time=now)
 
 @patch
-def _unended(self: AutoRetrain) -> pd.DataFrame:
+def _running(self: AutoRetrain) -> pd.DataFrame:
     "Runs that are going on, or whose process was killed: only the lease can tell."
     return self.store.read("retrain_events", match={"status": "running"}, columns=["id", "result"])
 
 @patch
-def _bury(self: AutoRetrain) -> None:
+def _mark_killed_runs(self: AutoRetrain) -> None:
     "A run that is still `running` although we have the lease was killed: say so."
-    rows = self._unended()
+    rows = self._running()
     for id, result in zip(rows.id, rows.result):
         self.store.update("retrain_events", id, status="failed",
                           result={**(result or {}), "error": "the process was killed"})
@@ -189,12 +189,12 @@ def _train(self: AutoRetrain, situation: Situation, start: str, about: dict[str,
         self.tell("failed", reason=f"nothing was learnt: {type(e).__name__}: {e}", trigger=start)
         raise
     about |= learnt | {"train_sources": list(settings.train_sources)}
-    told = {"trigger": start} | {k: learnt[k] for k in ("labels", "variants") if k in learnt}
+    facts = {"trigger": start} | {k: learnt[k] for k in ("labels", "variants") if k in learnt}
     if start == "evasion" and not learnt["labels"] and learnt.get("variants") == 0:
         about["why"] = "none of the attacks that got through may be learnt from"
-        self.tell("skipped", reason=f"{reason}; {about['why']}", **told)
+        self.tell("skipped", reason=f"{reason}; {about['why']}", **facts)
         return "skipped"
-    self.tell("retraining", reason=reason, **told)
+    self.tell("retraining", reason=reason, **facts)
     result = self.pipeline(settings)
     about |= {k: result.get(k) for k in ("model_version", "run_dir", "mlflow_run_id")}
     return result["status"] if result.get("status") in OUTCOMES else "skipped"
@@ -203,13 +203,13 @@ def _train(self: AutoRetrain, situation: Situation, start: str, about: dict[str,
 PATIENCE_S = 600
 
 @patch
-def _run(self: AutoRetrain, lease: Lease, found: dict[str, Any]) -> dict[str, Any]:
+def _run(self: AutoRetrain, lease: Lease, decision: dict[str, Any]) -> dict[str, Any]:
     id, situation = f"run-{lease.token:09}", self.situation()
-    about = {"triggers": found["triggers"], "holder": lease.holder}
+    about = {"triggers": decision["triggers"], "holder": lease.holder}
     self.store.add("retrain_events", [{"id": id, "time": situation.now, "status": "running",
-                                       "reason": found["start"], "result": about}])
+                                       "reason": decision["start"], "result": about}])
     try:
-        status = self._train(situation, found["start"], about)
+        status = self._train(situation, decision["start"], about)
     except Exception as e:
         logger.exception("retraining failed")
         status, about["error"] = "failed", f"{type(e).__name__}: {e}"

@@ -110,9 +110,10 @@ def collect(store: EventStore, settings: Settings, *, champion_f1: float | None 
 
 def publish_measures(settings: Settings, week: Week) -> list[str]:
     "Leave drift and traffic quality for Prometheus; returns what went wrong."
-    told = (publish(settings, "drift", week.drift.metrics()),
-            publish(settings, "quality", quality_metrics(week.quality.f1, week.quality.labelled)))
-    return [problem for problem in told if problem]
+    quality = quality_metrics(week.quality.f1, week.quality.labelled)
+    problems = (publish(settings, "drift", week.drift.metrics()),
+                publish(settings, "quality", quality))
+    return [problem for problem in problems if problem]
 
 # %% ../../nbs/13_workflows/90_weekly_report.ipynb #26b2f264
 def _share(trigger: Trigger) -> str:

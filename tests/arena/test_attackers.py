@@ -239,8 +239,8 @@ def test_a_wheel_brings_the_prompts(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     with ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         for name in PROMPTS:
-            held = wheel.read(f"content_arena/arena/prompts/{name}.txt")
-            assert held == (prompt_folder() / f"{name}.txt").read_bytes()
+            packed = wheel.read(f"content_arena/arena/prompts/{name}.txt")
+            assert packed == (prompt_folder() / f"{name}.txt").read_bytes()
 
 
 def test_no_server_is_said_and_is_no_failure(cfg):

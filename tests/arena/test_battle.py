@@ -41,14 +41,14 @@ def cfg(tmp_path):
 def test_a_killed_battle_goes_on_to_the_same_end(strategy, calls, cfg, tmp_path):
     "SIGKILL at the nth call of the model, wherever that is; then the same command, to the end."
     killed(fight_to_the_death, tmp_path, strategy, calls)
-    [found] = list_battles(battles_dir(cfg))
-    assert found["status"] == "running" and not found["held"]
+    [listed] = list_battles(battles_dir(cfg))
+    assert listed["status"] == "running" and not listed["held"]
     assert not bandit_file(cfg).exists()                # nothing is learnt from half a battle
     (other := tmp_path / "other").mkdir()
-    order, said, done = Order(strategy, rounds=100), [], found["rounds_done"]
+    order, said, done = Order(strategy, rounds=100), [], listed["rounds_done"]
     ended = fight(order, Filter(), cfg, {}, batch=16, say=said.append)
     whole = fight(order, Filter(), settings(other), {}, batch=16)
-    assert ended.record["id"] == found["id"] and len(list_battles(battles_dir(cfg))) == 1
+    assert ended.record["id"] == listed["id"] and len(list_battles(battles_dir(cfg))) == 1
     assert ended.attempts == whole.attempts and len(ended.attempts) == 100
     for part in ("detection_rate", "by_rule", "seen", "held_out", "intervals"):
         assert ended.record[part] == whole.record[part]
@@ -248,9 +248,9 @@ def test_both_models_of_a_fixed_battle_are_scored_on_the_same_variants():
 # --- in the service ------------------------------------------------------------------------------
 
 class Loader(stage.FileLoader):
-    def load(self, found, alias):
+    def load(self, version, alias):
         model = Filter()
-        model.version, model.sha256 = found.version, found.sha256
+        model.version, model.sha256 = version.version, version.sha256
         return model
 
 
@@ -289,9 +289,9 @@ def test_a_battle_over_http(folder):
         assert page["total"] == 60 and [r["round"] for r in page["rounds"]] == list(range(50, 60))
         assert "idiot" not in json.dumps([page, stats], ensure_ascii=False)
         assert [b["id"] for b in httpx.get(battles).json()] == [id]
-        told = httpx.get(f"{url}/metrics").text
+        page = httpx.get(f"{url}/metrics").text
         for name in ("detection_rate", "false_positive_rate"):         # never one without the other
-            assert f"content_arena_battle_{name} {ended[name]}" in told
+            assert f"content_arena_battle_{name} {ended[name]}" in page
         over = httpx.post(f"{battles}/{id}/stop")
         assert over.status_code == 409 and over.json()["type"].endswith("battle-over")
     with EventStore.open(f"sqlite:///{folder}/events.db") as store:
@@ -327,9 +327,9 @@ class Gated(Loader):
         self.gate, self.asked = threading.Event(), threading.Event()
         self.gate.set()
 
-    def load(self, found, alias):
-        model, scores = super().load(found, alias), Filter.scores
-        if found.version != "1":
+    def load(self, version, alias):
+        model, scores = super().load(version, alias), Filter.scores
+        if version.version != "1":
             return model
 
         def gated(texts):

@@ -273,8 +273,8 @@ def test_the_cost_is_looked_at_just_beside_its_limit(tmp_path):
     s = settings_at(tmp_path, coevolution_false_positives=0.25)
     _, state = new_run(s, Target("1", "champion"))
     for flagged, reached in ((0.25, True), (0.2501, False), (None, False)):
-        seen = {"evasion": {"rate": 0.1}, "false_positives": {"rate": flagged}}
-        begun = replace(state, cycle=1, step=STEPS[0], measured={"seen": seen})
+        rates = {"evasion": {"rate": 0.1}, "false_positives": {"rate": flagged}}
+        begun = replace(state, cycle=1, step=STEPS[0], measured={"seen": rates})
         assert bool(reason_to_end(begun, Limits(target_evasion=0.1), s)) == reached, flagged
         assert decision(0, flagged, 0, 9, s)[0] == ("retrain" if flagged == 0.2501 else "evolve")
     unknown = {"evasion": {"rate": None}, "false_positives": {"rate": 0}}     # no rule fitted

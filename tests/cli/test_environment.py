@@ -25,15 +25,15 @@ ENDLESS = {("serve",), ("retrain", "watch")}                  # until they are s
 
 def commands() -> dict[tuple[str, ...], list[str]]:
     "Every command of the program -> arguments that it needs."
-    found = {}
+    options = {}
     for path, command in leaves(typer.main.get_command(app)):
         given = []
         for p in command.params:
             if p.required:
                 option = [o for o in p.opts if o.startswith("-")][:1]
                 given += [*option, VALUES[p.name]]
-        found[path] = given
-    return found
+        options[path] = given
+    return options
 
 
 def home(folder: Path, store: Path, events: Path | None = None) -> dict[str, str]:

@@ -64,9 +64,9 @@ def test_a_trigger_starts_one_run_and_a_failure_is_seen_everywhere(environment: 
         fill(store)
     code, out, err = arena(environment, "retrain", "check", "--json")
     assert code == 0, err
-    found = json.loads(out.splitlines()[-1])
-    assert found["start"] == "evasion" and not list(settings.path("runs_dir").glob("*"))
-    values = {t["name"]: t["value"] for t in found["triggers"]}
+    decision = json.loads(out.splitlines()[-1])
+    assert decision["start"] == "evasion" and not list(settings.path("runs_dir").glob("*"))
+    values = {t["name"]: t["value"] for t in decision["triggers"]}
     assert values["evasion"] == pytest.approx(0.55) and values["drift"] > 0.25
 
     watchers = [arena(environment, "retrain", "run", "--json", wait=False) for _ in range(2)]

@@ -201,7 +201,7 @@ class Loaded:
     def find(self, alias):
         return ModelRegistry(self.settings).get_champion() if alias == "champion" else None
 
-    def load(self, found, alias):
+    def load(self, version, alias):
         return self.engine
 
 

@@ -73,12 +73,12 @@ def test_the_cap_on_training_rows_does_not_touch_them(home):
 
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_what_comes_from_a_held_back_row_is_dropped_and_counted(home, split):
-    held = prepare(home).frame(split).text.iloc[0]
+    held_back = prepare(home).frame(split).text.iloc[0]
     made = prepare(home,
-                   variant(held, "n0thing that looks like it"),              # by its hash
-                   variant(held, "n0thing like it, either", parent=held),    # by its text
-                   variant(held, "a th1rd one, far away", parent=held + "!"),       # nearly its text
-                   {"text": held.upper() + "!", "label": 1})                 # the row itself
+                   variant(held_back, "n0thing that looks like it"),              # by its hash
+                   variant(held_back, "n0thing like it, either", parent=held_back),    # by its text
+                   variant(held_back, "a th1rd one, far away", parent=held_back + "!"),       # nearly its text
+                   {"text": held_back.upper() + "!", "label": 1})                 # the row itself
     assert made.manifest["train_only"]["dropped"] == {
         "no_parent": 0, "parent_held_back": 3, "held_back": 1, "repeated": 0}
     assert made.manifest["train_only"]["kept"] == 0
@@ -130,8 +130,8 @@ class Runs:
 
 def test_the_certificate_holds_and_finds_what_the_guard_lets_through(home, monkeypatch):
     plain = prepare(home)
-    row, held = plain.frame("train").text.iloc[0], plain.frame("test").text.iloc[0]
-    rows = variant(row), {"text": held + "!", "label": 1}
+    row, held_back = plain.frame("train").text.iloc[0], plain.frame("test").text.iloc[0]
+    rows = variant(row), {"text": held_back + "!", "label": 1}
     good, test = prepare(home, *rows), plain.fingerprints("test")
     assert certify(test, Runs(plain, good), Runs(plain, good).versions()).hits == ()
 

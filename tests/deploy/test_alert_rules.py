@@ -158,14 +158,14 @@ def test_rules_fire_when_they_should_and_not_else(file: Path):
 
 def covered(wanted_to_fire: bool) -> set[str]:
     "Alerts that a rule test expects to be firing, or expects not to be."
-    found = set()
+    names = set()
     for file in TESTS:
         for test in yaml.safe_load(file.read_text())["tests"]:
             for check in test["promql_expr_test"]:
                 name = re.search(r'alertname="(\w+)", alertstate="firing"', check["expr"])
                 if name and bool(check["exp_samples"]) == wanted_to_fire:
-                    found.add(name[1])
-    return found
+                    names.add(name[1])
+    return names
 
 
 def test_every_alert_is_shown_firing_and_not_firing():
@@ -280,9 +280,9 @@ def test_the_dashboard_is_what_its_notebook_makes():
 
 
 def test_the_dashboard_asks_for_metrics_that_exist(tmp_path: Path):
-    found, known = list(dashboard_expressions(dashboard())), known_series(tmp_path)
-    assert len(found) > 25
-    for expression in found:
+    expressions, known = list(dashboard_expressions(dashboard())), known_series(tmp_path)
+    assert len(expressions) > 25
+    for expression in expressions:
         assert names_in(expression) and names_in(expression) <= known, expression
 
 

@@ -140,8 +140,8 @@ def test_an_unreadable_rule_is_found_out(corpus):
 def test_held_out_rules_are_never_among_those_seen():
     for rotation in range(20):
         split = split_families(rotation)
-        out, seen = split.rules(held_out=True), split.rules(held_out=False)
-        assert len(out) >= 5 and not {r.family for r in out} & {r.family for r in seen}
+        out, trained = split.rules(held_out=True), split.rules(held_out=False)
+        assert len(out) >= 5 and not {r.family for r in out} & {r.family for r in trained}
         for lang in ("ko", "en"):
             assert any(r.lang in (lang, "any") for r in out)
         record = json.loads(json.dumps(split.to_dict()))

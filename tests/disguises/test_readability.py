@@ -24,15 +24,15 @@ def comments() -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def judged(comments) -> dict[str, list[tuple[Distance | None, str, str]]]:
     "Rule -> (distance or None, comment, variant): the first comments that it changes, all it may."
-    found = {}
+    by_class = {}
     for name, rule in RULES.items():
-        rows = found[name] = []
+        rows = by_class[name] = []
         for lang in ("ko", "en") if rule.lang == "any" else (rule.lang,):
             made = ((t, v) for t in comments[lang] if (v := rule(t, 1.0, seed=7)) != t)
             for (text, variant), _ in zip(made, range(N)):
                 read = not unread(variant) - unread(text)
                 rows.append((distance(text, variant) if read else None, text, variant))
-    return found
+    return by_class
 
 
 def outside(name: str, rows) -> list[str]:
@@ -52,7 +52,7 @@ def test_variants_lie_within_the_bound_of_their_class_or_the_rule_is_listed(judg
 
 def test_no_bound_is_wider_than_its_class_needs(judged):
     for kind, bound in BOUNDS.items():
-        rows = [d for name, found in judged.items() for d, _, _ in found
+        rows = [d for name, results in judged.items() for d, _, _ in results
                 if name not in UNJUDGED and RULES[name].linguistic_class == kind]
         most = Distance(max(d.total for d in rows), max(d.worst for d in rows))
         assert bound.total - most.total <= 0.1 and bound.worst - most.worst <= 0.1, (kind, most)
@@ -96,10 +96,10 @@ def shuffled(text: str, rng: random.Random, texts: list[str]) -> str:
 def test_nonsense_is_refused_by_every_class(comments, plant, lang):
     rng, texts = random.Random(3), comments[lang]
     made = ((t, v) for t in texts if (v := plant(t, rng, texts)) != t)
-    found = [(distance(t, v), t, v) for (t, v), _ in zip(made, range(40))]
-    assert len(found) == 40
+    measured = [(distance(t, v), t, v) for (t, v), _ in zip(made, range(40))]
+    assert len(measured) == 40
     for kind in {r.linguistic_class for r in RULES.values() if r.lang in (lang, "any")}:
-        passed = [row for row in found if row[0].within(BOUNDS[kind])]
+        passed = [row for row in measured if row[0].within(BOUNDS[kind])]
         assert len(passed) <= 2, (kind, len(passed), passed[:4])
 
 

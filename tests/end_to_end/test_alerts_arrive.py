@@ -36,8 +36,8 @@ class Registry:
     def find(self, alias):
         return self.aliases.get(alias)
 
-    def load(self, found, alias):
-        self.scorer = Scorer(found.version, found.sha256, THRESHOLDS[alias], delay_s=self.delay_s)
+    def load(self, version, alias):
+        self.scorer = Scorer(version.version, version.sha256, THRESHOLDS[alias], delay_s=self.delay_s)
         return self.scorer
 
     def slow_down(self, delay_s: float) -> None:
@@ -143,7 +143,7 @@ def test_every_named_alert_arrives_and_resolves(place: Place, watch: Watch):
     wait_until(lambda: slack.heard("FIRING", "ServiceDown"), "ServiceDown arrives")
     place.start()
     wait_until(lambda: slack.heard("RESOLVED", "ServiceDown"), "ServiceDown resolves")
-    told = {m["title"].split()[-2] for m in slack.messages}
-    assert told == {*broken, "ServiceDown"}, "nothing else was said"
+    alerts = {m["title"].split()[-2] for m in slack.messages}
+    assert alerts == {*broken, "ServiceDown"}, "nothing else was said"
     [series] = watch.query('count({job="content_arena"})')
     assert series["value"] < 2000

@@ -83,9 +83,9 @@ def test_everything_works_again(moved):
     assert (code, said.strip()) == (
         0, "file, MLflow and disk agree; the files of 1 versions in use were read")
     assert answer(moved, "decisions", "verify")["moves"] == 1
-    found = {c["name"]: c for c in answer(moved, "doctor", "--deep")["checks"]}
-    assert found["model champion"]["state"] == "ok", found
-    assert "files verified, loaded" in found["model champion"]["says"]
+    checks = {c["name"]: c for c in answer(moved, "doctor", "--deep")["checks"]}
+    assert checks["model champion"]["state"] == "ok", checks
+    assert "files verified, loaded" in checks["model champion"]["says"]
     with stage.serving(create_app(settings_in(moved), Secrets())) as url:
         httpx.post(f"{url}/reload", timeout=60).raise_for_status()
         assert httpx.get(f"{url}/ready").json()["model_version"] == "1"

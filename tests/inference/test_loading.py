@@ -65,11 +65,11 @@ def load(folder: Path, dtype: str, cache: str = "cache") -> Engine:
 
 def formats(engine: Engine) -> dict[str, set[str]]:
     "The number formats of an engine's head and of the rest."
-    found = {"head": set(), "rest": set()}
+    dtypes = {"head": set(), "rest": set()}
     for name, p in engine.classifier.named_parameters():
         part = "head" if {"head", "score"} & set(name.split(".")) else "rest"
-        found[part].add(str(p.dtype).removeprefix("torch."))
-    return found
+        dtypes[part].add(str(p.dtype).removeprefix("torch."))
+    return dtypes
 
 
 @contextmanager
@@ -206,7 +206,7 @@ def test_a_download_changes_nothing_that_other_threads_use(waiting, tmp_path, mo
         during.append((sys.stderr, mlflow.get_tracking_uri(), os.environ.copy()))
         return own(*args, **kwargs)
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", noted)
-    monkeypatch.setattr(registry_reader, "_by_hash", lambda c, v: None)      # no way around it
+    monkeypatch.setattr(registry_reader.RegistryReader, "_folder_by_hash", lambda self, v: None)      # no way around it
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/elsewhere.db")
     before = (sys.stderr, mlflow.get_tracking_uri(), os.environ.copy())
     version = registry.get_champion()

@@ -44,11 +44,11 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.normalizer = normalizer              # one that no other test has in memory
         tokenizer.save(str(folder / "tokenizer.json"))
-    found = {"first": model(work, base, "first"), "second": model(work, base, "second", 8),
-             "other": model(work, changed, "other")}
-    for folder in found.values():                      # merged, as by the evaluation
+    models = {"first": model(work, base, "first"), "second": model(work, base, "second", 8),
+              "other": model(work, changed, "other")}
+    for folder in models.values():                      # merged, as by the evaluation
         load(folder).close()
-    return found
+    return models
 
 
 def load(folder: Path) -> Engine:

@@ -4,7 +4,7 @@ from comparisons import learn
 from forks import copy_store
 
 from content_arena.mlops.decision_records import DecisionChain
-from content_arena.mlops.model_registry import ModelRegistry, Move, _move
+from content_arena.mlops.model_registry import ModelRegistry, Move
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def registry(settings):
     registry = ModelRegistry(settings)
     learn(settings, "1", ["b"], ["some row", "another row of it"])
     learn(settings, "2", ["b", "c"], ["a third row that is its own"])
-    _move(registry, Move("register", "1"))
+    registry._move(Move("register", "1"))
     registry.promote_challenger(DecisionChain(registry).by_hand("1", "first"))
-    _move(registry, Move("register", "2"))
+    registry._move(Move("register", "2"))
     return registry

@@ -48,13 +48,13 @@ def points(steps: tuple[str, ...]) -> list[str]:
     After one write to MLflow is before the next one. Between two tags of a version: see
     test_death_at_any_write_is_finished_or_undone in test_model_registry.py."""
     version = lambda step: "".join(re.findall(r"v\d ", step))
-    found = []
+    names = []
     for last, step, then in zip(("", *steps), steps, (*steps[1:], "")):
         if step in JOURNAL or last in ("", *JOURNAL):
-            found.append(f"before {step}")
+            names.append(f"before {step}")
         if not version(step) or version(step) != version(then):
-            found.append(f"after {step}")
-    return found
+            names.append(f"after {step}")
+    return names
 
 
 @dataclass
@@ -340,8 +340,8 @@ class Stray(Loader):
     "Loads v1 where v3 is meant."
 
     def find(self, alias):
-        found = super().find(alias)
-        return self.registry.get_version("1") if found.version == "3" else found
+        version = super().find(alias)
+        return self.registry.get_version("1") if version.version == "3" else version
 
 
 @pytest.mark.parametrize("answer, loader, why", [

@@ -99,7 +99,7 @@ def test_a_missing_file_is_named(three, settings):
 
 def test_a_chain_that_was_cut_or_lost_is_noticed(three, registry):
     head = registry.notes("decisions.head")["decisions.head"]
-    earlier = json.dumps(three._read(json.loads(head))["previous"])
+    earlier = json.dumps(three._read_record(json.loads(head))["previous"])
     for forged in (earlier, ""):
         registry.note("decisions.head", lambda _: forged)
         with pytest.raises(DecisionError, match="not in the chain"):
@@ -111,7 +111,7 @@ def test_a_chain_that_was_cut_or_lost_is_noticed(three, registry):
 def test_a_verdict_that_the_rows_do_not_give_is_noticed(three, registry, settings):
     "A forger who rewrites the last record with a name that fits, and the tags too."
     link = three.head()
-    record = three._read(link)
+    record = three._read_record(link)
     rows = three._file(link, f"{link['id']}.parquet")
     record["comparison"]["settings"]["min_f1_gain"] = 0.5      # "that was the rule at the time"
     data = decisions.canonical_json(record)
@@ -213,10 +213,10 @@ def by_hand(registry, *arguments) -> dict:
     s = registry.settings
     pairs = [f"{k}={getattr(s, k)}" for k in ("tracking_uri", "var_dir", "models_dir",
                                               "artifact_dir")]
-    told = CliRunner().invoke(cli.app, [*arguments, "--json", "-p", "inference_url=http://127.0.0.1:9",
+    done = CliRunner().invoke(cli.app, [*arguments, "--json", "-p", "inference_url=http://127.0.0.1:9",
                                         *(x for pair in pairs for x in ("-p", pair))])
-    assert told.exit_code == 0, told.output
-    return json.loads(told.stdout.splitlines()[-1])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_deploy_leaves_a_record_and_so_does_a_rollback(registry, by_command):

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 import stage
 from content_arena.core.config import Secrets
 from content_arena.inference.ensemble import MODES, EnsembleError, Recipe
-from content_arena.versions import cleanup, retention
+from content_arena.versions.cleanup import Cleanup
+from content_arena.versions.retention import Retention
+from content_arena.versions.shelf import VersionStore
 from content_arena.mlops import ensemble_versions as ensembles
 from content_arena.mlops.decision_records import DecisionChain
 from content_arena.mlops.decisions import DecisionLog, Verified
@@ -197,9 +199,9 @@ def test_the_lineage_of_every_member_is_certified(home):
 
 def stored(settings, sha256: str) -> Path:
     "The folder in the artifact store of the model with this hash, the one logged last."
-    found = [p for p in settings.path("artifact_dir").rglob("manifest.json")
-             if json.loads(p.read_text())["sha256"] == sha256]
-    return max(found, key=lambda p: p.stat().st_mtime_ns).parent
+    manifests = [p for p in settings.path("artifact_dir").rglob("manifest.json")
+                 if json.loads(p.read_text())["sha256"] == sha256]
+    return max(manifests, key=lambda p: p.stat().st_mtime_ns).parent
 
 
 @pytest.fixture
@@ -265,9 +267,9 @@ def test_a_recipe_that_makes_no_sense_is_refused(mode, members, weights, message
 def test_check_lists_what_no_longer_fits(home):
     settings, registry = home
     create_ensemble(settings, "duo", "weighted", ["1", "2"], TRUTH)
-    store = retention.VersionStore(settings, registry)
-    retention.export(store)
-    assert retention.check(store) == []
+    store = VersionStore(settings, registry)
+    Retention(store).export()
+    assert Retention(store).check() == []
 
     def edit(value):
         value["ensembles"]["duo"] |= {"weights": [0.9, 0.4], "members": ["1", "7"]}
@@ -276,14 +278,14 @@ def test_check_lists_what_no_longer_fits(home):
     client = registry._client
     client.set_model_version_tag(registry.name, "1", "model_sha256", "f" * 64)
     client.delete_model_version(registry.name, "2")
-    found = "\n".join(retention.check(store))
+    problems = "\n".join(Retention(store).check())
     for line in ("ensembles/duo: its weights sum to 1.3, not 1",
                  "ensembles/duo: members is ['1', '7'] in the file, ['1', '2'] in truth",
                  "ensembles/duo: version 1 is model ffffffffffff, the ensemble was made of",
                  "ensembles/duo: version 2, a member, is not in MLflow"):
-        assert line in found
+        assert line in problems
     client.delete_model_version(registry.name, "3")
-    assert "duo: version 3, the ensemble itself, is not in MLflow" in "\n".join(retention.check(store))
+    assert "duo: version 3, the ensemble itself, is not in MLflow" in "\n".join(Retention(store).check())
 
 
 # What must not be lost ---------------------------------------------------------------------------
@@ -313,7 +315,7 @@ def shelf(tmp_path):
 
 
 def kept(store) -> dict[str, str]:
-    return {v.name: v.why for v in retention.prune(store, 0, dry_run=True) if v.action == "keep"}
+    return {v.name: v.why for v in Retention(store).prune(0, dry_run=True) if v.action == "keep"}
 
 
 @pytest.mark.parametrize("reason", ["aliased", "listed", "kept itself"])
@@ -334,9 +336,9 @@ def test_members_of_an_ensemble_in_use_are_never_pruned(shelf, tmp_path, reason)
         store.restore(names[2])
     why = kept(store)
     assert all("member of v9, an ensemble" in why[name] for name in names[:2]), why
-    retention.prune(store, 0)
+    Retention(store).prune(0)
     assert set(names) <= set(store.shelf(verify=True).snapshots)
-    assert all(i.action == "keep" for i in cleanup.plan(store) if i.path.name in names)
+    assert all(i.action == "keep" for i in Cleanup(store).plan() if i.path.name in names)
 
 
 def test_the_cache_keeps_members_of_an_ensemble_behind_an_alias(shelf):
@@ -346,7 +348,7 @@ def test_the_cache_keeps_members_of_an_ensemble_behind_an_alias(shelf):
     small.registry = store.registry
     for sha256 in (*store.registry.members.values(), "d" * 64):
         model(models / sha256, "cached")
-    cached = lambda: {i.path.name: i.action for i in cleanup.plan(small) if i.kind == "model cache"}
+    cached = lambda: {i.path.name: i.action for i in Cleanup(small).plan() if i.kind == "model cache"}
     assert set(cached().values()) == {"delete"}
     store.registry.aliases = ("champion",)
     assert cached() == {**dict.fromkeys(store.registry.members.values(), "keep"), "d" * 64: "delete"}
@@ -356,7 +358,7 @@ def test_a_version_of_an_ensemble_is_restored_as_one(home):
     "Kept, restored and registered again, it still knows its members."
     settings, registry = home
     duo = create_ensemble(settings, "duo", "and", ["1", "2"], TRUTH)
-    store = retention.VersionStore(settings, registry)
+    store = VersionStore(settings, registry)
     again = store.register(store.publish_version(duo.version).name)
     assert again.version == "4" and again.members == duo.members
     assert again.lineage == duo.lineage and again.tags["ensemble"] == duo.tags["ensemble"]

@@ -419,9 +419,9 @@ def test_traffic_that_shows_the_challenger_to_be_worse_rejects_it(registry, sett
     settings = settings.model_copy(update={"store_url": f"sqlite:///{tmp_path}/events.db"})
     compare = lambda: ChampionChallengerEvaluator(registry, settings).compare(
         TEST, engines=ENGINES, shadow=partial(shadow_evidence, settings))
-    told = lambda c: {x["name"]: x["result"] for x in c["checks"]}["shadow"]
+    shadow_result = lambda c: {x["name"]: x["result"] for x in c["checks"]}["shadow"]
     nothing = compare()
-    assert nothing["verdict"] == "promote" and told(nothing) == "not_evaluated"
+    assert nothing["verdict"] == "promote" and shadow_result(nothing) == "not_evaluated"
     assert not nothing["evidence"]["shadow"]["present"]
     assert not (tmp_path / "events.db").exists()       # a comparison makes no store
 
@@ -439,14 +439,14 @@ def test_traffic_that_shows_the_challenger_to_be_worse_rejects_it(registry, sett
     with EventStore(settings) as store:
         seen(50, challenger="7")                       # another version, and an earlier one
         seen(50, when=since - timedelta(days=1), prefix="old ")       # that had the same number
-        assert told(compare()) == "not_evaluated"
+        assert shadow_result(compare()) == "not_evaluated"
         seen(3, prefix="new ")
         few = compare()
-        assert (few["verdict"], told(few)) == ("promote", "pass")
+        assert (few["verdict"], shadow_result(few)) == ("promote", "pass")
         assert few["evidence"]["shadow"]["lost"] == 3
         seen(20, prefix="more ")
     worse = compare()
-    assert (worse["verdict"], told(worse)) == ("reject", "fail")
+    assert (worse["verdict"], shadow_result(worse)) == ("reject", "fail")
     assert "worse in traffic" in worse["headline"]
     again = decide_again(worse.to_dict(), worse.rows)  # from the record alone
     assert (again.verdict, list(again.reasons)) == ("reject", worse["reasons"])

@@ -23,22 +23,22 @@ def battle(change=0.02, error=0.005, **values) -> dict:
 
 
 def answer(check, e: Evidence, name: str, **values) -> Check:
-    found = check(e, settings(**values))
-    assert (found.name, found.condition) == (name, False)
-    return found
+    result = check(e, settings(**values))
+    assert (result.name, result.condition) == (name, False)
+    return result
 
 
 def test_the_three_conditions_at_their_limits():
     old, new = metrics_of(COUNTS)
     gain, e = new[0] - old[0], Evidence(COUNTS)
     for needed, result in ((gain - 1e-9, "pass"), (gain, "fail"), (gain + 1e-9, "fail")):
-        found = answer(gate.check_f1, e, "f1", min_f1_gain=needed)
-        assert found.result == result
-        assert found.numbers == {"champion": old[0], "challenger": new[0], "gain": gain, "needed": needed}
-        assert f"{new[0]:.4f} against {old[0]:.4f}: {gain:+.4f}" in found.sentence
-        assert ("not more than" in found.sentence) == (result == "fail")
-    found = answer(gate.check_precision, e, "precision")
-    assert found.result == "pass" and found.numbers == {"champion": old[1], "challenger": new[1]}
+        check = answer(gate.check_f1, e, "f1", min_f1_gain=needed)
+        assert check.result == result
+        assert check.numbers == {"champion": old[0], "challenger": new[0], "gain": gain, "needed": needed}
+        assert f"{new[0]:.4f} against {old[0]:.4f}: {gain:+.4f}" in check.sentence
+        assert ("not more than" in check.sentence) == (result == "fail")
+    check = answer(gate.check_precision, e, "precision")
+    assert check.result == "pass" and check.numbers == {"champion": old[1], "challenger": new[1]}
     same, worse = (700, 0, 0, 50, 30, 20, 0, 200), (700, 9, 0, 50, 30, 20, 0, 200)
     assert answer(gate.check_precision, Evidence((700, 0, 0, 50, 30, 0, 0, 200)), "precision").result == "pass"
     assert answer(gate.check_precision, Evidence(worse), "precision").result == "fail"
@@ -47,18 +47,18 @@ def test_the_three_conditions_at_their_limits():
     assert off.result == "off" and "require_precision" in off.sentence
     for needed, result, text in ((1000, "pass", "1000 rows evaluated, 1000 needed"),
                                  (1001, "undecided", "1000 of 1001 evaluated")):
-        found = answer(gate.check_samples, Evidence(same), "samples", min_samples=needed)
-        assert (found.result, found.sentence) == (result, text)
-        assert found.numbers == {"evaluated": 1000, "needed": needed}
+        check = answer(gate.check_samples, Evidence(same), "samples", min_samples=needed)
+        assert (check.result, check.sentence) == (result, text)
+        assert check.numbers == {"evaluated": 1000, "needed": needed}
 
 
 def test_luck_is_judged_at_the_confidence_that_the_budget_leaves():
-    found = answer(gate.check_significance, Evidence(COUNTS, decision_number=2, seed=3), "significance",
+    check = answer(gate.check_significance, Evidence(COUNTS, decision_number=2, seed=3), "significance",
                    test_set_budget=4, confidence=0.9)
-    assert found.result == "pass" and "the gain is no luck" in found.sentence
-    assert found.numbers["alpha"] == pytest.approx(decision_alpha(0.1, 2, 4))
-    assert (found.numbers["decision_number"], found.numbers["budget"]) == (2, 4)
-    assert found.sentence.endswith(" (decision 2 of 4 on this test set)")
+    assert check.result == "pass" and "the gain is no luck" in check.sentence
+    assert check.numbers["alpha"] == pytest.approx(decision_alpha(0.1, 2, 4))
+    assert (check.numbers["decision_number"], check.numbers["budget"]) == (2, 4)
+    assert check.sentence.endswith(" (decision 2 of 4 on this test set)")
     mirrored = tuple(COUNTS[i] for i in (0, 2, 1, 3, 4, 6, 5, 7))
     worse = answer(gate.check_significance, Evidence(mirrored), "significance", test_set_budget=0)
     assert worse.result == "fail" and "it is no gain" in worse.sentence
@@ -74,25 +74,25 @@ def test_luck_is_judged_at_the_confidence_that_the_budget_leaves():
 def test_slices_by_their_worst():
     good, bad = (80, 0, 20, 0, 0, 40, 0, 60), (80, 30, 0, 0, 0, 0, 40, 50)
     slices = (Slice("lang", "ko", good), Slice("lang", "en", bad), Slice("length", "short", bad))
-    found = answer(gate.check_slices, Evidence(COUNTS, slices=slices), "slices", guarded_slices=("lang",),
+    check = answer(gate.check_slices, Evidence(COUNTS, slices=slices), "slices", guarded_slices=("lang",),
                    slice_min_samples=200)
-    assert found.result == "fail" and found.numbers["tolerance"] == settings().slice_tolerance
-    ko, en = found.numbers["slices"]
+    assert check.result == "fail" and check.numbers["tolerance"] == settings().slice_tolerance
+    ko, en = check.numbers["slices"]
     assert (ko["slice"], ko["rows"], ko["metric"], ko["result"], ko["upper"]) == ("lang=ko", 200, "f1", "pass", None)
     old, new = metrics_of(bad)[:, 0]
     assert en["change"] == pytest.approx(new - old) and en["result"] == "fail"
     assert en["upper"] == paired_bootstrap(bad, settings().bootstrap_resamples, 0).interval("f1", 0.95)[1] < 0
-    assert "worst of 2 guarded slices: lang=en, f1 -" in found.sentence and ", beyond the tol" in found.sentence
+    assert "worst of 2 guarded slices: lang=en, f1 -" in check.sentence and ", beyond the tol" in check.sentence
     edge = answer(gate.check_slices, Evidence(COUNTS, slices=slices), "slices", guarded_slices=("lang",),
                   slice_min_samples=201)
     assert edge.result == "not_evaluated" and "201 rows" in edge.sentence
     chance = Evidence(COUNTS, slices=(Slice("lang", "ko", (60, 17, 13, 10, 6, 11, 15, 68)),))
-    found = answer(gate.check_slices, chance, "slices", guarded_slices=("lang",), slice_min_samples=100)
-    assert found.result == "undecided" and "beyond, but maybe by chance, the tolerance" in found.sentence
+    check = answer(gate.check_slices, chance, "slices", guarded_slices=("lang",), slice_min_samples=100)
+    assert check.result == "undecided" and "beyond, but maybe by chance, the tolerance" in check.sentence
     one_class = Evidence(COUNTS, slices=(Slice("lang", "ko", (90, 10, 100, 0, 0, 0, 0, 0)),))
-    found = answer(gate.check_slices, one_class, "slices", guarded_slices=("lang",), slice_min_samples=100)
-    assert found.numbers["slices"][0]["metric"] == "accuracy"
-    assert found.numbers["slices"][0]["change"] == pytest.approx(90 / 200) and "within the tol" in found.sentence
+    check = answer(gate.check_slices, one_class, "slices", guarded_slices=("lang",), slice_min_samples=100)
+    assert check.numbers["slices"][0]["metric"] == "accuracy"
+    assert check.numbers["slices"][0]["change"] == pytest.approx(90 / 200) and "within the tol" in check.sentence
     with pytest.raises(GateError, match="no slices by topic; known: lang, length"):
         gate.check_slices(Evidence(COUNTS, slices=slices), settings(guarded_slices=("topic",)))
     with pytest.raises(GateError, match="known: none"):
@@ -104,12 +104,12 @@ def test_slices_by_their_worst():
     (0.02, 0.005, "pass", "no loss under attack beyond"), (-0.2, 0.005, "fail", "worse under attack by more than"),
     (-0.02, 0.2, "undecided", "maybe loss under attack beyond"), (-0.2, 0.2, "undecided", "maybe loss")])
 def test_battles_by_their_interval(change: float, error: float, result: str, text: str):
-    found = answer(gate.check_battle, Evidence(COUNTS, battle=battle(change, error)), "battle")
-    assert found.result == result and found.sentence.startswith(text)
-    assert found.numbers["auc_change"] == change and found.numbers["tolerance"] == settings().battle_tolerance
-    assert found.numbers["lower"] < change < found.numbers["upper"]
-    assert {k: found.numbers[k] for k in SIDES} == SIDES
-    assert found.numbers["sha256"] == "ab" and (found.numbers["toxic"], found.numbers["clean"]) == (300, 200)
+    check = answer(gate.check_battle, Evidence(COUNTS, battle=battle(change, error)), "battle")
+    assert check.result == result and check.sentence.startswith(text)
+    assert check.numbers["auc_change"] == change and check.numbers["tolerance"] == settings().battle_tolerance
+    assert check.numbers["lower"] < change < check.numbers["upper"]
+    assert {k: check.numbers[k] for k in SIDES} == SIDES
+    assert check.numbers["sha256"] == "ab" and (check.numbers["toxic"], check.numbers["clean"]) == (300, 200)
 
 
 def test_battles_that_prove_nothing():
@@ -118,9 +118,9 @@ def test_battles_that_prove_nothing():
         assert answer(gate.check_battle, Evidence(COUNTS, battle=battle(**size)), "battle").result == result
     for auc, error, result in ((0.5, 0.01, "undecided"), (0.4, 0.01, "fail"), (0.6, 0.01, "pass")):
         coin = battle(challenger={**SIDES["challenger"], "auc": auc, "auc_error": error})
-        found = answer(gate.check_battle, Evidence(COUNTS, battle=coin), "battle")
-        assert found.result == result, auc
-        assert ("coin" in found.sentence) == (result != "pass")
+        check = answer(gate.check_battle, Evidence(COUNTS, battle=coin), "battle")
+        assert check.result == result, auc
+        assert ("coin" in check.sentence) == (result != "pass")
 
 
 @pytest.mark.parametrize("name, check, measured, budget, unit", [
@@ -128,10 +128,10 @@ def test_battles_that_prove_nothing():
     ("size", gate.check_size, "size_mb", "size_budget_mb", "MB")])
 def test_budgets_at_their_limits(name: str, check, measured: str, budget: str, unit: str):
     for value, result in ((80.0, "pass"), (80.1, "fail"), (None, "undecided")):
-        found = answer(check, Evidence(COUNTS, **{measured: value}), name, **{budget: 80})
-        assert found.result == result and f"80 {unit}" in found.sentence and name in found.sentence
-        assert found.numbers == ({} if value is None else {"value": value, "budget": 80})
-        assert found.sentence.startswith("over budget: ") == (result == "fail")
+        answered = answer(check, Evidence(COUNTS, **{measured: value}), name, **{budget: 80})
+        assert answered.result == result and f"80 {unit}" in answered.sentence and name in answered.sentence
+        assert answered.numbers == ({} if value is None else {"value": value, "budget": 80})
+        assert answered.sentence.startswith("over budget: ") == (result == "fail")
     off = answer(check, Evidence(COUNTS, **{measured: 999.0}), name, **{budget: 0})
     assert off.result == "off" and f"no {name} budget ([gate] {budget})" == off.sentence
 
@@ -139,15 +139,15 @@ def test_budgets_at_their_limits(name: str, check, measured: str, budget: str, u
 def test_traffic_rejects_only_what_is_shown_to_be_worse():
     shadow = {"rows": 900, "labelled": 50, "won": 3, "lost": 20, "better": "champion", "other": 1}
     for better, result in (("champion", "fail"), ("challenger", "pass"), ("undecided", "pass")):
-        found = answer(gate.check_shadow, Evidence(COUNTS, shadow=shadow | {"better": better}), "shadow")
-        assert found.result == result and "of 50 labelled" in found.sentence
-        assert found.numbers == {"rows": 900, "labelled": 50, "won": 3, "lost": 20, "better": better}
-        assert found.sentence.startswith("worse in traffic: ") == (result == "fail")
-        assert "challenger alone is right on 3, the champion alone on 20" in found.sentence
+        check = answer(gate.check_shadow, Evidence(COUNTS, shadow=shadow | {"better": better}), "shadow")
+        assert check.result == result and "of 50 labelled" in check.sentence
+        assert check.numbers == {"rows": 900, "labelled": 50, "won": 3, "lost": 20, "better": better}
+        assert check.sentence.startswith("worse in traffic: ") == (result == "fail")
+        assert "challenger alone is right on 3, the champion alone on 20" in check.sentence
     for none in ({"labelled": 0}, {"better": None}):
-        found = answer(gate.check_shadow, Evidence(COUNTS, shadow=shadow | none), "shadow")
-        assert found.result == "not_evaluated" and "900 comments in the shadow" in found.sentence
-        assert found.numbers["rows"] == 900
+        check = answer(gate.check_shadow, Evidence(COUNTS, shadow=shadow | none), "shadow")
+        assert check.result == "not_evaluated" and "900 comments in the shadow" in check.sentence
+        assert check.numbers["rows"] == 900
     assert answer(gate.check_shadow, Evidence(COUNTS), "shadow").result == "not_evaluated"
     assert answer(gate.check_shadow, Evidence(COUNTS, shadow=shadow), "shadow", shadow_guard=False).result == "off"
 
@@ -155,9 +155,9 @@ def test_traffic_rejects_only_what_is_shown_to_be_worse():
 def test_the_floor_of_a_first_model():
     f1 = float(metrics_of(COUNTS)[1, 0])
     for floor, result in ((f1 - 1e-9, "pass"), (f1, "fail")):
-        found = answer(gate.check_floor, Evidence(COUNTS, has_champion=False), "floor", floor_f1=floor)
-        assert found.result == result and found.numbers == {"challenger": f1, "needed": floor}
-        assert f"F1 {f1:.4f}" in found.sentence and ("does not beat" in found.sentence) == (result == "fail")
+        check = answer(gate.check_floor, Evidence(COUNTS, has_champion=False), "floor", floor_f1=floor)
+        assert check.result == result and check.numbers == {"challenger": f1, "needed": floor}
+        assert f"F1 {f1:.4f}" in check.sentence and ("does not beat" in check.sentence) == (result == "fail")
 
 
 def test_which_checks_are_asked_and_in_what_order():
@@ -196,12 +196,12 @@ def test_a_verdict_promotes_or_not():
 
 
 def test_what_a_test_set_can_still_show():
-    told = gate.budget_statement(Evidence(COUNTS, decision_number=2), settings(test_set_budget=4, min_f1_gain=0.01))
+    statement = gate.budget_statement(Evidence(COUNTS, decision_number=2), settings(test_set_budget=4, min_f1_gain=0.01))
     alpha = decision_alpha(1 - settings().confidence, 2, 4)
     effect = detectable_effect(COUNTS, 1000, alpha, 0.8, 0.01)
-    sentence = told.pop("sentence")
-    assert told == {"decision_number": 2, "budget": 4, "alpha": alpha, "confidence": 1 - alpha, "power": 0.8,
-                    "method": "Bonferroni with weights 1/k", "detectable_effect": effect}
+    sentence = statement.pop("sentence")
+    assert statement == {"decision_number": 2, "budget": 4, "alpha": alpha, "confidence": 1 - alpha, "power": 0.8,
+                         "method": "Bonferroni with weights 1/k", "detectable_effect": effect}
     assert f"(1000 rows) can see a difference of {effect:.3f} with 80% power" in sentence
     assert sentence.endswith(f"decision 2 of 4 on this test set, at {1 - alpha:.2%} confidence. It is good for 2 more.")
     free = gate.budget_statement(Evidence(COUNTS), settings(test_set_budget=0))

@@ -41,8 +41,8 @@ def family(tmp_path_factory):
 
 def test_clean_test_rows_are_certified(family):
     registry, _ = family
-    found = certify(fingerprints(ROWS[PARTS["test"]].text.tolist()), registry, registry.versions())
-    assert found.hits == () and len(found.datasets) == 2 and list(found.datasets.values()) == [80, 80]
+    certificate = certify(fingerprints(ROWS[PARTS["test"]].text.tolist()), registry, registry.versions())
+    assert certificate.hits == () and len(certificate.datasets) == 2 and list(certificate.datasets.values()) == [80, 80]
 
 
 @pytest.mark.parametrize("part", ["own", "ancestor"])

@@ -9,7 +9,6 @@ import pytest
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
-from content_arena.mlops import model_registry as mr
 from content_arena.mlops.decision_records import DecisionChain, Moves
 from content_arena.core.mlflow_server import TrackingServerError, check_reachable
 from content_arena.mlops.model_registry import ModelRegistry, Move, RegistryError, RegistryReader
@@ -28,13 +27,13 @@ class Killed(BaseException):
     "Stands for the end of a process: no `except Exception` catches it."
 
 
-def on_write(monkeypatch, seen: list, die_at: int | None = None) -> None:
+def on_write(monkeypatch, writes: list, die_at: int | None = None) -> None:
     "List MLflow's writes in `seen`; die before number `die_at` reaches the store."
     for verb in WRITES:
         def call(self, *args, _original=getattr(mlflow.MlflowClient, verb), _verb=verb):
-            if len(seen) == die_at:
+            if len(writes) == die_at:
                 raise Killed
-            seen.append(_verb)
+            writes.append(_verb)
             _original(self, *args)
         monkeypatch.setattr(mlflow.MlflowClient, verb, call)
 
@@ -139,17 +138,17 @@ def promote(pipe, root: Path) -> None:
 
 def promote_and_die(pipe, root: Path, die_after: int) -> None:
     "Finish what the last one left, then promote and be dead after so many writes."
-    registry, seen = ModelRegistry(make_settings(root)), []
+    registry, writes = ModelRegistry(make_settings(root)), []
     registry.settle()
     if registry.get_challenger() is None:
-        with registry._alone():
-            mr._move(registry, Move("register", registry.get_previous().version))
+        with registry._exclusive():
+            registry._move(Move("register", registry.get_previous().version))
     decision = DecisionChain(registry).by_hand(registry.get_challenger().version, "again")
     for verb in WRITES:
         def call(self, *args, _original=getattr(mlflow.MlflowClient, verb)):
             _original(self, *args)
-            seen.append(verb)
-            if len(seen) == die_after:
+            writes.append(verb)
+            if len(writes) == die_after:
                 die()
         setattr(mlflow.MlflowClient, verb, call)
     registry.promote_challenger(decision)
@@ -165,8 +164,8 @@ def test_champion_is_readable_while_writers_are_killed(registry, tmp_path):
         reads, failures = reader.recv()
     assert not failures and reads > len(deaths)
     registry.settle()
-    held = aliases(registry)
-    assert set(held) == {"champion", "previous"} and held["champion"] != held["previous"]
+    now = aliases(registry)
+    assert set(now) == {"champion", "previous"} and now["champion"] != now["previous"]
     assert statuses(registry).count("champion") == 1
     assert DecisionChain(registry).moves().recorded > len(deaths) / 2
 

@@ -53,8 +53,8 @@ def behaving(how: str):
             with socket.create_server(("127.0.0.1", 0)) as s:
                 yield f"http://127.0.0.1:{s.getsockname()[1]}/services/s3cret", []
         else:
-            with webhook({"hang": hang, "drip": drip, "good": good}[how]) as found:
-                yield found
+            with webhook({"hang": hang, "drip": drip, "good": good}[how]) as url:
+                yield url
     finally:
         over.set()
 

@@ -41,9 +41,9 @@ def label(i, value, source="user", reviewer=None, minute=0) -> dict:
 
 
 def states(store) -> dict:
-    found = labels_by_text(store, SETTINGS)
+    labels = labels_by_text(store, SETTINGS)
     return {s: (r.state, None if r.label is None or r.state == "conflicting" else int(r.label))
-            for s, r in zip(found.text_sha256, found.itertuples())}
+            for s, r in zip(labels.text_sha256, labels.itertuples())}
 
 
 # --- which labels count --------------------------------------------------------------------------
@@ -134,13 +134,13 @@ def weeks(rate: float, labels: int, count=1000, rows=10_000, seed=0):
     "Strata (count, 2) of weeks with half of the labels on flagged comments; their true F1."
     rng = np.random.default_rng(seed)
     toxic = rng.binomial(rows, rate, count)
-    found, wrong = rng.binomial(toxic, 0.75), rng.binomial(rows - toxic, rate * 0.3)
-    size = np.stack([found + wrong, rows - found - wrong], -1)
+    caught, wrong = rng.binomial(toxic, 0.75), rng.binomial(rows - toxic, rate * 0.3)
+    size = np.stack([caught + wrong, rows - caught - wrong], -1)
     first = np.minimum(size[:, 0], labels // 2)
     labelled = np.stack([first, labels - first], -1)
-    of = np.stack([found, toxic - found], -1)
+    of = np.stack([caught, toxic - caught], -1)
     return (size, labelled, rng.hypergeometric(of, size - of, labelled)), \
-        2 * found / (found + size[:, 0] + toxic - found)
+        2 * caught / (caught + size[:, 0] + toxic - caught)
 
 
 def broken(estimate: Estimate, truth: np.ndarray, ideal: float) -> list[str]:
@@ -256,11 +256,11 @@ def test_drawing_again_asks_for_nothing_and_changes_nothing(store):
     assert waits.f1 == pytest.approx(before.f1, rel=1e-9)
     for rows in more:
         label_all(store, toxic, drawn(rows))
-    told = estimate_quality(store, SETTINGS)
+    labelled = estimate_quality(store, SETTINGS)
     ids = set(drawn(draw_sample(store, 200, **week))).union(*map(drawn, more))
-    assert (told.labelled, told.open_draws, told.population) == (len(ids), 0, 2000)
-    assert told.f1.high - told.f1.low < 0.8 * (before.f1.high - before.f1.low)
-    assert before.f1.low < told.f1.value < before.f1.high
+    assert (labelled.labelled, labelled.open_draws, labelled.population) == (len(ids), 0, 2000)
+    assert labelled.f1.high - labelled.f1.low < 0.8 * (before.f1.high - before.f1.low)
+    assert before.f1.low < labelled.f1.value < before.f1.high
 
 
 def test_a_preview_is_not_noted(store, store_url):

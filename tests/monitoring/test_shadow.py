@@ -59,12 +59,12 @@ def compare(runner: ShadowRunner) -> None:
 
 
 def test_a_row_says_what_both_said():
-    [seen] = answered("나쁜 말", toxic=True)
-    row = shadow_row(seen, Slot("7"), 0.29, 12.5)
+    [answer] = answered("나쁜 말", toxic=True)
+    row = shadow_row(answer, Slot("7"), 0.29, 12.5)
     assert row == {"prediction_id": "p-나쁜 말", "text": "나쁜 말", "text_sha256": text_sha256("나쁜 말"), "lang": "ko",
                    "length": 4, "champion_version": "1", "champion_score": 0.37, "champion_toxic": True,
                    "challenger_version": "7", "challenger_score": 0.29, "challenger_toxic": False, "latency_ms": 12.5}
-    assert shadow_row(seen, Slot(), 0.3, 1.0)["challenger_toxic"] is True          # its own threshold, reached
+    assert shadow_row(answer, Slot(), 0.3, 1.0)["challenger_toxic"] is True          # its own threshold, reached
 
 
 def test_everything_answered_is_compared_in_small_steps(monkeypatch):

@@ -46,8 +46,8 @@ def service(home):
         process = arena(home[1], "serve", "--port", "0", wait=False)
         started.append(process)
         for line in process.stdout:
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                return found[0]
+            if address := re.search(r"http://127\.0\.0\.1:\d+", line):
+                return address[0]
         raise AssertionError("the service ended")
     yield start
     for process in started:

@@ -44,26 +44,26 @@ def page_of(record: dict) -> str:
 
 def contradictions(page: str, record: dict) -> list[str]:
     "What `page` says and `record` does not."
-    battle, found = record["evidence"]["battle"], []
+    battle, problems = record["evidence"]["battle"], []
     if battle["present"] and "no battle" in page:
-        found.append("a battle that was fought is called absent")
+        problems.append("a battle that was fought is called absent")
     if not battle["present"] and ("disguised" in page or "AUC" in page):
-        found.append("figures of a battle that was not fought")
+        problems.append("figures of a battle that was not fought")
     if not record["champion"] and re.search(r"both|the champion detects|version 1\b", page):
-        found.append("a second model")
+        problems.append("a second model")
     if not record["should_promote"] and "back, in the registry" in page:
-        found.append("a rollback of what was not promoted")
+        problems.append("a rollback of what was not promoted")
     for role in ("champion", "challenger"):
-        told = re.search(rf"the {role} detects ([\d.]+)% .*? flags ([\d.]+)% .*?AUC ([\d.]+)", page)
+        figures = re.search(rf"the {role} detects ([\d.]+)% .*? flags ([\d.]+)% .*?AUC ([\d.]+)", page)
         here = battle.get(role)
-        if bool(told) != bool(here):
-            found.append(f"{role}: a sentence without a record, or a record without one")
-        elif told and [float(x) for x in told.groups()] != pytest.approx(
+        if bool(figures) != bool(here):
+            problems.append(f"{role}: a sentence without a record, or a record without one")
+        elif figures and [float(x) for x in figures.groups()] != pytest.approx(
                 [100 * here["detection_rate"], 100 * here["false_positive_rate"], here["auc"]]):
-            found.append(f"{role}: other numbers")
+            problems.append(f"{role}: other numbers")
     if battle["present"] and re.search(r"([\d,]+) disguised toxic", page)[1] != str(battle["toxic"]):
-        found.append("another number of comments")
-    return found
+        problems.append("another number of comments")
+    return problems
 
 
 @pytest.mark.parametrize("champion, fought, promoted", list(product([True, False], repeat=3)))

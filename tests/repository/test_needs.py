@@ -44,12 +44,12 @@ def outcome(folder: Path, *options: str, sample: str = SAMPLE) -> tuple[dict[str
 def test_without_a_part_its_tests_are_skipped_and_named_with_the_remedy(tmp_path: Path):
     counts, said = outcome(tmp_path)
     assert counts == {"passed": 1, "skipped": 2}
-    told = [line for line in said.splitlines() if line.startswith("not tested ")]
-    assert [line.partition("; ")[2] for line in told] == [
+    lines = [line for line in said.splitlines() if line.startswith("not tested ")]
+    assert [line.partition("; ")[2] for line in lines] == [
         "1 in test_sample.py: test_of_a_fixture", "1 in test_sample.py: test_marked"]
-    assert "without data (CONTENT_ARENA_DATA_DIR is not set)" in told[0]
-    assert "no prometheus, promtool, prometheus-alertmanager, amtool on the PATH" in told[1]
-    assert "scripts/setup-tests prometheus" in told[1]
+    assert "without data (CONTENT_ARENA_DATA_DIR is not set)" in lines[0]
+    assert "no prometheus, promtool, prometheus-alertmanager, amtool on the PATH" in lines[1]
+    assert "scripts/setup-tests prometheus" in lines[1]
 
 
 def test_a_part_that_is_required_and_not_here_is_a_failure(tmp_path: Path):
@@ -92,8 +92,8 @@ def used() -> set[str]:
 
 def calls_of(script: str) -> list[list[str]]:
     "The commands in a workflow's or a shell script's text that call scripts/test or scripts/setup-tests."
-    found = re.findall(r"^\s*(?:run: )?(scripts/(?:test|setup-tests)\b[^|\n]*)", script, re.MULTILINE)
-    return [shlex.split(line.strip()) for line in found]
+    calls = re.findall(r"^\s*(?:run: )?(scripts/(?:test|setup-tests)\b[^|\n]*)", script, re.MULTILINE)
+    return [shlex.split(line.strip()) for line in calls]
 
 
 def problems_of_ci(script: str, needed: set[str], listed: set[str]) -> list[str]:

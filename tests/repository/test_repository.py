@@ -123,6 +123,29 @@ def export_problems(nb: nbformat.NotebookNode) -> list[str]:
     return problems + ["no title and summary on top"] * (not re.match(r"# .+\n+> \S", top))
 
 
+VAGUE = {"found", "told", "seen", "held"}              # whatever it is: say what
+#: names of one letter that a parameter may have, and what each stands for
+LETTERS = {"n": "how many", "k": "how many of n", "a": "one of two that are alike", "b": "the other",
+           "p": "a probability, and the option -p", "q": "a quantile's share", "e": "an error"}
+
+
+def name_problems(nb: nbformat.NotebookNode) -> list[str]:
+    "Exported variables and parameters whose name does not say what they hold; a class's fields may."
+    problems = []
+    for i, source in code(nb):
+        tree = ast.parse("\n".join(exported_lines(source) or []))
+        fields = {target for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for line in node.body
+                  for target in [*getattr(line, "targets", []), getattr(line, "target", None)]}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node not in fields and node.id in VAGUE:
+                problems.append(f"cell {i}: a variable {node.id}: what does it hold?")
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                given = [a.arg for a in ast.walk(node.args) if isinstance(a, ast.arg)]
+                problems += [f"cell {i}: {node.name} has a parameter {a}: what is it?" for a in given
+                             if a in VAGUE or len(a) == 1 and a not in {"_", *LETTERS}]
+    return problems
+
+
 PRIVATE = {
     "local path": r"(?<![\w.~-])/(?:home|work|root|Users|tmp|private|mnt|media|var/folders)/[\w.-]"
                   r"|[A-Z]:\\Users\\",
@@ -145,13 +168,13 @@ def texts(nb: nbformat.NotebookNode) -> Iterator[tuple[str, str]]:
 
 
 def private_problems(nb: nbformat.NotebookNode) -> list[str]:
-    problems = [f"{where}: {what}: {found[0]}" for where, text in texts(nb)
-                for what, pattern in PRIVATE.items() if (found := re.search(pattern, text))]
+    problems = [f"{where}: {what}: {match[0]}" for where, text in texts(nb)
+                for what, pattern in PRIVATE.items() if (match := re.search(pattern, text))]
     return problems + [f"cell {i}: saved with an error" for i, c in enumerate(nb.cells)
                        if any(o.output_type == "error" for o in c.get("outputs", []))]
 
 
-@pytest.mark.parametrize("check", [size_problems, export_problems, private_problems])
+@pytest.mark.parametrize("check", [size_problems, export_problems, name_problems, private_problems])
 def test_notebooks_keep_to_the_style(check: Callable):
     chosen = {path: nb for path, nb in notebooks().items()
               if check is not export_problems or re.match(r"nbs/\d\d_", path)}
@@ -167,6 +190,11 @@ def test_notebooks_keep_to_the_style(check: Callable):
     (export_problems, notebook("#| export\nfrom math import *")),
     (export_problems, notebook("#| export\nfrom .text import mask")),
     (export_problems, notebook("x = 1", top="# T")),
+    (name_problems, notebook("#| export\nfound = 1")),
+    (name_problems, notebook("#| export\ndef f():\n    for told in (1, 2): pass")),
+    (name_problems, notebook("#| export\ndef f():\n    if (held := 1): pass")),
+    (name_problems, notebook("#| export\ndef f(seen): pass")),
+    (name_problems, notebook("#| export\nasync def f(*, s=1): pass")),
     (private_problems, notebook("open('/home/me/x')")),
     (private_problems, notebook("x", output="sqlite:////root/var/mlflow.db")),
     (private_problems, notebook("x", output="<A object at 0x7f1234abcd>")),
@@ -176,7 +204,8 @@ def test_notebooks_keep_to_the_style(check: Callable):
 ])
 def test_a_fault_in_a_notebook_is_found(check: Callable, faulty: nbformat.NotebookNode):
     assert len(check(faulty)) == 1
-    assert check(notebook("#| export\nfrom math import pi\nurl = 'https://a.org/home/x'")) == []
+    assert check(notebook("#| export\nfrom math import pi\nurl = 'https://a.org/home/x'",
+                          "#| export\nclass A:\n    seen: int\n    def f(self, n): pass", "found = 1")) == []
 
 
 def quotes_of(comments: list[str]) -> Callable[[str], list[int]]:
@@ -291,11 +320,11 @@ def parameter_problems(nb: nbformat.NotebookNode) -> list[str]:
 
 
 def test_parameters_are_settings_with_the_values_of_the_smoke_profile():
-    found = {path: parameter_problems(nb) for path, nb in notebooks().items()
-             if path.startswith("nbs/pipelines/")}
-    names = [Path(path).stem for path in found]
+    problems = {path: parameter_problems(nb) for path, nb in notebooks().items()
+                if path.startswith("nbs/pipelines/")}
+    names = [Path(path).stem for path in problems]
     assert names[:4] == ["01_prepare", "02_train", "03_evaluate", "04_deploy"]
-    assert_none(found)
+    assert_none(problems)
 
 
 def test_only_pipelines_and_benchmarks_have_parameters():

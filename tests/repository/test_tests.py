@@ -178,13 +178,13 @@ def fakes_at_a_half(root: Path = ROOT) -> list[str]:
     """Models made up in a test or an example whose threshold is 0.5.
 
     With that, a threshold taken from another model, or written into the code, goes unseen."""
-    told = "threshold is 0.5: give a made-up model another, between the scores of what it flags and 0.5"
-    problems = [f"{file.relative_to(root)}:{line}: {told}" for file in files_of_tests(root) if file.name != "test_tests.py"
+    advice = "threshold is 0.5: give a made-up model another, between the scores of what it flags and 0.5"
+    problems = [f"{file.relative_to(root)}:{line}: {advice}" for file in files_of_tests(root) if file.name != "test_tests.py"
                 for line in half_thresholds(file.read_text(encoding="utf-8"))]
     for path, nb in notebooks(root).items():
         for i, source in code(nb):
             if exported_lines(source) is None and "threshold" in source:
-                problems += [f"{path}: cell {i}, line {line}: {told}"
+                problems += [f"{path}: cell {i}, line {line}: {advice}"
                              for line in half_thresholds(without_magics(source))]
     return problems
 

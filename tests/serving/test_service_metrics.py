@@ -119,9 +119,9 @@ def test_a_process_that_is_killed_while_it_publishes_leaves_whole_files(tmp_path
         try:
             assert writer.stdout.readline() == "begun\n"
             for _ in range(200):
-                found = read_group(folder / "drift.prom")["content_arena_drift_score"]
-                assert set(found) == set(FEATURES) and len(set(found.values())) == 1
-                numbers.append(found["lang"])
+                scores = read_group(folder / "drift.prom")["content_arena_drift_score"]
+                assert set(scores) == set(FEATURES) and len(set(scores.values())) == 1
+                numbers.append(scores["lang"])
         finally:
             writer.kill()                              # in the middle of a file, most likely
             writer.communicate()
@@ -157,8 +157,8 @@ def test_the_page_does_not_grow_with_traffic_and_stays_small(started):
 class Moody(FileLoader):
     "Models that break on `boom` and are too slow for `wait`."
 
-    def load(self, found, alias):
-        scorer = super().load(found, alias)
+    def load(self, version, alias):
+        scorer = super().load(version, alias)
         own = scorer.scores
 
         def scores(texts):
@@ -219,7 +219,7 @@ def test_a_day_of_everything_makes_fewer_than_2000_series(tmp_path: Path):
         assert publish(s, group, values) == ""
     FileRegistry(tmp_path).set(champion="1", challenger="2")
     store = EventStore(s, Secrets())
-    seen, hours = set(), []
+    known, hours = set(), []
     with store, serving(create_app(s, Secrets(), Moody(tmp_path))) as url:
         for number in range(0, 24, 2):
             store.add("battles", [battle(number)])
@@ -228,11 +228,11 @@ def test_a_day_of_everything_makes_fewer_than_2000_series(tmp_path: Path):
             looked = value(url, "observed_timestamp_seconds", source="store") or 0
             wait_until(lambda: (value(url, "observed_timestamp_seconds", source="store") or 0)
                        > looked, "a look", 20)
-            seen |= set(series(url))
-            hours.append(len(seen))
-    labels = {name for _, found in seen for name, _ in found}
+            known |= set(series(url))
+            hours.append(len(known))
+    labels = {name for _, pairs in known for name, _ in pairs}
     assert {"attack_class", "trigger_reason", "feature", "source", "alias"} <= labels
-    retrained = [found for name, found in seen if name == "content_arena_retrain_events_total"]
+    retrained = [pairs for name, pairs in known if name == "content_arena_retrain_events_total"]
     assert len(retrained) == (len(TRIGGERS) + 1) * len(OUTCOMES)
     rules = [r for file in ("rules.yml", "alerts.yml")
              for g in yaml.safe_load((DEPLOY / "prometheus" / file).read_text())["groups"]

@@ -26,8 +26,8 @@ class Keeping(stage.FileLoader):
         super().__init__(folder)
         self.loaded, self.gate = [], gate
 
-    def load(self, found, alias):
-        self.loaded.append(super().load(found, alias))
+    def load(self, version, alias):
+        self.loaded.append(super().load(version, alias))
         if len(self.loaded) == 1:
             self.loaded[0].gate = self.gate
         return self.loaded[-1]
@@ -45,11 +45,11 @@ def reload_beside(url, folder, got, pool):
     seconds of the slowest request before it and during it, over as many answers."""
     began, before = time.perf_counter(), len(got)
     until(lambda: len(got) >= before + 8)
-    calm, held = slowest(got[:], began), folder / "load-held"
-    held.touch()
+    calm, gate = slowest(got[:], began), folder / "load-held"
+    gate.touch()
     began, before, loading = time.perf_counter(), len(got), pool.submit(reload, url)
     until(lambda: len(got) >= before + 8)             # nobody waits for the load
-    held.unlink()
+    gate.unlink()
     answered, before = loading.result(60), len(got)
     until(lambda: len(got) >= before + 4)             # those that were being answered then
     return answered, calm, slowest(got[:], began)
@@ -373,8 +373,8 @@ class Shadowed(stage.FileLoader):
         super().__init__(folder)
         self.behaviour = behaviour
 
-    def load(self, found, alias):
-        scorer = super().load(found, alias)
+    def load(self, version, alias):
+        scorer = super().load(version, alias)
         if alias == "challenger":
             own = scorer.scores
             scorer.scores = lambda texts: self.behaviour(own, texts)
@@ -443,10 +443,10 @@ def test_a_reload_tells_what_became_of_the_challenger(folder, monkeypatch):
     hold = threading.Event()
 
     class Held(stage.FileLoader):
-        def load(self, found, alias):
+        def load(self, version, alias):
             # either it is none that waits, or it waits
-            assert alias == "champion" or found.version != "4" or hold.wait(30)
-            return super().load(found, alias)
+            assert alias == "champion" or version.version != "4" or hold.wait(30)
+            return super().load(version, alias)
 
     registry = stage.FileRegistry(folder)
     registry.set(champion="1", challenger="2")

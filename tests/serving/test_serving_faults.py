@@ -70,10 +70,10 @@ class Troubled(stage.FileLoader):
         self._try("find", alias)
         return super().find(alias)
 
-    def load(self, found, alias):
-        self.loads.append((alias, found.version))
+    def load(self, version, alias):
+        self.loads.append((alias, version.version))
         self._try("load", alias)
-        return super().load(found, alias)
+        return super().load(version, alias)
 
 
 FAULTS = {"registry": ("find", ConnectionError("MLflow does not answer")),
@@ -138,10 +138,10 @@ def test_a_challenger_that_hangs_in_its_load_holds_up_no_champion(folder):
     hold = threading.Event()
 
     class Hanging(stage.FileLoader):
-        def load(self, found, alias):
+        def load(self, version, alias):
             if alias == "challenger":
                 assert hold.wait(60)
-            return super().load(found, alias)
+            return super().load(version, alias)
     app = create_app(stage.settings(folder, shadow_sample=1), Secrets(), Hanging(folder))
     try:
         with stage.serving(app) as url:
@@ -167,12 +167,12 @@ class FolderLoader:
     def find(self, alias):
         return self.registry._get(alias)
 
-    def load(self, found, alias):
+    def load(self, version, alias):
         from content_arena.inference.engine import Engine
-        place = self.folders[int(found.version) % len(self.folders)]
-        engine = Engine.load(place, cache_dir=self.cache, version=found.version, alias=alias,
+        place = self.folders[int(version.version) % len(self.folders)]
+        engine = Engine.load(place, cache_dir=self.cache, version=version.version, alias=alias,
                              dtype="float32")
-        engine.sha256 = found.sha256                       # the registry in a file makes them up
+        engine.sha256 = version.sha256                       # the registry in a file makes them up
         self.alive.add(engine)
         if self.keep:
             self.kept += [p.detach().clone() for p in engine.classifier.parameters()]
@@ -325,14 +325,14 @@ def test_a_full_disk_for_the_store_costs_labels_not_answers(folder):
 def test_ending_it_in_the_middle_answers_and_records_what_was_accepted(end, folder):
     with stage.service_process(folder) as (process, url), ThreadPoolExecutor(8) as pool:
         reload(url)
-        held = folder / "held"
-        held.touch()
+        gate = folder / "held"
+        gate.touch()
         asked = [pool.submit(httpx.post, f"{url}/classify/batch", timeout=60,
                              json={"texts": [f"{n} {i}" for i in range(40)]}) for n in range(8)]
         until(lambda: in_flight(url) >= 8 * 40 - 32)
         process.send_signal(end)
         until(lambda: not listens(url))
-        held.unlink()
+        gate.unlink()
         answered = [a.result(60) for a in asked]
         assert process.wait(60) == stage.ENDS[end]
     assert [a.status_code for a in answered] == [200] * 8

@@ -173,10 +173,10 @@ def test_writers_and_a_reader_at_once(store):
     threads = [threading.Thread(target=write, args=(k,)) for k in range(3)]
     for t in threads:
         t.start()
-    seen = [0]
+    counts = [0]
     while any(t.is_alive() for t in threads):
-        seen.append(len(store.read("predictions", columns=["id"])))
-    assert failed == [] and seen == sorted(seen)
+        counts.append(len(store.read("predictions", columns=["id"])))
+    assert failed == [] and counts == sorted(counts)
     assert len(store.read("predictions")) == 600
 
 
@@ -278,7 +278,7 @@ def test_a_file_that_is_no_database(tmp_path: Path):
 def test_sqlite_is_opened_as_promised(tmp_path: Path):
     with EventStore.open(f"sqlite:///{tmp_path / 'new' / 'events.db'}") as store, \
             closing(store.engine.raw_connection()) as connection:
-        found = [connection.cursor().execute(f"pragma {p}").fetchone()[0] for p in
-                 ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")]
-    assert found == ["wal", 1, 1, 5000]
+        pragmas = [connection.cursor().execute(f"pragma {p}").fetchone()[0] for p in
+                   ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")]
+    assert pragmas == ["wal", 1, 1, 5000]
     assert (tmp_path / "new" / "events.db").stat().st_mode & 0o077 == 0

@@ -156,8 +156,8 @@ def test_events_of_a_killed_process_are_written_by_the_next(store_url, tmp_path)
         f.write(b'["predictions", {"id": "torn')
     until(lambda: neighbour.stats().dropped.get("torn") == 1)
     assert neighbour.flush() and neighbour.close()
-    found = ids(store_url)
-    assert found == [event(i)["id"] for i in range(len(found))] and len(found) >= sure
+    written = ids(store_url)
+    assert written == [event(i)["id"] for i in range(len(written))] and len(written) >= sure
     assert not list(tmp_path.glob("spool/*/*"))
 
 
@@ -242,9 +242,9 @@ def test_a_row_is_found_wherever_it_is(store_url, tmp_path):
         assert list(who.find("predictions", [event(i)["id"]])) == [event(i)["id"]]
     until(lambda: other.stats().in_spool)
     assert writer.flush()
-    found = writer.find("predictions", [event(i)["id"] for i in range(3)])
-    assert sorted(found) == [event(0)["id"], event(1)["id"]]
-    assert found[event(1)["id"]]["text_sha256"] == event(1)["text_sha256"]
+    rows = writer.find("predictions", [event(i)["id"] for i in range(3)])
+    assert sorted(rows) == [event(0)["id"], event(1)["id"]]
+    assert rows[event(1)["id"]]["text_sha256"] == event(1)["text_sha256"]
     with pytest.raises(StoreUnavailable, match="can't be looked up"):
         other.find("predictions", ["e999999"])
     assert writer.close() and other.close()

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from content_arena.data.grouping import fingerprints
-from content_arena.mlops.model_registry import ModelRegistry, Move, _move
+from content_arena.mlops.model_registry import ModelRegistry, Move
 
 N = 1200
 TEXTS = [hashlib.sha256(f"test {i}".encode()).hexdigest()[:30 + i % 30] for i in range(N)]
@@ -59,4 +59,4 @@ def learn(settings, number: str, lineage: list[str], rows: list[str] | None) -> 
         client.create_registered_model(registry.name)
     source = f"file:///nowhere/{number}"
     client.create_model_version(registry.name, source, run.info.run_id, tags=tags)
-    _move(registry, Move("register", number))
+    registry._move(Move("register", number))

@@ -25,23 +25,23 @@ def alike(some: Sequence[str], others: Sequence[str], threshold: float) -> pd.Da
     column: dict[str, int] = {}
     a, b = _table(some, column), _table(others, column)
     size_a, size_b = np.diff(a.indptr), np.diff(b.indptr)
-    found = [pd.DataFrame({"some": [], "others": [], "jaccard": []})]
+    tables = [pd.DataFrame({"some": [], "others": [], "jaccard": []})]
     for start in range(0, len(some), 200):
         shared = (a[start:start + 200] @ b.T).tocoo()
         row = start + shared.row
         value = shared.data / (size_a[row] + size_b[shared.col] - shared.data)
         near = value >= threshold
-        found.append(pd.DataFrame({"some": row[near], "others": shared.col[near], "jaccard": value[near]}))
-    return pd.concat(found).sort_values("jaccard", ascending=False, ignore_index=True)
+        tables.append(pd.DataFrame({"some": row[near], "others": shared.col[near], "jaccard": value[near]}))
+    return pd.concat(tables).sort_values("jaccard", ascending=False, ignore_index=True)
 
 
 def leaks(frames: dict[str, pd.DataFrame], threshold: float, sample: int = 400) -> list[tuple[str, str, float]]:
     """(text, its near copy, similarity) of a `sample` of test and of valid rows that another split has too.
 
     `frames`: train, valid and test, with a column text."""
-    found = []
-    for held, seen in (("test", "train"), ("test", "valid"), ("valid", "train")):
-        some = frames[held].text.sample(min(sample, len(frames[held])), random_state=0).tolist()
-        others = frames[seen].text.tolist()
-        found += [(some[int(p.some)], others[int(p.others)], p.jaccard) for p in alike(some, others, threshold).itertuples()]
-    return found
+    pairs = []
+    for tested, trained in (("test", "train"), ("test", "valid"), ("valid", "train")):
+        some = frames[tested].text.sample(min(sample, len(frames[tested])), random_state=0).tolist()
+        others = frames[trained].text.tolist()
+        pairs += [(some[int(p.some)], others[int(p.others)], p.jaccard) for p in alike(some, others, threshold).itertuples()]
+    return pairs

@@ -28,7 +28,6 @@ from sqlalchemy.orm import configure_mappers
 
 from content_arena.core.artifact_paths import follow_artifacts
 from content_arena.core.config import load_settings
-from content_arena.mlops import model_registry as mr
 from content_arena.mlops.decision_records import DecisionChain
 from content_arena.mlops.model_registry import ModelRegistry, Move
 
@@ -117,7 +116,7 @@ def make_three_versions(root: Path) -> ModelRegistry:
         run = client.create_run(experiment)
         client.create_model_version(registry.name, f"file:///nowhere/{number}", run.info.run_id,
                                     tags={"model_sha256": f"{int(number):064x}"})
-        mr._move(registry, Move("register", number))
+        registry._move(Move("register", number))
         if number != "3":
             registry.promote_challenger(DecisionChain(registry).by_hand(number, "better"))
     return registry

@@ -80,16 +80,16 @@ def needs(*names: str) -> None:
         if name not in PARTS:
             raise ValueError(f"a test needs {name!r}: there are {', '.join(PARTS)}")
         if missing := PARTS[name].missing():
-            told = f"{ABSENT}{name} ({missing}): {PARTS[name].remedy}"
+            what = f"{ABSENT}{name} ({missing}): {PARTS[name].remedy}"
             if name in required:
-                pytest.fail(f"--require={name}, but the test is {told}", pytrace=False)
-            pytest.skip(told)
+                pytest.fail(f"--require={name}, but the test is {what}", pytrace=False)
+            pytest.skip(what)
 
 
 def reason_of(report) -> str:
     "Why a test was skipped, of its report."
-    told = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    return told.removeprefix("Skipped: ")
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
 
 
 def not_tested(skipped) -> Iterator[str]:

@@ -82,7 +82,7 @@ def _seen(c: str) -> str:
 def letters(text: str) -> list[str]:
     "The letters of each word of `text`, as they are seen."
     spread = unicodedata.normalize("NFKD", text)
-    return [seen for word in spread.split() if (seen := "".join(map(_seen, word)))]
+    return [shape for word in spread.split() if (shape := "".join(map(_seen, word)))]
 
 
 def unread(text: str) -> set[str]:
@@ -108,26 +108,26 @@ def edits(words: list[str], new: str) -> list[int]:
         for j, b in enumerate(new):
             row.append(min(rows[i][j] + _cost(a, b), rows[i][j + 1] + 1, row[j] + more[j]))
         rows.append(row)
-    i, j, found = len(old), len(new), [0] * len(words)
+    i, j, costs = len(old), len(new), [0] * len(words)
     while i or j:
         here = rows[i][j]
         if i and j and here == rows[i - 1][j - 1] + (cost := _cost(old[i - 1], new[j - 1])):
             i, j = i - 1, j - 1
-            found[place[i]] += cost
+            costs[place[i]] += cost
         elif j and here == rows[i][j - 1] + more[j - 1]:
             j -= 1
-            found[place[max(i - 1, 0)]] += more[j]
+            costs[place[max(i - 1, 0)]] += more[j]
         else:
             i -= 1
-            found[place[i]] += 1
-    return found
+            costs[place[i]] += 1
+    return costs
 
 
 def _distance(text: str, variant: str) -> Distance:
     words = letters(text)
-    found = edits(words, "".join(letters(variant)))
-    return Distance(sum(found) / max(LEAST, sum(map(len, words))),
-                    max((n / max(LEAST, len(w)) for n, w in zip(found, words)), default=0))
+    costs = edits(words, "".join(letters(variant)))
+    return Distance(sum(costs) / max(LEAST, sum(map(len, words))),
+                    max((n / max(LEAST, len(w)) for n, w in zip(costs, words)), default=0))
 
 
 def distance(text: str, variant: str) -> Distance:

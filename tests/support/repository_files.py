@@ -14,7 +14,7 @@ PACKAGE = "content_arena"
 def assert_none(problems: Mapping[str, Iterable[str]] | Iterable[str]) -> None:
     "Fail with one problem a line."
     if isinstance(problems, Mapping):
-        problems = (f"{path}: {problem}" for path, found in problems.items() for problem in found)
+        problems = (f"{path}: {problem}" for path, lines in problems.items() for problem in lines)
     problems = list(problems)
     assert not problems, "\n" + "\n".join(problems)
 
@@ -40,8 +40,8 @@ def code(nb: nbformat.NotebookNode) -> Iterator[tuple[int, str]]:
 
 def directive(source: str, name: str) -> str | None:
     "What follows `#| name` in a cell, maybe nothing; None if the cell has no such directive."
-    found = re.search(rf"^#\s*\|\s*{name}\b[ \t:]*(.*)$", source, re.MULTILINE)
-    return found and found[1].strip()
+    match = re.search(rf"^#\s*\|\s*{name}\b[ \t:]*(.*)$", source, re.MULTILINE)
+    return match and match[1].strip()
 
 
 def exported_lines(source: str) -> list[str] | None:

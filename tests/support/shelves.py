@@ -13,8 +13,10 @@ from content_arena.core.config import load_settings
 from content_arena.versions import cleanup as cleaning
 from content_arena.versions import retention
 from content_arena.mlops.model_registry import Version
+from content_arena.versions.cleanup import Cleanup
+from content_arena.versions.retention import Retention
 from content_arena.versions.snapshots import left_over, remove_tree
-from content_arena.versions.shelf import VersionStore, alone
+from content_arena.versions.shelf import VersionStore
 from content_arena.training.classifier import write_manifest
 
 CHANGES = {"os.rename", "os.mkdir", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.chmod"}
@@ -84,7 +86,7 @@ def four_versions(root: Path) -> dict[str, str]:
         source = model(root / "sources" / str(i), f"v{i}")
         names[f"v{i}"] = store.publish(source, tag="stable" if i == 1 else "").name
     store.registry.promote(store.shelf().snapshots[names["v0"]].model_sha256)
-    retention.export(store)
+    Retention(store).export()
     return names
 
 
@@ -103,13 +105,13 @@ def _over_a_folder(store: VersionStore, names: dict[str, str]) -> None:
 
 
 def _marked(store: VersionStore, names: dict[str, str]) -> None:
-    retention.mark(store, names["v2"], archive=True)
+    Retention(store).mark(names["v2"], archive=True)
 
 
 def _archived(store: VersionStore, names: dict[str, str]) -> None:
     _marked(store, names)
-    with alone(store):
-        retention.archive_version(store, names["v2"])
+    with store.locked():
+        Retention(store).archive(names["v2"])
 
 
 #: name -> (what comes before, what is killed, what latest may say afterwards)
@@ -120,9 +122,9 @@ OPERATIONS = {
     "restore": (None, lambda s, n: s.restore(n["v1"]), {"v3", "v1"}),
     "restore over a folder": (_over_a_folder, lambda s, n: s.restore(n["v1"]), {"by hand", "v1"}),
     "restore from the archive": (_archived, lambda s, n: s.restore(n["v2"]), {"v3", "v2"}),
-    "prune": (None, lambda s, n: retention.prune(s, 1), {"v3"}),
-    "cleanup": (_marked, lambda s, n: cleaning.execute(s, cleaning.plan(s)), {"v3"}),
-    "export": (lambda s, n: s.file.path.unlink(), lambda s, n: retention.export(s), {"v3"}),
+    "prune": (None, lambda s, n: Retention(s).prune(1), {"v3"}),
+    "cleanup": (_marked, lambda s, n: Cleanup(s).execute(Cleanup(s).plan()), {"v3"}),
+    "export": (lambda s, n: s.file.path.unlink(), lambda s, n: Retention(s).export(), {"v3"}),
 }
 
 

@@ -99,8 +99,8 @@ class FileRegistry:
 
     def _permitted(self, action, decision):
         allowed, now = permit(DecisionChain(self).find(decision)), self.aliases()
-        seen = now.get("champion") or "", now.get("challenger" if action == "promote" else "previous")
-        if (action, allowed.champion, allowed.version) != (allowed.action, *seen):
+        expected = now.get("champion") or "", now.get("challenger" if action == "promote" else "previous")
+        if (action, allowed.champion, allowed.version) != (allowed.action, *expected):
             raise RuntimeError(f"the aliases are {now}: somebody moved them")
         event = {"action": action, "version": allowed.version, "replaces": allowed.champion,
                  "decision": decision, "reason": allowed.reason, "time": f"{2100 + len(self.history())}-01-01T00:00:00Z"}
@@ -164,14 +164,14 @@ class FileLoader:
     def find(self, alias):
         return self.registry._get(alias)
 
-    def load(self, found, alias):
-        if (self.folder / f"broken-{found.version}").exists():
+    def load(self, version, alias):
+        if (self.folder / f"broken-{version.version}").exists():
             raise OSError("adapter_model.safetensors: file is too short")
-        if (self.folder / f"deadly-{found.version}").exists():
+        if (self.folder / f"deadly-{version.version}").exists():
             os.kill(os.getpid(), signal.SIGKILL)
         while (self.folder / "load-held").exists():
             time.sleep(0.005)
-        return Scorer(found.version, found.sha256, THRESHOLDS[alias], delay_s=self.delay_s,
+        return Scorer(version.version, version.sha256, THRESHOLDS[alias], delay_s=self.delay_s,
                       started=self.folder / "scoring", held=self.folder / "held")
 
 
@@ -270,9 +270,9 @@ def comparison(old: str | None, new: str, verdict: str = "promote") -> dict:
 
 def recorded(registry, old: str | None, new: str, verdict: str = "promote") -> str:
     "The id of a record of such a comparison, as the evaluation report leaves it."
-    told = comparison(old, new, verdict)
-    told["challenger"]["sha256"] = registry.get_version(new).sha256
-    return DecisionChain(registry).append("comparison", new, {"comparison": told})
+    compared = comparison(old, new, verdict)
+    compared["challenger"]["sha256"] = registry.get_version(new).sha256
+    return DecisionChain(registry).append("comparison", new, {"comparison": compared})
 
 
 def compared(old: str | None, new: str, verdict: str = "promote"):

@@ -81,13 +81,13 @@ def test_saved_and_loaded_scores_are_equal(tmp_path: Path):
 def test_another_process_makes_the_same_bytes(tmp_path: Path):
     code = ("from content_arena.training.characters import TfidfBaseline; import sys;"
             f"print(TfidfBaseline.fit({TEXTS!r}, {LABELS!r}).save(sys.argv[1]))")
-    found = set()
+    digests = set()
     for seed in "0", "1":
         env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONUTF8": "1"}
         run = subprocess.run([sys.executable, "-c", code, tmp_path / seed], capture_output=True,
                              text=True, env=env, check=True)
-        found |= {run.stdout.strip()}
-    assert found == {TfidfBaseline.fit(TEXTS, LABELS).save(tmp_path / "here")}
+        digests |= {run.stdout.strip()}
+    assert digests == {TfidfBaseline.fit(TEXTS, LABELS).save(tmp_path / "here")}
 
 
 @pytest.mark.parametrize("file, content, fault", [

@@ -470,8 +470,8 @@ def test_the_search_for_leaks_finds_what_is_planted(home, monkeypatch, way):
     monkeypatch.setattr(data_preparation, "cluster", blind)
     write_csv(home / "a.csv", [*good_lines(), *(f"{t},{i % 2}" for i, pair in enumerate(near_pairs()) for t in pair)])
     dataset = prepare(home, sources="csv:a.csv", valid_fraction=0.2, test_fraction=0.4, max_train_rows=0)
-    found = leaks(frames_of(dataset), 0.8, sample=2000)
-    assert len(found) > 10 and min(similarity for *_, similarity in found) < 0.85
+    pairs = leaks(frames_of(dataset), 0.8, sample=2000)
+    assert len(pairs) > 10 and min(similarity for *_, similarity in pairs) < 0.85
     if way != "no groups":             # and the search that made the groups says that all is well
         assert find_overlap(dataset.fingerprints("test"), dataset.fingerprints("train"), 0.8).empty
 

@@ -52,40 +52,40 @@ def test_trained_model_is_served_from_the_registry_alone(tmp_path, kind, head):
 def curved(tmp_path_factory):
     "A training that kept an earlier step than its last: its run, summary, folder, and what each validation gave."
     from content_arena.training import qlora_trainer
-    folder, seen = tmp_path_factory.mktemp("curve"), {}
+    folder, curve = tmp_path_factory.mktemp("curve"), {}
     real = qlora_trainer._validator
 
     def watched(*args):
         validate = real(*args)
-        return lambda step: seen.setdefault(step, validate(step))
+        return lambda step: curve.setdefault(step, validate(step))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qlora_trainer, "_validator", watched)
         run_id = train(tiny_settings(folder), folder / "work")
     summary = json.loads(mlflow_text(folder, "training_summary.json"))
-    assert summary["best_step"] < max(seen) == summary["steps"]
-    return run_id, summary, folder, seen
+    assert summary["best_step"] < max(curve) == summary["steps"]
+    return run_id, summary, folder, curve
 
 
 def test_every_point_of_a_curve_is_its_own_steps(curved):
-    run_id, summary, _, seen = curved
+    run_id, summary, _, curve = curved
     client = mlflow.MlflowClient()
-    for name in next(iter(seen.values())):
+    for name in next(iter(curve.values())):
         history = [(p.step, p.value) for p in client.get_metric_history(run_id, name)]
-        assert history == [(step, values[name]) for step, values in sorted(seen.items())], name
+        assert history == [(step, values[name]) for step, values in sorted(curve.items())], name
 
 
 def test_the_kept_model_has_names_of_its_own(curved):
-    run_id, summary, folder, seen = curved
-    m, last, kept = mlflow.get_run(run_id).data.metrics, seen[summary["steps"]], seen[summary["best_step"]]
+    run_id, summary, folder, curve = curved
+    m, last, kept = mlflow.get_run(run_id).data.metrics, curve[summary["steps"]], curve[summary["best_step"]]
     assert m["best_step"] == summary["best_step"]
     assert m["best_valid_f1"] == kept["valid_f1"] == summary["best_valid_f1"]
     assert m["valid_log_loss"] == last["valid_log_loss"] != m["best_valid_log_loss"]
     engine = Engine.load(folder / "work" / "model", cache_dir=folder / "var" / "cache")
     frame = comments()[90:]
-    found = classification_metrics(frame.label.to_numpy(), engine.scores(frame.text.tolist()), engine.threshold)
+    metrics = classification_metrics(frame.label.to_numpy(), engine.scores(frame.text.tolist()), engine.threshold)
     assert {k: m[f"best_valid_{k}"] for k in ("f1", "precision", "recall", "accuracy", "macro_f1")} == {
-        k: found[k] for k in ("f1", "precision", "recall", "accuracy", "macro_f1")}
+        k: metrics[k] for k in ("f1", "precision", "recall", "accuracy", "macro_f1")}
     points = {p.step for k in m if k.startswith("best_") for p in mlflow.MlflowClient().get_metric_history(run_id, k)}
     assert points == {summary["best_step"]}
 
@@ -96,10 +96,10 @@ def drawn(run_id) -> dict[str, list[tuple[float, float]]]:
 
 
 def test_the_report_draws_the_curve_and_marks_what_was_kept(curved):
-    run_id, summary, _, seen = curved
+    run_id, summary, _, curve = curved
     lines = drawn(run_id)
     for name in ("valid_log_loss", "valid_f1", "valid_average_precision"):
-        assert lines[name] == [(step, values[name]) for step, values in sorted(seen.items())]
+        assert lines[name] == [(step, values[name]) for step, values in sorted(curve.items())]
     assert {x for x, _ in lines["kept"]} == {summary["best_step"]}
     run = mlflow.get_run(run_id)
     said = training_summary(run)
@@ -109,14 +109,14 @@ def test_the_report_draws_the_curve_and_marks_what_was_kept(curved):
 
 def test_older_runs_keep_their_last_point(curved):
     "They logged the kept model's value once more, at the last step, under the curve's name."
-    run_id, summary, folder, seen = curved
+    run_id, summary, folder, curve = curved
     client = mlflow.MlflowClient()
     old = client.create_run(client.get_run(run_id).info.experiment_id).info.run_id
-    for step, values in sorted(seen.items()):
+    for step, values in sorted(curve.items()):
         client.log_metric(old, "valid_log_loss", values["valid_log_loss"], step=step)
         time.sleep(0.002)                                       # MLflow orders by its clock, in milliseconds
     client.log_metric(old, "valid_log_loss", 9.0, step=summary["steps"])
-    assert drawn(old)["valid_log_loss"] == [(step, v["valid_log_loss"]) for step, v in sorted(seen.items())]
+    assert drawn(old)["valid_log_loss"] == [(step, v["valid_log_loss"]) for step, v in sorted(curve.items())]
 
 
 def test_a_version_is_known_by_the_model_it_holds(curved):

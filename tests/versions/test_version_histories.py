@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from content_arena.versions import cleanup, retention
+from content_arena.versions.cleanup import Cleanup
+from content_arena.versions.retention import Retention
 from content_arena.versions.snapshots import VersionError, remove_tree
 from shelves import death, half_made, make_store, model, says
 
@@ -83,9 +84,9 @@ class Histories(RuleBasedStateMachine):
 
     @rule(keep=st.integers(0, 2), end=killed)
     def prune(self, keep, end):
-        planned = retention.prune(self.store, keep, dry_run=True)
+        planned = Retention(self.store).prune(keep, dry_run=True)
         done = []
-        self._do(end, lambda: done.append(retention.prune(self.store, keep)))
+        self._do(end, lambda: done.append(Retention(self.store).prune(keep)))
         assert done in ([], [planned])                  # either killed before it could tell, or as planned
 
     @rule(n=which, keep=st.sampled_from([None, True, False]),
@@ -93,7 +94,7 @@ class Histories(RuleBasedStateMachine):
     def mark(self, n, keep, archive):
         self._protect()
         try:
-            retention.mark(self.store, self._one(n), keep=keep, archive=archive)
+            Retention(self.store).mark(self._one(n), keep=keep, archive=archive)
         except VersionError as e:
             assert "there is no version" in str(e)      # it is in the archive
 
@@ -105,8 +106,8 @@ class Histories(RuleBasedStateMachine):
 
     @rule(end=killed)
     def clean_up(self, end):
-        planned = cleanup.plan(self.store)
-        self._do(end, lambda: cleanup.execute(self.store, planned))
+        planned = Cleanup(self.store).plan()
+        self._do(end, lambda: Cleanup(self.store).execute(planned))
 
     @precondition(lambda self: len(self.store.shelf().snapshots) > 1)
     @rule(n=which)
@@ -122,12 +123,12 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def export(self):
         self._protect()
-        retention.export(self.store)
-        assert retention.check(self.store, verify=True) == []
+        Retention(self.store).export()
+        assert Retention(self.store).check(verify=True) == []
 
     def _must_be_told(self, names: set[str]) -> None:
-        told = "\n".join(retention.check(self.store))
-        assert all(name in told for name in names), f"{names} apart, but check says: {told}"
+        problems = "\n".join(Retention(self.store).check())
+        assert all(name in problems for name in names), f"{names} apart, but check says: {problems}"
 
     @invariant()
     def nothing_protected_is_lost(self):

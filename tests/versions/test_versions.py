@@ -16,11 +16,11 @@ import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
 
-from content_arena.versions import cleanup as cleaning
-from content_arena.versions import retention, snapshots
+from content_arena.versions import snapshots
+from content_arena.versions.cleanup import Cleanup, CleanupError
+from content_arena.versions.retention import Retention
 from content_arena.mlops.registry_file import RegistryFileError, change_registry
 from content_arena.versions.snapshots import VersionError, verify_snapshot
-from content_arena.versions.shelf import alone
 from shelves import (
     OPERATIONS, answer, copy_shelf, four_versions, half_made, killed_at, make_store, model,
     save_when_told, says, start)
@@ -49,14 +49,14 @@ def shelf(template, tmp_path):
 
 def tree(root: Path) -> dict[str, str]:
     "Everything below `root`: path -> content, target of a link, or kind."
-    found = {}
+    entries = {}
     for path in sorted(root.rglob("*")):
         if path.name.endswith(".lock"):
             continue
         name = str(path.relative_to(root))
-        found[name] = os.readlink(path) if path.is_symlink() else "folder" if path.is_dir() \
+        entries[name] = os.readlink(path) if path.is_symlink() else "folder" if path.is_dir() \
             else path.read_bytes().hex()
-    return found
+    return entries
 
 
 # Kill --------------------------------------------------------------------------------------------
@@ -64,17 +64,17 @@ def tree(root: Path) -> dict[str, str]:
 
 def assert_survived(store, names: dict[str, str], may_say: set[str]) -> None:
     "After a kill: latest is complete, nothing half-made is listed, nothing protected is gone."
-    found = store.shelf(verify=True)
-    assert found.damaged == {} and says(store) in may_say
+    shelf = store.shelf(verify=True)
+    assert shelf.damaged == {} and says(store) in may_say
     if own := store.latest_name():
         assert verify_snapshot(store.versions / own)
     listed = set(store.file.read()["coevolution"]) if store.file.path.exists() else set()
-    apart = listed ^ set(found.snapshots)
-    told = "\n".join(retention.check(store))
-    assert all(name in told for name in apart), told
-    assert {names["v0"], names["v1"]} <= set(found.snapshots)           # champion, tagged
+    apart = listed ^ set(shelf.snapshots)
+    problems = "\n".join(Retention(store).check())
+    assert all(name in problems for name in apart), problems
+    assert {names["v0"], names["v1"]} <= set(shelf.snapshots)           # champion, tagged
     # either it is still there, or the operation was one that removes it
-    assert names["v2"] in {*found.snapshots, *found.archives} or may_say == {"v3"}
+    assert names["v2"] in {*shelf.snapshots, *shelf.archives} or may_say == {"v3"}
     after = store.save("afterwards")
     assert half_made(store) == [] and after.name in store.shelf().snapshots
     left = set(store.file.read()["coevolution"]) ^ set(store.shelf().snapshots)
@@ -115,13 +115,13 @@ def test_two_saves_at_once_are_two_versions(shelf):
 
 def test_a_reader_always_finds_a_complete_latest(shelf):
     store, names = shelf
-    seen, wrong, done = set(), [], threading.Event()
+    names_seen, wrong, done = set(), [], threading.Event()
 
     def read():
         while not done.is_set():
             try:
                 snapshot = verify_snapshot(store.latest.resolve().parent)
-                seen.add(snapshot.name)
+                names_seen.add(snapshot.name)
             except Exception as e:
                 wrong.append(e)
     reader = threading.Thread(target=read)
@@ -130,7 +130,7 @@ def test_a_reader_always_finds_a_complete_latest(shelf):
         store.restore(names["v1"]), store.restore(names["v3"])
     done.set()
     reader.join()
-    assert wrong == [] and seen == {names["v1"], names["v3"]}
+    assert wrong == [] and names_seen == {names["v1"], names["v3"]}
 
 
 def test_scores_after_restore_are_those_of_the_version(shelf, tmp_path):
@@ -162,15 +162,15 @@ def test_scores_after_restore_are_those_of_the_version(shelf, tmp_path):
 
 def test_every_reason_to_keep_a_version_keeps_it(shelf):
     store, names = shelf
-    why = lambda: {v.name: v.why for v in retention.prune(store, 0, dry_run=True)
+    why = lambda: {v.name: v.why for v in Retention(store).prune(0, dry_run=True)
                    if v.action == "keep"}
     assert why() == {names["v3"]: "coevolution-latest", names["v1"]: "tagged stable",
                      names["v0"]: "@champion (v1); champion in MODEL_REGISTRY.json"}
-    retention.mark(store, names["v2"], keep=True)
+    Retention(store).mark(names["v2"], keep=True)
     assert why()[names["v2"]] == "marked keep"
-    retention.mark(store, names["v2"], keep=False, archive=True)
+    Retention(store).mark(names["v2"], keep=False, archive=True)
     assert why()[names["v2"]] == "marked archive"
-    retention.mark(store, names["v2"], archive=False)
+    Retention(store).mark(names["v2"], archive=False)
     with open(store.versions / names["v2"] / "model" / "head.safetensors"):
         assert why()[names["v2"]] == f"held by process {os.getpid()}"
     registered = store.registry.read()
@@ -192,7 +192,7 @@ def test_the_last_copy_of_a_lineage_stays(shelf, tmp_path):
     made = [store.publish(model(tmp_path / str(i), f"other {i}"), facts=facts).name
             for i in range(2)]
     store.restore(names["v3"])
-    kept = {v.name: v.why for v in retention.prune(store, 0) if v.action == "keep"}
+    kept = {v.name: v.why for v in Retention(store).prune(0) if v.action == "keep"}
     assert "the last copy of lineage" in kept[made[1]] and made[0] not in kept
     assert set(store.shelf().snapshots) == set(kept)
 
@@ -201,7 +201,7 @@ def test_the_list_has_the_quality_that_mlflow_knows(shelf):
     store, names = shelf
     store.registry.promote(store.shelf().snapshots[names["v2"]].model_sha256)
     made = store.publish(store.models.parent / "sources" / "2")
-    row = {r["name"]: r for r in retention.rows(store)}
+    row = {r["name"]: r for r in Retention(store).rows()}
     shown = ("f1", "detection_rate", "false_positive_rate")
     assert [row[made.name][k] for k in shown] == [0.8, 0.5, 0.25]
     assert row[names["v3"]]["f1"] is None                               # was never registered
@@ -214,7 +214,7 @@ def test_nothing_is_deleted_if_mlflow_is_away(shelf):
     store, _ = shelf
     before = tree(store.models)
     with patch.object(store.registry, "versions", side_effect=RegistryError("is away")):
-        for attempt in (lambda: retention.prune(store, 0), lambda: cleaning.plan(store)):
+        for attempt in (lambda: Retention(store).prune(0), lambda: Cleanup(store).plan()):
             with pytest.raises(RegistryError):
                 attempt()
     assert tree(store.models) == before
@@ -259,12 +259,12 @@ def edited_by_hand(store, names):
 
 def edited_and_pruned(store, names):
     edited_by_hand(store, names)
-    return lambda: retention.prune(store, 0), f"{names['v2']}/model/head.safetensors"
+    return lambda: Retention(store).prune(0), f"{names['v2']}/model/head.safetensors"
 
 
 def edited_and_cleaned(store, names):
     edited_by_hand(store, names)
-    return lambda: cleaning.plan(store), f"{names['v2']}/model/head.safetensors"
+    return lambda: Cleanup(store).plan(), f"{names['v2']}/model/head.safetensors"
 
 
 def extra_file(store, names):
@@ -288,7 +288,7 @@ def link_as_a_version(store, names):
 
 def schema_violation(store, names):
     store.file.path.write_text(store.file.path.read_text().replace('"keep": false', '"keep": 1'))
-    return lambda: retention.prune(store, 0), r"MODEL_REGISTRY.json: coevolution/v_\w+/keep: 1"
+    return lambda: Retention(store).prune(0), r"MODEL_REGISTRY.json: coevolution/v_\w+/keep: 1"
 
 
 def schema_violation_and_save(store, names):
@@ -370,21 +370,21 @@ def test_a_read_only_folder_is_named_and_nothing_is_changed(shelf, as_nobody, op
 
 def test_an_archive_cut_short_is_not_restored_and_its_source_stays_until_it_is_whole(shelf):
     store, names = shelf
-    retention.mark(store, names["v2"], archive=True)
+    Retention(store).mark(names["v2"], archive=True)
     cut = lambda version, snapshot, raw, tick: raw.write(b"x")
     with patch("content_arena.versions.archives._pack", cut):
-        with pytest.raises(VersionError, match="damaged or cut short"), alone(store):
-            retention.archive_version(store, names["v2"])
+        with pytest.raises(VersionError, match="damaged or cut short"), store.locked():
+            Retention(store).archive(names["v2"])
     assert names["v2"] in store.shelf(verify=True).snapshots and half_made(store) == []
-    with alone(store):
-        packed = retention.archive_version(store, names["v2"])
+    with store.locked():
+        packed = Retention(store).archive(names["v2"])
     whole = packed.read_bytes()
     for length in (0, len(whole) // 2, len(whole) - 1):
         packed.write_bytes(whole[:length])
         with pytest.raises(VersionError, match=rf"archive {names['v2']}.tar.zst is .*cut short"):
             store.restore(names["v2"])
         assert says(store) == "v3" and names["v2"] not in store.shelf().snapshots
-        assert any(names["v2"] in line for line in retention.check(store, verify=True))
+        assert any(names["v2"] in line for line in Retention(store).check(verify=True))
     packed.write_bytes(whole)
     assert store.restore(names["v2"]).unpacked and says(store) == "v2"
 
@@ -394,18 +394,18 @@ def test_an_archive_cut_short_is_not_restored_and_its_source_stays_until_it_is_w
 
 def test_check_says_what_differs_and_export_mends_it(shelf, tmp_path):
     store, names = shelf
-    assert retention.check(store, verify=True) == []
+    assert Retention(store).check(verify=True) == []
     store.registry.promote("e" * 64)
     snapshots.remove_tree(store.versions / names["v2"])
-    found = retention.check(store)
-    assert {line.split(":")[0] for line in found} == {
+    problems = Retention(store).check()
+    assert {line.split(":")[0] for line in problems} == {
         "production/previous", "production/champion", f"coevolution/{names['v2']}"}
     store.save()
-    assert any(names["v2"] in line for line in retention.check(store)), "a loss was hushed up"
-    retention.export(store)
-    assert retention.check(store, verify=True) == []
+    assert any(names["v2"] in line for line in Retention(store).check()), "a loss was hushed up"
+    Retention(store).export()
+    assert Retention(store).check(verify=True) == []
     once = store.file.path.read_bytes()
-    retention.export(store)
+    Retention(store).export()
     assert store.file.path.read_bytes() == once
 
 
@@ -421,18 +421,18 @@ def test_cleanup_lists_what_it_deletes_and_keeps_what_is_held(shelf):
         file.write_text('{"status": "failed"}')
         os.utime(file, (old, old))
     for name in ("v2", "v0"):                                   # the latter is champion
-        retention.mark(store, names[name], archive=True)
+        Retention(store).mark(names[name], archive=True)
     with open(root / "runs" / "held" / "run.json"), FileLock(root / "runs" / "locked" / ".lock"):
-        planned = cleaning.plan(store)
+        planned = Cleanup(store).plan()
         before = tree(root)
-        assert cleaning.plan(store) == planned and tree(root) == before
+        assert Cleanup(store).plan() == planned and tree(root) == before
         action = {i.path.name: i.action for i in planned}
         assert action == {names["v3"]: "keep", names["v2"]: "archive", names["v1"]: "keep",
                           names["v0"]: "keep", "ended": "delete", "held": "keep",
                           "locked": "keep"}
         assert [i.why for i in planned if i.path.name == names["v0"]] == [
             "@champion (v1); champion in MODEL_REGISTRY.json"]
-        done = cleaning.execute(store, planned)
+        done = Cleanup(store).execute(planned)
     assert {i.path.name for i in done.gone} == {names["v2"], "ended"} and done.after < done.before
     assert sorted(p.name for p in (root / "runs").iterdir() if p.name[0] != ".") == \
         ["held", "locked"]
@@ -443,11 +443,11 @@ def test_cleanup_lists_what_it_deletes_and_keeps_what_is_held(shelf):
 
 def test_a_version_that_somebody_needs_since_the_plan_stays(shelf):
     store, names = shelf
-    planned = cleaning.plan(store)
+    planned = Cleanup(store).plan()
     assert {i.path.name for i in planned if i.action == "delete"} == {names["v2"]}
-    retention.mark(store, names["v2"], keep=True)
-    with pytest.raises(cleaning.CleanupError, match=f"{names['v2']}: is in use by now; 0 others went"):
-        cleaning.execute(store, planned)
+    Retention(store).mark(names["v2"], keep=True)
+    with pytest.raises(CleanupError, match=f"{names['v2']}: is in use by now; 0 others went"):
+        Cleanup(store).execute(planned)
     assert names["v2"] in store.shelf().snapshots
 
 
@@ -464,14 +464,14 @@ def test_caches_shrink_but_keep_what_a_model_was_trained_on(shelf, tmp_path):
                        ("cache/merged", f"{'6' * 64}-{'b' * 16}")]:
         folders[name] = model(var / kind / name, "cached")
     store.registry.promote("5" * 64)
-    assert [i for i in cleaning.plan(store) if i.kind.endswith("cache")] == []
+    assert [i for i in Cleanup(store).plan() if i.kind.endswith("cache")] == []
     small = make_store(root, cleanup_dataset_cache_mb=1e-4, cleanup_base_cache_mb=1e-4,
                        cleanup_model_cache_mb=1e-4)
-    planned = cleaning.plan(small)
+    planned = Cleanup(small).plan()
     assert {i.path.name[-16:]: i.action for i in planned if i.kind.endswith("cache")} == {
         "1" * 16: "keep", "3" * 16: "delete", "2" * 16: "keep", "4" * 16: "delete",
         "a" * 16: "keep", "b" * 16: "delete"}
-    cleaning.execute(small, planned)
+    Cleanup(small).execute(planned)
     assert [p.exists() for p in folders.values()] == [True, False] * 3
 
 
@@ -493,12 +493,12 @@ def test_battles_go_when_they_are_over_and_old(shelf):
     fought("coevolution/1", "state.json", "completed")
     fought("coevolution/2", "state.json", "stopped")
     with FileLock(arena / "battles" / "held" / ".lock"):
-        planned = [i for i in cleaning.plan(store) if i.kind == "battle"]
+        planned = [i for i in Cleanup(store).plan() if i.kind == "battle"]
         assert {f"{i.path.parent.name}/{i.path.name}": i.action for i in planned} == {
             "battles/over": "delete", "battles/failed": "delete", "battles/half": "keep",
             "battles/held": "keep", "battles/damaged": "keep", "1/cycle-001": "delete",
             "2/cycle-001": "keep"}
-        cleaning.execute(store, planned)
+        Cleanup(store).execute(planned)
     left = {p.name for p in (arena / "battles").glob("[!.]*")}
     assert left == {"half", "held", "damaged", "new"}
     assert (arena / "coevolution/1/state.json").exists()       # the next run counts those before it
@@ -513,9 +513,9 @@ def test_what_a_killed_download_left_in_a_cache_goes(shelf):
         (cache / name / "weights").write_text("half")
     for name in ("merged/.building-1", "models/incoming-1"):
         os.utime(cache / name, (old, old))
-    planned = [i for i in cleaning.plan(store) if i.kind == "leftover"]
+    planned = [i for i in Cleanup(store).plan() if i.kind == "leftover"]
     assert [i.path.name for i in planned] == [".building-1", "incoming-1"]
-    cleaning.execute(store, planned)
+    Cleanup(store).execute(planned)
     assert [p.name for p in cache.glob("*/*")] == ["incoming-2"]
 
 
@@ -528,7 +528,7 @@ def test_orphans_go_but_not_those_of_another_store(shelf, empty_store):
     old = 1_600_000_000
 
     def listed() -> dict[str, str]:
-        return {i.path.name: i.action for i in cleaning.plan(store) if i.kind == "artifact"}
+        return {i.path.name: i.action for i in Cleanup(store).plan() if i.kind == "artifact"}
     orphan, young = "a" * 32, "b" * 32
     for name in (orphan, young):
         (root / "artifacts" / name).mkdir(parents=True)

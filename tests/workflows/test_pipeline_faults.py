@@ -74,9 +74,9 @@ def test_better_challenger_is_reloaded_while_requests_go_on(home, first):
         assert code == 0, err
         result = json.loads(out.splitlines()[-1])
         assert result["status"] == "promoted", result["comparison"]["reasons"]
-        seen = len(asking.versions)
+        answered = len(asking.versions)
         deadline = time.monotonic() + 60
-        while len(asking.versions) < seen + 20 and time.monotonic() < deadline:
+        while len(asking.versions) < answered + 20 and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
         asking.stop.set()
@@ -138,9 +138,9 @@ def test_failing_notebook_is_named_kept_and_logged(home, tmp_path):
     broken.write_text("comment,label\nhello,0\n")
     code, out, err = arena(home[1], "pipeline", "run", "-p", f"sources=csv:{broken}", "--json")
     assert code == 1
-    told = json.loads(out.splitlines()[-1])
-    assert told["status"] == "error" and "01_prepare failed: cell" in told["message"]
-    assert "broken.csv" in told["message"] and "Traceback" not in err
+    failure = json.loads(out.splitlines()[-1])
+    assert failure["status"] == "error" and "01_prepare failed: cell" in failure["message"]
+    assert "broken.csv" in failure["message"] and "Traceback" not in err
     run = max((home[0] / "runs").iterdir(), key=lambda p: p.name)
     state = read_json(run / "run.json")
     assert state["status"] == "failed" and (run / "01_prepare.html").exists()

@@ -58,9 +58,9 @@ def load_state(file: Path) -> BanditState:
         return BanditState()
     except (OSError, ValueError) as e:
         raise StateError(f"{file}: not readable ({e}): move it away to start anew") from e
-    found = (raw.get("kind"), raw.get("version")) if isinstance(raw, dict) else (None, None)
-    if found != ("bandit", STATE_VERSION):
-        raise StateError(f"{file}: kind and version are {found}, this program reads"
+    form = (raw.get("kind"), raw.get("version")) if isinstance(raw, dict) else (None, None)
+    if form != ("bandit", STATE_VERSION):
+        raise StateError(f"{file}: kind and version are {form}, this program reads"
                          f" ('bandit', {STATE_VERSION}): move it away to start anew")
     try:
         arms = {arm: (float(w), float(n)) for arm, (w, n) in raw["arms"].items()}

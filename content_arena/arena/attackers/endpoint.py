@@ -70,7 +70,7 @@ class ChatEndpoint:
                     "max_tokens": 400, "messages": [{"role": "system", "content": system},
                                                     {"role": "user", "content": user}]}
         try:
-            return self._read(question, time.monotonic() + self.timeout_s)
+            return self._receive(question, time.monotonic() + self.timeout_s)
         except httpx.TimeoutException:
             return Reply("timed_out", detail=f"after {self.timeout_s:g} s")
         except (httpx.ConnectError, httpx.ProxyError, httpx.UnsupportedProtocol,
@@ -79,7 +79,7 @@ class ChatEndpoint:
         except httpx.HTTPError as e:
             return Reply("http_error", detail=type(e).__name__)
 
-    def _read(self, question: dict, deadline: float) -> Reply:
+    def _receive(self, question: dict, deadline: float) -> Reply:
         raw = bytearray()
         with self._client.stream("POST", f"{self.url}/chat/completions", json=question) as answer:
             if answer.status_code != 200:

@@ -69,9 +69,9 @@ _JSON = re.compile(r'\{[^{}]*"variant"[^{}]*\}', re.DOTALL)
 
 def parse_variant(answer: str) -> str | None:
     "The variant in a model's `answer`; None if it holds none."
-    for found in _JSON.findall(answer):
+    for match in _JSON.findall(answer):
         try:
-            value = json.loads(found)["variant"]
+            value = json.loads(match)["variant"]
         except (ValueError, KeyError):
             continue
         return value.strip() or None if isinstance(value, str) else None

@@ -56,14 +56,14 @@ def _moved(words: Sequence[Span], at: int, by: int) -> tuple[Span, ...]:
 def _successors(state: _State, rules: Sequence[Rule], intensity: float, seed: int) -> list[_State]:
     "What each of `rules` makes of the first word of `state`; the scores are still the old ones."
     (a, b), rest = state.words[0], state.words[1:]
-    found: dict[str, _State] = {}
+    states: dict[str, _State] = {}
     for rule in rules:
         text = rule(state.text, intensity, seed, [(a, b)])
-        if text not in found and not invalid(state.text, text, rule):
+        if text not in states and not invalid(state.text, text, rule):
             words = _moved(rest, b, len(text) - len(state.text))
             step = f"{rule.name}@{intensity:g}/important"
-            found[text] = _State(text, state.score, words, (*state.steps, step))
-    return list(found.values())
+            states[text] = _State(text, state.score, words, (*state.steps, step))
+    return list(states.values())
 
 # %% ../../../nbs/10_arena/attackers/20_search.ipynb #ff38b7c0
 def search(text: str, label: int, threshold: float, rules: Sequence[Rule], *, limit: int,
@@ -79,13 +79,13 @@ def search(text: str, label: int, threshold: float, rules: Sequence[Rule], *, li
     used, best = 1 + len(parts), _State(text, before, tuple(order))
     beam, rng = [best], seeded("search", seed, text)
     while used < limit and (best.score >= threshold) == bool(label) and beam[0].words:
-        found = [s for state in beam for s in _successors(state, fitting, intensity, seed)]
-        found = sorted(found, key=lambda _: rng.random())[:limit - used]
+        states = [s for state in beam for s in _successors(state, fitting, intensity, seed)]
+        states = sorted(states, key=lambda _: rng.random())[:limit - used]
         kept = [replace(s, words=s.words[1:]) for s in beam]   # the word may also stay as it is
-        if found:
-            scores = yield [s.text for s in found]
-            used += len(found)
-            kept += [replace(s, score=float(p)) for s, p in zip(found, scores)]
+        if states:
+            scores = yield [s.text for s in states]
+            used += len(states)
+            kept += [replace(s, score=float(p)) for s, p in zip(states, scores)]
         beam = sorted(kept, key=lambda s: sign * s.score)[:width]
         best = beam[0]
     outcome = "made" if best.steps else "no_better" if fitting else "not_applicable"

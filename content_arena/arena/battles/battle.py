@@ -306,9 +306,9 @@ def _fight(battle: Battle, scorer: Scorer, corpus: Corpus, attacker: Attacker,
         say(f"{done} of {rounds} rounds, {len(plan[number]) / fought['seconds']:.0f} a second")
     if start is not None and memory is not None:
         add_learnt(memory, start, attacker.state)
-    _settle(battle, "completed", "")
+    _record_end(battle, "completed", "")
 
-def _settle(battle: Battle, status: str, reason: str) -> None:
+def _record_end(battle: Battle, status: str, reason: str) -> None:
     "The end: the numbers go into the record."
     chunks, outcomes = battle.chunks(), Counter()
     for c in chunks:
@@ -348,7 +348,7 @@ def run_battle(scorer: Scorer, corpus: Corpus, attacker: Attacker, *, rounds: in
         try:
             _fight(battle, scorer, corpus, attacker, plan, memory, check, say)
         except Halt as e:
-            _settle(battle, e.status, e.reason)
+            _record_end(battle, e.status, e.reason)
         except KeyboardInterrupt:
             battle.save(status="stopped", reason="interrupted")
             raise

@@ -108,8 +108,8 @@ def keep_battle(store: EventStore, battle: Battle) -> None:
 
 def newest_battle(store: EventStore) -> dict[str, Any] | None:
     "The record of the last battle that was completed against the champion; None if there is none."
-    found = store.read("battles", match={"status": "completed"}, limit=50)
-    records = [r for r in found.result if r and r.get("alias") == "champion"]
+    rows = store.read("battles", match={"status": "completed"}, limit=50)
+    records = [r for r in rows.result if r and r.get("alias") == "champion"]
     return records[-1] if records else None
 
 # %% ../../../nbs/10_arena/battles/40_orders.ipynb #f7148cc2
@@ -135,12 +135,12 @@ def list_battles(folder: Path) -> list[dict[str, Any]]:
     """The records of the battles in `folder`, the newest first.
 
     `held`: whether a process is fighting it; status damaged, with a reason, if it can't be read."""
-    found = []
+    records = []
     for place in folder.glob("[!.]*"):
         try:
             record = Battle.open(place).record
             open_ = record["status"] in ("pending", "running")
-            found.append(record | {"held": open_ and is_held(place)})
+            records.append(record | {"held": open_ and is_held(place)})
         except BattleError as e:
-            found.append({"id": place.name, "status": "damaged", "reason": str(e), "held": False})
-    return sorted(found, key=lambda r: (r.get("created", ""), r["id"]), reverse=True)
+            records.append({"id": place.name, "status": "damaged", "reason": str(e), "held": False})
+    return sorted(records, key=lambda r: (r.get("created", ""), r["id"]), reverse=True)

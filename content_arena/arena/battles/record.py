@@ -20,12 +20,12 @@ from ...core.statistics import wilson_interval
 from ...core.text import language
 
 # %% ../../../nbs/10_arena/battles/20_record.ipynb #e70bf7fd
-def to_row(a: Attempt) -> dict[str, Any]:
+def to_row(attempt: Attempt) -> dict[str, Any]:
     "An attempt as JSON values; `from_row` undoes it."
-    v = a.variant
+    v = attempt.variant
     return {"original": v.original, "text": v.text, "steps": list(v.steps), "outcome": v.outcome,
-            "queries": v.queries, "invalid": v.invalid, "label": a.label, "before": a.before,
-            "after": a.after, "threshold": a.threshold}
+            "queries": v.queries, "invalid": v.invalid, "label": attempt.label,
+            "before": attempt.before, "after": attempt.after, "threshold": attempt.threshold}
 
 def from_row(row: Mapping[str, Any]) -> Attempt:
     "The attempt of a row; raises KeyError or TypeError if it is none."
@@ -65,11 +65,11 @@ def rates(frame: pd.DataFrame) -> dict[str, Any]:
              "recall_unattacked": (toxic.before, toxic),
              "false_positive_rate": (clean.after, clean),
              "false_positive_rate_unattacked": (clean.before, clean)}
-    found = {name: interval(hits, rows.comment) for name, (hits, rows) in parts.items()}
+    shares = {name: interval(hits, rows.comment) for name, (hits, rows) in parts.items()}
     return {"attacked": len(toxic), "detected": int(toxic.after.sum()),
             "clean_attacked": len(clean), "false_positives": int(clean.after.sum()),
-            **{name: share for name, (share, _) in found.items()},
-            "intervals": {name: bounds for name, (_, bounds) in found.items()}}
+            **{name: share for name, (share, _) in shares.items()},
+            "intervals": {name: bounds for name, (_, bounds) in shares.items()}}
 
 # %% ../../../nbs/10_arena/battles/20_record.ipynb #a24ecb7d
 def _kinds(kind: str) -> dict[str, str]:
@@ -83,9 +83,9 @@ def _parts(frame: pd.DataFrame, names: Mapping[str, str] | None) -> dict[str, An
     each = frame.assign(kind=kinds).explode("kind").dropna(subset="kind")
     return {str(kind): rates(part) for kind, part in each.groupby("kind", sort=True)}
 
-def _side(rules: Iterable[str], seen: set[str], held_out: set[str]) -> str:
+def _side(rules: Iterable[str], trained: set[str], held_out: set[str]) -> str:
     rules = set(rules)
-    return "" if not rules else "seen" if rules <= seen else "held_out" if rules <= held_out \
+    return "" if not rules else "seen" if rules <= trained else "held_out" if rules <= held_out \
         else "other"
 
 # %% ../../../nbs/10_arena/battles/20_record.ipynb #051f7093

@@ -92,24 +92,24 @@ def _collect(self: CoEvolution) -> tuple[dict, dict]:
     kinds = count_kinds(new)
     wrong = kinds.get("evaded", 0) + kinds.get("false_positive", 0)
     pending = self.state.pending + wrong
-    found = {"new": len(new), "wrong": wrong, "kinds": kinds, "samples": len(samples),
+    facts = {"new": len(new), "wrong": wrong, "kinds": kinds, "samples": len(samples),
              "limit": limit, "pending": pending, "failures": failures(attempts)}
-    return found, {}
+    return facts, {}
 
 # %% ../../../nbs/10_arena/coevolution/60_cycles.ipynb #d3763123
 def decision(evasion: float | None, flagged: float | None, pending: int, samples: int,
-             s: Settings) -> tuple[str, str]:
+             settings: Settings) -> tuple[str, str]:
     """retrain or evolve, and why; `flagged`: the share of disguised clean comments that is flagged,
     `pending`: wrong answers not trained on yet."""
     if not samples:
         return "evolve", "the battle taught nothing"
-    if evasion is not None and evasion > s.coevolution_evasion:
-        return "retrain", f"{evasion:.1%} got through, more than {s.coevolution_evasion:.1%}"
-    if flagged is not None and flagged > s.coevolution_false_positives:
+    if evasion is not None and evasion > settings.coevolution_evasion:
+        return "retrain", f"{evasion:.1%} got through, more than {settings.coevolution_evasion:.1%}"
+    if flagged is not None and flagged > settings.coevolution_false_positives:
         return "retrain", (f"{flagged:.1%} of the disguised clean comments were flagged, more than"
-                           f" {s.coevolution_false_positives:.1%}")
-    if pending >= s.coevolution_new_samples:
-        return "retrain", f"{pending} new samples, at least {s.coevolution_new_samples}"
+                           f" {settings.coevolution_false_positives:.1%}")
+    if pending >= settings.coevolution_new_samples:
+        return "retrain", f"{pending} new samples, at least {settings.coevolution_new_samples}"
     shown = "nothing was attacked" if evasion is None else f"{evasion:.1%} got through"
     return "evolve", f"{shown}, {pending} new samples: the filter holds"
 
@@ -142,15 +142,15 @@ def _measure(self: CoEvolution) -> tuple[dict, dict]:
     target = state.target
     if state.cycle:
         target = Target(learnt["version"], learnt["role"], learnt["sha256"])
-    found = self.parts.measure(target, self.split)
-    f1 = found["clean"]["f1"]
+    measured = self.parts.measure(target, self.split)
+    f1 = measured["clean"]["f1"]
     if not state.cycle:
-        return {"accepted": True, **found}, {"measured": found, "first_f1": f1}
+        return {"accepted": True, **measured}, {"measured": measured, "first_f1": f1}
     lowest = state.first_f1 - self.settings.coevolution_f1_drop
     if f1 < lowest:
         self.say(f"cycle {state.cycle}: F1 {f1:.3f} is below {lowest:.3f}: not gone on with")
-        return {"accepted": False, **found}, {}
-    return {"accepted": True, **found}, {"measured": found, "target": target}
+        return {"accepted": False, **measured}, {}
+    return {"accepted": True, **measured}, {"measured": measured, "target": target}
 
 @patch
 def _publish(self: CoEvolution) -> tuple[dict, dict]:
@@ -215,19 +215,19 @@ class Limits:
     target_evasion: float | None = None
     max_minutes: float = 0.0
 
-def reason_to_end(state: LoopState, limits: Limits, s: Settings) -> str:
+def reason_to_end(state: LoopState, limits: Limits, settings: Settings) -> str:
     "Why the run is complete at the beginning of a cycle; empty if it is not."
     if state.cycle == 0 or state.step != STEPS[0]:
         return ""
-    seen, target = state.measured["seen"], limits.target_evasion
-    evasion, flagged = (seen[k]["rate"] for k in ("evasion", "false_positives"))
-    affordable = flagged is not None and flagged <= s.coevolution_false_positives
+    known, target = state.measured["seen"], limits.target_evasion
+    evasion, flagged = (known[k]["rate"] for k in ("evasion", "false_positives"))
+    affordable = flagged is not None and flagged <= settings.coevolution_false_positives
     if None not in (target, evasion) and evasion <= target and affordable:
         return (f"target reached: evasion {evasion:.1%}, with {flagged:.1%} of the disguised clean"
-                f" comments flagged, {s.coevolution_false_positives:.1%} allowed")
+                f" comments flagged, {settings.coevolution_false_positives:.1%} allowed")
     if limits.max_cycles and state.cycle > limits.max_cycles:
         return f"{limits.max_cycles} cycles done"
-    if state.stale >= s.coevolution_patience:
+    if state.stale >= settings.coevolution_patience:
         return f"converged: no gain in {state.stale} cycles"
     return ""
 

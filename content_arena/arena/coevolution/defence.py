@@ -43,9 +43,9 @@ def view_modes(name: str, scorer: Scorer, valid: pd.DataFrame,
                cost: float | None = None) -> dict[str, Scorer]:
     "`scorer` without and with its views, named for `defence_table`; `cost`: that of `scorer`."
     cost = clean_cost(scorer, valid) if cost is None else cost
-    found = {name: scorer} | {f"{name}, views {mode}": ViewsScorer(scorer, mode)
-                              for mode in MODES}
-    return {name: AtCost(s, valid, cost) for name, s in found.items()}
+    scorers = {name: scorer} | {f"{name}, views {mode}": ViewsScorer(scorer, mode)
+                                for mode in MODES}
+    return {name: AtCost(s, valid, cost) for name, s in scorers.items()}
 
 # %% ../../../nbs/10_arena/coevolution/70_defence.ipynb #855099b8
 def with_disguised(rows: pd.DataFrame, split: FamilySplit, **kw: Any) -> pd.DataFrame:
@@ -61,20 +61,20 @@ COLUMNS = ("f1", "false_positives", "detection_seen", "detection_held_out",
 def defence_row(scorer: Scorer, rows: pd.DataFrame, split: FamilySplit,
                 **kw: Any) -> dict[str, Any]:
     "The `COLUMNS` for one scorer on `rows` (text, label); `kw` goes to `robustness`."
-    found = robustness(scorer, rows.text.tolist(), rows.label.tolist(), split, **kw)
-    values = {"f1": found["clean"]["f1"],
-              "false_positives": found["clean"]["false_positives"]["rate"]}
+    measured = robustness(scorer, rows.text.tolist(), rows.label.tolist(), split, **kw)
+    values = {"f1": measured["clean"]["f1"],
+              "false_positives": measured["clean"]["false_positives"]["rate"]}
     for side in ("seen", "held_out"):
         for kind in ("detection", "false_positives"):
-            values[f"{kind}_{side}"] = found[side][kind]["rate"]
-        values[f"auc_{side}"] = found[side]["auc"]
+            values[f"{kind}_{side}"] = measured[side][kind]["rate"]
+        values[f"auc_{side}"] = measured[side]["auc"]
     return {k: values[k] for k in COLUMNS}
 
 def defence_table(scorers: dict[str, Scorer], rows: pd.DataFrame, split: FamilySplit,
                   **kw: Any) -> pd.DataFrame:
     "A row of `COLUMNS` for each of `scorers`, per cent."
-    found = {name: defence_row(s, rows, split, **kw) for name, s in scorers.items()}
-    return 100 * pd.DataFrame.from_dict(found, orient="index").astype(float)
+    table = {name: defence_row(s, rows, split, **kw) for name, s in scorers.items()}
+    return 100 * pd.DataFrame.from_dict(table, orient="index").astype(float)
 
 # %% ../../../nbs/10_arena/coevolution/70_defence.ipynb #c641fc8e
 Fit = Callable[[pd.DataFrame], Scorer]

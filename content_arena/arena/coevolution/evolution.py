@@ -22,8 +22,8 @@ from ...core.text import language
 def failures(attempts: Sequence[Attempt]) -> dict[str, dict[str, dict[str, Any]]]:
     """By `rule`, `target` and `lang`: tried, missed and share of the toxic comments attacked with
     it, the most successful first."""
-    found: dict[str, dict[str, list[int]]] = {k: defaultdict(lambda: [0, 0])
-                                              for k in ("rule", "target", "lang")}
+    counts: dict[str, dict[str, list[int]]] = {k: defaultdict(lambda: [0, 0])
+                                               for k in ("rule", "target", "lang")}
     for a in attempts:
         if not (a.attacked and a.label):
             continue
@@ -31,11 +31,11 @@ def failures(attempts: Sequence[Attempt]) -> dict[str, dict[str, dict[str, Any]]
         for kind, names in (("rule", set(a.variant.rules)), ("target", targets),
                             ("lang", {language(a.variant.original)})):
             for name in names:
-                found[kind][name][0] += 1
-                found[kind][name][1] += a.wrong
+                counts[kind][name][0] += 1
+                counts[kind][name][1] += a.wrong
     return {kind: {name: {"tried": n, "missed": k, "share": round(k / n, 4)} for name, (n, k)
                    in sorted(by.items(), key=lambda item: (-item[1][1] / item[1][0], item[0]))}
-            for kind, by in found.items()}
+            for kind, by in counts.items()}
 
 # %% ../../../nbs/10_arena/coevolution/30_evolution.ipynb #23d132e4
 MAX_DEPTH = 3
@@ -52,9 +52,9 @@ class Evolution:
         "For a record; `Evolution(**value)` is the same generation."
         return asdict(self)
 
-def evolve(old: Evolution, found: dict[str, dict[str, dict[str, Any]]]) -> Evolution:
+def evolve(old: Evolution, failed: dict[str, dict[str, dict[str, Any]]]) -> Evolution:
     "The next generation, from the `failures` of a battle: stronger, deeper, on what worked."
-    by_rule = found["rule"]
+    by_rule = failed["rule"]
     tried, missed = (sum(r[k] for r in by_rule.values()) for k in ("tried", "missed"))
     average = (missed + 1) / (tried + 2)
     weights = {name: round(min(5.0, max(0.2, (r["missed"] + average) / (r["tried"] + 1) / average)),

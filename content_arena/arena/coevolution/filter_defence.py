@@ -50,8 +50,8 @@ class KeptScores:
         for start in range(0, len(new), self.step):
             self._model = self._model or self.load()
             part = new[start:start + self.step]
-            found = self._model.scores([t for _, t in part])
-            self.known.update((k, round(float(p), 6)) for (k, _), p in zip(part, found))
+            scores = self._model.scores([t for _, t in part])
+            self.known.update((k, round(float(p), 6)) for (k, _), p in zip(part, scores))
             write_json(self.file, self.known)
             self.say(f"{self.file.parent.name}: {start + len(part)} of {len(new)} comments scored")
         return np.array([self.known[k] for k in keys])
@@ -133,9 +133,9 @@ class Table:
             key = f"{split.rotation}: {name}, cost {label}"
             if key in self.rows:
                 continue
-            found = defence_row(AtCost(scorer, valid, cost), self.test, split, **self.kw)
-            self.rows[key] = {"rotation": split.rotation, "cost": label, "model": name, **found}
-            shown = (f"{k} {v:.1%}" for k, v in found.items() if v is not None)
+            numbers = defence_row(AtCost(scorer, valid, cost), self.test, split, **self.kw)
+            self.rows[key] = {"rotation": split.rotation, "cost": label, "model": name, **numbers}
+            shown = (f"{k} {v:.1%}" for k, v in numbers.items() if v is not None)
             self.say(f"{key}: {', '.join(shown)}")
             write_json(self.file, self.rows)
 

@@ -60,9 +60,9 @@ def rounds_to_learn(store: EventStore, battles: Sequence[str], limit: int) -> li
     """Of the attacked rounds of `battles` at most `limit` that fooled the model, then others.
 
     Raises StoreError."""
-    found = sorted(_rounds(store, battles), key=lambda r: seeded("round", 0, r.id).random())
-    wrong = [r for r in found if r.wrong][:limit]
-    right = [r for r in found if not r.wrong][:limit]
+    attacked = sorted(_rounds(store, battles), key=lambda r: seeded("round", 0, r.id).random())
+    wrong = [r for r in attacked if r.wrong][:limit]
+    right = [r for r in attacked if not r.wrong][:limit]
     return wrong + right
 
 # %% ../../../nbs/10_arena/coevolution/90_rematch.ipynb #3c73d5c4

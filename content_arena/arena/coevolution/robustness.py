@@ -72,4 +72,5 @@ def robustness(scorer: Scorer, texts: Sequence[str], labels: Sequence[int], spli
     flagged = [a.before >= a.threshold for a in sides["seen"]]
     return {"clean": clean_scores(labels, flagged), "rows": len(texts), "seed": seed,
             "intensity": intensity, "target": target, "rotation": split.rotation,
-            **{side: attack_rates(found) | {"auc": auc(found)} for side, found in sides.items()}}
+            **{side: attack_rates(attempts) | {"auc": auc(attempts)}
+               for side, attempts in sides.items()}}

@@ -75,13 +75,13 @@ class Sample:
     parent: str
     kind: str
 
-def _kind(a: Attempt) -> str:
-    return ("evaded" if a.label else "false_positive") if a.wrong else \
-        ("detected" if a.label else "passed")
+def _kind(attempt: Attempt) -> str:
+    return ("evaded" if attempt.label else "false_positive") if attempt.wrong else \
+        ("detected" if attempt.label else "passed")
 
-def _of_one_rule(found: Sequence[Attempt], detected: float) -> list[tuple[Attempt, ...]]:
+def _of_one_rule(attempts: Sequence[Attempt], detected: float) -> list[tuple[Attempt, ...]]:
     "Pairs (toxic, clean) of what one rule made, those that the model got wrong first."
-    by = {k: [a for a in found if _kind(a) == k]
+    by = {k: [a for a in attempts if _kind(a) == k]
           for k in ("evaded", "detected", "false_positive", "passed")}
     evaded, flagged = len(by["evaded"]), len(by["false_positive"])
     wanted = max(evaded + round(detected * evaded), flagged)
@@ -105,11 +105,11 @@ def choose_samples(attempts: Sequence[Attempt], *, detected: float = 0.5,
 # %% ../../../nbs/10_arena/coevolution/20_samples.ipynb #38a8ee37
 def merged(batches: Sequence[Sequence[Sample]], limit: int) -> list[Sample]:
     "At most `limit` samples of `batches`, oldest first: each text once, the newest batch first."
-    found: dict[str, Sample] = {}
+    samples: dict[str, Sample] = {}
     for batch in reversed(batches):
         for sample in batch:
-            found.setdefault(sample.text, sample)
-    return list(found.values())[:limit]
+            samples.setdefault(sample.text, sample)
+    return list(samples.values())[:limit]
 
 def variant_limit(train_rows: int, share: float) -> int:
     "How many variants make up `share` (0..1) of a training with `train_rows` originals."

@@ -35,7 +35,7 @@ def _answer(score: str, toxic: str) -> list[sa.Column]:
 
 # %% ../../../nbs/02_store/revisions/10_v0001_events.ipynb #38a45c85
 def upgrade() -> None:
-    "Make the eight tables; alembic calls this inside the migration's transaction."
+    "Make the first tables; alembic calls this inside the migration's transaction."
     _make("predictions", _name("request_id", False, 200), *_text(),
           *_answer("toxic_score", "is_toxic"), _name("model_version"), _name("model_alias"),
           sa.Column("latency_ms", sa.Float), indexed=("text_sha256",))
