@@ -98,6 +98,7 @@ def spread(model) -> float:
 
 # --- the models -----------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @few(max_examples=40)
 @given(comments)
 @example("바보")

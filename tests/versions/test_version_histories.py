@@ -16,7 +16,7 @@ from content_arena.versions.retention import Retention
 from content_arena.versions.snapshots import VersionError, remove_tree
 from shelves import death, half_made, make_store, model, says
 
-pytestmark = pytest.mark.first
+pytestmark = [pytest.mark.slow, pytest.mark.first]
 
 MODELS = ("a", "b", "c")
 #: before which change to the disk; None, two times in three: not at all
