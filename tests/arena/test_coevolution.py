@@ -32,6 +32,8 @@ from content_arena.testing.fakes import WordScorer
 from content_arena.training.tracking import connect
 from content_arena.workflows.training import train_once
 
+pytestmark = pytest.mark.long(60)
+
 TOXIC = [f"you are an idiot, number {i}" for i in range(16)]
 CLEAN = [f"what a lovely day number {i}" for i in range(16)]
 
@@ -119,6 +121,7 @@ def undisturbed(tmp_path_factory) -> tuple:
     return left_by(root)
 
 
+@pytest.mark.slow
 def test_a_death_at_any_change_of_the_disk_changes_nothing(tmp_path):
     (tmp_path / "one").mkdir()
     go_on(tmp_path / "one", 1)

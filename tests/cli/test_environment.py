@@ -14,6 +14,8 @@ from all_commands import leaves
 from commands import state_of
 from content_arena.cli.main import app
 
+pytestmark = [pytest.mark.slow, pytest.mark.long(200)]
+
 # Values of required parameters, by name: a new command with another one needs one here.
 VALUES = {"texts": "안녕 é 😀", "version": "3", "reason": "it is a test", "name": "coevolution-1",
           "decision": "ab", "event": "success", "battle": "ab", "n": "3", "keep": "3", "mode": "mean",

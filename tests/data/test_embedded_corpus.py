@@ -49,6 +49,7 @@ def test_text_is_clean_unicode_and_in_its_language(corpus):
     assert (plain.text.map(language) == plain.lang).all()
 
 
+@pytest.mark.slow
 def test_near_duplicates_do_not_chain_templates_together(corpus):
     groups = pd.Series(group_rows(corpus.text.tolist(), 0.8, corpus.template.tolist()))
     assert groups.value_counts(normalize=True).iloc[0] < 0.01

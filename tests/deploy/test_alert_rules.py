@@ -172,6 +172,7 @@ def test_every_alert_is_shown_firing_and_not_firing():
     assert covered(True) == set(ALERTS) and covered(False) == set(ALERTS)
 
 
+@pytest.mark.slow
 @pytest.mark.needs("prometheus")
 def test_a_rule_with_another_limit_is_found_out(tmp_path: Path):
     (tmp_path / "tests").mkdir()

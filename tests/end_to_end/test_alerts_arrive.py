@@ -13,7 +13,7 @@ from content_arena.store.events import EventStore
 from stage import THRESHOLDS, Scorer, serving, settings
 from watch import Watch, free_port, wait_until
 
-pytestmark = pytest.mark.needs("prometheus")
+pytestmark = [pytest.mark.slow, pytest.mark.needs("prometheus")]
 
 
 @dataclass

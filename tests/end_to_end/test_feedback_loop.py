@@ -23,7 +23,7 @@ from content_arena.training.data_preparation import open_dataset
 from content_arena.testing.tiny_base import make_tiny_base
 from content_arena.data.train_only import attack_rules
 
-pytestmark = [pytest.mark.slow, pytest.mark.long(250)]
+pytestmark = [pytest.mark.slow, pytest.mark.long(140)]
 
 INSULTS = ("idiot", "moron", "loser", "stupid", "clown", "pathetic")
 HARMLESS = ("friend", "kind", "today", "you", "are")

@@ -25,6 +25,8 @@ from content_arena.serving.app import create_app
 from forks import WRITES, aliases, context, copy_store, die, killed, make_settings, process
 from forks import statuses, told
 
+pytestmark = [pytest.mark.slow, pytest.mark.long(150)]
+
 # What a promotion of v3 over v2 writes, in order: journal states, and the calls to MLflow.
 TAGS = ("v2 f1", "v2 precision", "v3 f1", "v3 precision")
 PROMOTE = ("pending", "@champion", "@previous", "no @challenger",

@@ -20,7 +20,10 @@ from content_arena.mlops.deployer import InferenceClient, ModelDeployer, Secrets
 from content_arena.mlops.evaluator import ChampionChallengerEvaluator
 from content_arena.mlops.model_registry import ModelRegistry, RegistryError
 from content_arena.workflows import deployment as entry
+
 from content_arena.data.grouping import fingerprints
+
+pytestmark = [pytest.mark.slow, pytest.mark.long(120)]
 
 
 @pytest.fixture

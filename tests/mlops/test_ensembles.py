@@ -37,6 +37,8 @@ from content_arena.testing.tiny_base import make_tiny_base
 from forks import copy_store
 from shelves import FakeRegistry, make_store, model
 
+pytestmark = [pytest.mark.slow, pytest.mark.long(150)]
+
 WORDS, SHARES = ("awful", "friend", "today", "kind"), (0.4, 0.2, 0.2, 0.2)
 
 

@@ -33,6 +33,8 @@ from content_arena.store.events import EventStore, text_sha256
 from content_arena.data.grouping import fingerprints
 from content_arena.data.readers import load_source
 
+pytestmark = pytest.mark.long(80)
+
 hypothesis_settings.register_profile("evaluator", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("evaluator")
 
@@ -53,6 +55,7 @@ def brute_force_swaps(counts) -> list[tuple[float, float]]:
     return out
 
 
+@pytest.mark.slow
 @given(some_counts)
 def test_swap_test_is_the_sum_over_all_swaps(counts):
     gain = statistics.differences(counts)[0]
@@ -67,6 +70,7 @@ def test_swap_test_keeps_its_level_exactly(counts, alpha):
     assert rejected <= alpha + 1e-12
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(*[st.integers(0, 1)] * 3), min_size=1, max_size=60))
 def test_metrics_are_those_of_scikit_learn(rows):
     y, old, new = np.array(rows).T
@@ -120,6 +124,7 @@ BARE = dict(significance=False, guarded_slices="")
 ONCE = dict(test_set_budget=0, guarded_slices="", bootstrap_resamples=500)   # uncorrected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_equally_good_challengers_pass_rarely(share):
     trials = 2000
@@ -224,10 +229,12 @@ def promises_broken(rule, trials: int = 30) -> set[str]:
     return broken
 
 
+@pytest.mark.slow
 def test_the_battle_check_keeps_its_promises():
     assert promises_broken(by_auc) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cheat, caught_by", [
     (by_evasion, {"thresholds have no say", "a constant never passes"}),
     (without_bounds, {"equals pass", "weaker ones fail"}),
@@ -286,6 +293,7 @@ def test_the_figures_of_both_sides_stand_in_the_sentence():
     assert check.numbers["champion"] == {k: old[k] for k in gate.SIDE}
 
 
+@pytest.mark.slow
 def test_more_data_is_not_rejected_for_sparing_clean_comments(data_dir):
     """Champion: BEEP! and Curse; challenger: KODOLI too. Each with its own threshold, on disguised
     comments of other authors: the rule that compared evasion rates rejects the better one."""

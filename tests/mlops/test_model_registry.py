@@ -12,7 +12,10 @@ from mlflow.exceptions import MlflowException
 from content_arena.mlops.decision_records import DecisionChain, Moves
 from content_arena.core.mlflow_server import TrackingServerError, check_reachable
 from content_arena.mlops.model_registry import ModelRegistry, Move, RegistryError, RegistryReader
+
 from forks import WRITES, aliases, copy_store, die, killed, log_run, make_settings, process, statuses
+
+pytestmark = pytest.mark.long(70)
 
 
 @pytest.fixture
@@ -51,6 +54,7 @@ ACTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
 def test_death_at_any_write_is_finished_or_undone(registry, monkeypatch, tmp_path, action,
                                                   three_versions_store):

@@ -12,13 +12,17 @@ from typer.testing import CliRunner
 
 from content_arena.cli.main import app
 from content_arena.core.config import load_settings
-from content_arena.mlops.evaluator import ShadowEvaluator, evidence_record
+from content_arena.mlops.evaluator import evidence_record
+from content_arena.monitoring import feedback
 from content_arena.monitoring.feedback import (Estimate, confirmed_labels, draw_sample,
                                           estimate_quality, label_counts, labels_by_text,
                                           quarantine, strata_of, stratified_quality)
+from content_arena.monitoring.shadow_statistics import ShadowEvaluator
 from content_arena.store.events import EventStore, text_sha256
 from content_arena.store.labels import add_labels
 from content_arena.store.writer import EventWriter
+
+pytestmark = pytest.mark.long(50)
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 SETTINGS = load_settings(env={})
@@ -95,6 +99,7 @@ def fill(store, flagged) -> None:
         for i, f in enumerate(flagged)])
 
 
+@pytest.mark.slow
 def test_every_prediction_is_drawn_with_the_probability_that_is_noted(tmp_path):
     times = dict.fromkeys((f"p{i}" for i in range(100)), 0)
     with EventStore.open(f"sqlite:///{tmp_path / 'events.db'}") as store:
@@ -154,6 +159,7 @@ def ideal_width(value: np.ndarray, truth: np.ndarray) -> float:
     return 2 * 1.96 * (value - truth).std()
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_and_is_not_wide():
     faults, cheats = [], {"all": [], "point": [], "constant": []}
     for rate in RATES:
@@ -201,6 +207,7 @@ def overlapping_week(rate: float, seed: int, rows=4000):
         2 * (toxic & flagged).sum() / (toxic.sum() + flagged.sum())      # its F1
 
 
+@pytest.mark.slow
 def test_the_interval_holds_when_draws_overlap():
     "Of one seed and of others, of the whole week and of parts of it."
     strata, truth = zip(*(overlapping_week(0.1, seed) for seed in range(400)))
@@ -218,6 +225,7 @@ def drawn(rows) -> list[int]:
     return [int(i[1:]) for i in rows.prediction_id]
 
 
+@pytest.mark.slow
 def test_looking_at_more_comments_moves_no_figure(store):
     "A weekly sample is labelled; then somebody draws 10 + 3 + 3 + 100 comments to look at."
     rng = np.random.default_rng(1)
@@ -235,6 +243,7 @@ def test_looking_at_more_comments_moves_no_figure(store):
     assert len(weekly) == 903
 
 
+@pytest.mark.slow
 def test_drawing_again_asks_for_nothing_and_changes_nothing(store):
     rng = np.random.default_rng(2)
     toxic = rng.random(2000) < 0.2
@@ -260,6 +269,19 @@ def test_drawing_again_asks_for_nothing_and_changes_nothing(store):
     assert (labelled.labelled, labelled.open_draws, labelled.population) == (len(ids), 0, 2000)
     assert labelled.f1.high - labelled.f1.low < 0.8 * (before.f1.high - before.f1.low)
     assert before.f1.low < labelled.f1.value < before.f1.high
+
+
+def test_a_draw_of_before_windows_were_noted_is_of_the_one_version_that_answered():
+    "Of two versions, it is of both: its window names none."
+    asked = pd.DataFrame({
+        "draw_id": [1, 1, 2, 2], "by": ["7", "7", "7", "8"], "is_toxic": [True, False] * 2,
+        "answered": [NOON + timedelta(minutes=m) for m in (0, 2, 1, 5)], "truth": [1, 0, None, 0],
+        "probability": 0.5} | dict.fromkeys(("seed", "window_since", "window_until", "window_version")))
+    draws = feedback._draws(asked)
+    assert draws.window_version.fillna("").tolist() == ["7", ""]
+    assert draws.window_since.tolist() == [NOON, NOON + timedelta(minutes=1)]
+    assert (draws.window_until > [NOON + timedelta(minutes=m) for m in (2, 5)]).all()
+    assert draws.response_flagged.tolist() == [1, 0] and draws.response_unflagged.tolist() == [1, 1]
 
 
 def test_a_preview_is_not_noted(store, store_url):

@@ -15,7 +15,7 @@ import pytest
 from commands import arena, settings_of
 from content_arena.mlops.model_registry import ModelRegistry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long(120)]
 
 WORDS, SHARES = ("awful", "friend", "today", "kind"), (0.4, 0.2, 0.2, 0.2)
 

@@ -473,6 +473,7 @@ def test_setup_says_what_python_it_needs(tmp_path: Path):
     assert "Python 3.11 or newer" in done.stderr and "too old (Python 3.9.2)" in done.stderr
 
 
+@pytest.mark.slow
 def test_drift_between_notebooks_and_package_is_found(tmp_path: Path):
     for folder in ("scripts", "nbs/01_core", PACKAGE):
         (tmp_path / folder).mkdir(parents=True)

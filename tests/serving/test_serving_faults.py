@@ -28,6 +28,7 @@ from content_arena.training.building import BadModel
 
 # --- fuzzing -------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)                # the long run
 def test_requests_made_up_from_its_own_openapi_break_nothing(folder, pytestconfig):
     "schemathesis; `--fuzz 10000` for the long run."
@@ -192,6 +193,7 @@ def growth_mb(marks: list[float]) -> float:
     return float(np.polyfit(range(len(marks)), marks, 1)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)                # the long run
 @pytest.mark.parametrize("leak", [False, True], ids=["as it is", "with a leak planted"])
 def test_reloading_over_and_over_fails_nobody_and_leaks_nothing(folder, tiny_models, pytestconfig,

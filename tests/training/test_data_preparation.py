@@ -30,7 +30,10 @@ from content_arena.data.grouping import (cluster, find_overlap, fingerprints, gr
                                              shingles)
 from content_arena.data.readers import (DataError, PublicFile, fetch, find_public_file,
                                             load_source, read_delimited, read_jsonl)
+
 from exact import leaks, triples
+
+pytestmark = pytest.mark.long(70)
 
 
 @pytest.fixture
@@ -695,6 +698,7 @@ def test_hub_columns_and_splits_are_settings(home, monkeypatch):
 
 # --- the real comments ----------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_korean_task(home, data_dir):
     dataset = prepare(home, data_dir=str(data_dir.resolve()), sources="beep,curse", test_sources="apeach",
                       max_train_rows=0)
@@ -707,6 +711,7 @@ def test_korean_task(home, data_dir):
     assert (shares["train"] - shares["valid"]).abs().max() < 0.05
 
 
+@pytest.mark.slow
 def test_english_task(home, data_dir):
     dataset = prepare(home, data_dir=str(data_dir.resolve()), sources="davidson", max_train_rows=0)
     rows, counts = dataset.manifest["rows"], dataset.manifest["counts"]

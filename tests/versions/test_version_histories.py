@@ -16,7 +16,7 @@ from content_arena.versions.retention import Retention
 from content_arena.versions.snapshots import VersionError, remove_tree
 from shelves import death, half_made, make_store, model, says
 
-pytestmark = pytest.mark.first
+pytestmark = [pytest.mark.slow, pytest.mark.first]
 
 MODELS = ("a", "b", "c")
 #: before which change to the disk; None, two times in three: not at all
@@ -141,7 +141,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def latest_is_complete_and_what_it_is_called(self):
-        for name, snapshot in self.store.shelf().snapshots.items():
+        for name in self.store.shelf().snapshots:
             text = (self.store.versions / name / "model" / "head.safetensors").read_text()
             assert self.says.setdefault(name, text) == text
         if self.store.latest.exists():

@@ -81,6 +81,7 @@ def assert_survived(store, names: dict[str, str], may_say: set[str]) -> None:
     assert left == set(), "the next writer did not finish what was begun"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_kill_at_every_step_leaves_the_old_or_the_new(template, tmp_path, operation):
     prepare, _, may_say = OPERATIONS[operation]

@@ -10,7 +10,7 @@ from commands import arena, settings_of, write_comments
 
 from content_arena.mlops.model_registry import ModelRegistry
 
-pytestmark = [pytest.mark.slow, pytest.mark.long(200)]
+pytestmark = [pytest.mark.slow, pytest.mark.long(60)]
 
 
 def test_first_run_bootstraps_and_leaves_its_report_everywhere(home, first):

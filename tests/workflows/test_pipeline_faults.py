@@ -17,7 +17,7 @@ from watch import free_port
 from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.workflows.pipeline import find_unfinished, read_json
 
-pytestmark = [pytest.mark.slow, pytest.mark.long(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.long(120)]
 
 
 class Asking(threading.Thread):
