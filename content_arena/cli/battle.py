@@ -8,7 +8,7 @@ __all__ = ['battle_app', 'battle_run', 'battle_list', 'battle_show', 'battle_rep
 # %% ../../nbs/14_cli/50_battle.ipynb #1c70959a
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -83,14 +83,14 @@ def _add_to_store(settings: Any, battle: Any, say: Any) -> None:
 
 @battle_app.command("run")
 def battle_run(
-    rounds: Annotated[Optional[int], typer.Option(help="default: battle_rounds")] = None,
+    rounds: Annotated[int | None, typer.Option(help="default: battle_rounds")] = None,
     strategy: Annotated[str, typer.Option(help="mixed, greedy, bandit, a rule, ...")] = "mixed",
     alias: Annotated[str, typer.Option(help="champion, challenger or previous")] = "champion",
-    version: Annotated[Optional[str], typer.Option(help="a version, instead of an alias")] = None,
+    version: Annotated[str | None, typer.Option(help="a version, instead of an alias")] = None,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,
     split: Annotated[str, typer.Option(help="of the model's dataset: valid, train")] = "valid",
     corpus: Annotated[str, typer.Option(help="csv:PATH, jsonl:PATH, embedded, ...")] = "",
-    rotation: Annotated[Optional[int], typer.Option(help="which families are held out")] = None,
+    rotation: Annotated[int | None, typer.Option(help="which families are held out")] = None,
     profile: Profile = None, p: Parameter = None, as_json: AsJson = False,
 ) -> None:
     "Attack a registered model. The same command goes on with a battle that was interrupted."
@@ -154,7 +154,7 @@ def battle_show(battle: str, p: Parameter = None, as_json: AsJson = False) -> No
 # %% ../../nbs/14_cli/50_battle.ipynb #0c0013d7
 @battle_app.command("report")
 def battle_report(
-    battle: Annotated[Optional[str], typer.Argument(help="default: the newest")] = None,
+    battle: Annotated[str | None, typer.Argument(help="default: the newest")] = None,
     p: Parameter = None, as_json: AsJson = False,
 ) -> None:
     "The arena report of a battle: nbs/pipelines/05_battle.ipynb, executed, as a page."

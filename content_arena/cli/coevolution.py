@@ -7,7 +7,7 @@ __all__ = ['history_table', 'coevolve']
 
 # %% ../../nbs/14_cli/60_coevolution.ipynb #8bf04112
 import sys
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 from rich.console import Console
 import typer
@@ -34,7 +34,7 @@ def coevolve(
     p: Parameter = None,
     as_json: AsJson = False,
     max_cycles: Annotated[int, typer.Option(min=0, help="stop after so many; 0: no limit")] = 10,
-    target_evasion: Annotated[Optional[float], typer.Option(
+    target_evasion: Annotated[float | None, typer.Option(
         min=0, max=1, help="stop when the evasion rate is not above this, and false positives under"
                            " attack not above coevolution_false_positives")] = None,
     max_minutes: Annotated[float, typer.Option(

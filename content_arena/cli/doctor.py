@@ -15,7 +15,7 @@ import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 import httpx
 import nbformat

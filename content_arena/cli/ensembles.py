@@ -6,7 +6,7 @@
 __all__ = ['ensemble_app', 'ensemble_create', 'ensemble_list', 'ensemble_show', 'ensemble_evaluate', 'ensemble_remove']
 
 # %% ../../nbs/14_cli/80_ensembles.ipynb #05577ceb
-from typing import Annotated, Any, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -23,7 +23,7 @@ def ensemble_create(
     name: str,
     mode: Annotated[str, typer.Option(help="and, or, mean or weighted")],
     members: Annotated[str, typer.Option(help="registered versions, e.g. 1,2")],
-    alias: Annotated[Optional[str], typer.Option(help="challenger, or none")] = None,
+    alias: Annotated[str | None, typer.Option(help="challenger, or none")] = None,
     profile: Profile = None,
     p: Parameter = None,
     as_json: AsJson = False,

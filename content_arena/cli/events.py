@@ -10,7 +10,7 @@ __all__ = ['Since', 'Until', 'shadow_app', 'feedback_app', 'store_app', 'read_ti
 import csv
 import sys
 from datetime import datetime, timedelta, timezone
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,9 +21,9 @@ from ..core.config import SettingsError
 
 # %% ../../nbs/14_cli/40_events.ipynb #ee1435f9
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
-Since = Annotated[Optional[str], typer.Option("--since", metavar="TIME",
+Since = Annotated[str | None, typer.Option("--since", metavar="TIME",
                                               help="30m, 12h, 7d ago, or 2026-01-31T12:00")]
-Until = Annotated[Optional[str], typer.Option("--until", metavar="TIME", help="like --since")]
+Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="like --since")]
 
 def read_time(text: str | None, now: datetime | None = None) -> datetime | None:
     "The time that `7d`, `12h`, `30m` (ago) or an ISO date means, in UTC; raises SettingsError."
@@ -80,8 +80,8 @@ def _show_shadow(console: Console, value: dict) -> None:
 @shadow_app.command("report")
 def shadow_report(
     since: Since = None, until: Until = None, p: Parameter = None, as_json: AsJson = False,
-    champion: Annotated[Optional[str], typer.Option(help="version; default: the newest")] = None,
-    challenger: Annotated[Optional[str], typer.Option(help="version; default: the newest")] = None,
+    champion: Annotated[str | None, typer.Option(help="version; default: the newest")] = None,
+    challenger: Annotated[str | None, typer.Option(help="version; default: the newest")] = None,
 ) -> None:
     "Agreement, accuracy and F1 of champion and challenger on the traffic, and who is better."
     from content_arena.monitoring.shadow_statistics import ShadowEvaluator
@@ -97,7 +97,7 @@ def feedback_sample(
     n: Annotated[int, typer.Option("--n", min=1, help="predictions to hand out")],
     since: Since = None, until: Until = None,
     seed: Annotated[int, typer.Option(help="another seed draws another sample")] = 0,
-    model_version: Annotated[Optional[str], typer.Option(help="only this version's")] = None,
+    model_version: Annotated[str | None, typer.Option(help="only this version's")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="show it, and note nothing")] = False,
     p: Parameter = None, as_json: AsJson = False,
 ) -> None:
@@ -165,12 +165,12 @@ def _show_intake(console: Console, value: dict, rows: int) -> None:
 
 @feedback_app.command("add")
 def feedback_add(
-    prediction_id: Annotated[Optional[str], typer.Option(help="what the label is about")] = None,
-    text_sha256: Annotated[Optional[str], typer.Option(help="the same, by hash")] = None,
-    label: Annotated[Optional[int], typer.Option(help="1 toxic, 0 clean")] = None,
+    prediction_id: Annotated[str | None, typer.Option(help="what the label is about")] = None,
+    text_sha256: Annotated[str | None, typer.Option(help="the same, by hash")] = None,
+    label: Annotated[int | None, typer.Option(help="1 toxic, 0 clean")] = None,
     source: Annotated[str, typer.Option(help="trusted: see [feedback]")] = "moderator",
-    reviewer: Annotated[Optional[str], typer.Option(help="who says so")] = None,
-    file: Annotated[Optional[str], typer.Option(help="CSV of labels; - is stdin")] = None,
+    reviewer: Annotated[str | None, typer.Option(help="who says so")] = None,
+    file: Annotated[str | None, typer.Option(help="CSV of labels; - is stdin")] = None,
     p: Parameter = None, as_json: AsJson = False,
 ) -> None:
     "Add one label, or those of a CSV file; exit code 1 if any is unknown or refused."
@@ -205,7 +205,7 @@ def store_status(p: Parameter = None, as_json: AsJson = False) -> None:
 
 @store_app.command("purge")
 def store_purge(
-    before: Annotated[Optional[str], typer.Option(metavar="TIME", help="default: older than"
+    before: Annotated[str | None, typer.Option(metavar="TIME", help="default: older than"
                                                   " store_retention_days; 30d, or a date")] = None,
     p: Parameter = None, as_json: AsJson = False,
 ) -> None:

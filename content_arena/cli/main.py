@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -160,9 +160,9 @@ def evaluate(
     profile: Profile = None,
     p: Parameter = None,
     as_json: AsJson = False,
-    champion: Annotated[Optional[str], typer.Option(help="version; default: the champion")] = None,
+    champion: Annotated[str | None, typer.Option(help="version; default: the champion")] = None,
     challenger: Annotated[
-        Optional[str], typer.Option(help="version; default: the challenger")
+        str | None, typer.Option(help="version; default: the challenger")
     ] = None,
 ) -> None:
     "Compare two registered versions on the test split; changes nothing."
@@ -180,7 +180,7 @@ def deploy(
     profile: Profile = None,
     p: Parameter = None,
     as_json: AsJson = False,
-    run_id: Annotated[Optional[str], typer.Option(help="MLflow run to register first")] = None,
+    run_id: Annotated[str | None, typer.Option(help="MLflow run to register first")] = None,
 ) -> None:
     "Deploy the waiting challenger if it is better than the champion."
     from content_arena.workflows.deployment import evaluate_and_deploy
@@ -193,8 +193,8 @@ def deploy(
 @app.command()
 def serve(
     p: Parameter = None,
-    host: Annotated[Optional[str], typer.Option(help="address to listen on")] = None,
-    port: Annotated[Optional[int], typer.Option(help="TCP port; 0: any free one")] = None,
+    host: Annotated[str | None, typer.Option(help="address to listen on")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port; 0: any free one")] = None,
 ) -> None:
     "Serve the champion over HTTP until stopped."
     from content_arena.serving.app import run

@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,10 +22,10 @@ from ..core.config import Settings, load_settings, parse_parameters
 
 # %% ../../nbs/14_cli/10_options.ipynb #c3159da2
 Parameter = Annotated[
-    Optional[list[str]], typer.Option("-p", metavar="NAME=VALUE", help="a setting of settings.ini")
+    list[str] | None, typer.Option("-p", metavar="NAME=VALUE", help="a setting of settings.ini")
 ]
 Profile = Annotated[
-    Optional[str], typer.Option("--profile", help="profile of settings.ini: smoke, cpu, gpu")
+    str | None, typer.Option("--profile", help="profile of settings.ini: smoke, cpu, gpu")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object as the last line")]
 

@@ -8,7 +8,7 @@ __all__ = ['versions_app', 'Tag', 'DryRun', 'versions_publish', 'versions_save',
 
 # %% ../../nbs/14_cli/30_versions.ipynb #eb966673
 from dataclasses import asdict
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -39,9 +39,9 @@ def _made(as_json: bool, status: str, snapshot: Any) -> None:
 # %% ../../nbs/14_cli/30_versions.ipynb #6bda1053
 @versions_app.command("publish")
 def versions_publish(
-    version: Annotated[Optional[str], typer.Option(help="registered version to publish")] = None,
+    version: Annotated[str | None, typer.Option(help="registered version to publish")] = None,
     alias: Annotated[str, typer.Option(help="or the one behind this alias")] = "champion",
-    folder: Annotated[Optional[str], typer.Option(help="or a model folder")] = None,
+    folder: Annotated[str | None, typer.Option(help="or a model folder")] = None,
     tag: Tag = "",
     p: Parameter = None,
     as_json: AsJson = False,
@@ -123,9 +123,9 @@ def versions_prune(
 @versions_app.command("mark")
 def versions_mark(
     name: str,
-    keep: Annotated[Optional[bool], typer.Option(
+    keep: Annotated[bool | None, typer.Option(
         "--keep/--no-keep", help="never prune it")] = None,
-    archive: Annotated[Optional[bool], typer.Option(
+    archive: Annotated[bool | None, typer.Option(
         "--archive/--no-archive", help="the next cleanup packs it into models/archive")] = None,
     p: Parameter = None,
     as_json: AsJson = False,

@@ -81,7 +81,7 @@ def paired_bootstrap(counts, resamples: int = 2000, seed: int = 0,
 
     `stratified`: within each class. Memory: 200 bytes a resample, whatever the number of rows."""
     counts = np.asarray(counts)
-    strata = [counts * (LABEL == y) for y in (0, 1)] if stratified else [counts]
+    strata = [counts * (y == LABEL) for y in (0, 1)] if stratified else [counts]
     rng = np.random.default_rng(seed)
     drawn = sum(rng.multinomial(s.sum(), s / s.sum(), resamples) for s in strata if s.sum())
     return Bootstrap(differences(counts), differences(drawn))

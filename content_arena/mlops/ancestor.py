@@ -37,5 +37,5 @@ def find_ancestor(settings: Settings, registry: RegistryReader | None = None) ->
         raise RegistryError(f"init_from = {name}: no version is {registry.name}@{name} yet; leave"
                             " init_from empty for a first model")
     ancestor = Ancestor(version, registry.download(version))
-    ancestor.lineage                                       # unreadable: say so before training
+    _ = ancestor.lineage                                       # unreadable: say so before training
     return ancestor

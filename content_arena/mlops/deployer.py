@@ -9,7 +9,8 @@ __all__ = ['NOT_RUNNING', 'ServiceError', 'ServiceNotRunning', 'InferenceClient'
 # %% ../../nbs/08_mlops/90_deployer.ipynb #e4f76f82
 import asyncio
 import ssl
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
 import httpx
 from fastcore.basics import patch

@@ -21,15 +21,13 @@ from fastcore.basics import patch
 from ..core.config import GateSettings, Settings
 from .gate import (BATTLE, SIDE, Decision, Evidence, Slice, budget_statement,
                                       decide)
-from .lineage import LineageError, certify
+from .lineage import certify
 from .model_registry import ModelRegistry, RegistryReader, Version
 # more than is used here, so that all of it can be had from mlops.evaluator
-from ..monitoring.shadow_statistics import (
-    COMPARED, SHADOW, ShadowEvaluator, length_bucket)
-from ..core.statistics import (LABEL, METRICS, count_patterns, detectable_effect,
-                                            detection_power, differences, mcnemar, metrics_of,
-                                            paired_bootstrap, required_samples, significance,
-                                            swap_test, wilson_interval)
+from content_arena.monitoring.shadow_statistics import (
+    COMPARED, SHADOW, length_bucket)
+from ..core.statistics import (
+    LABEL, METRICS, count_patterns, differences, mcnemar, metrics_of, paired_bootstrap, swap_test)
 from ..core.scoring import LoadedModel, ScoreError, check_scores
 from ..core.text import as_read
 from ..data.grouping import fingerprints

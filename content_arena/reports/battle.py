@@ -69,7 +69,7 @@ def sides_figure(record: Mapping[str, Any]) -> Figure:
             ("seen families", record["seen"], "detection_rate", COLOURS["good"]),
             ("held-out families", record["held_out"], "detection_rate", COLOURS["challenger"])]
     figure, axes = axes_of(6.5, 2.4, xlabel="detected toxic comments, per cent", xlim=(0, 100))
-    for at, (name, part, rate, colour) in enumerate(bars):
+    for at, (_, part, rate, colour) in enumerate(bars):
         if part[rate] is not None:
             low, high = (100 * x for x in part["intervals"][rate])
             axes.barh(at, 100 * part[rate], color=colour, alpha=0.5)

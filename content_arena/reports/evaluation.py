@@ -10,7 +10,8 @@ __all__ = ['COLOURS', 'BANNER', 'TITLES', 'axes_of', 'dataset_summary', 'manifes
 
 # %% ../../nbs/12_reports/10_evaluation.ipynb #d8d1d45f
 import html
-from typing import Any, Mapping
+from typing import Any
+from collections.abc import Mapping
 
 import mlflow
 import numpy as np

@@ -281,7 +281,7 @@ def tally(self: EventStore, table: str, by: str, windows: Sequence[Mapping[str, 
     query = (sa.select(t.c[by], sa.func.count()).group_by(t.c[by])
              .where(sa.or_(sa.false(), *among), *_window(t, since, until, None)))
     with _errors_in_our_words(self.address), self.engine.connect() as connection:
-        return {value: count for value, count in connection.execute(query)}
+        return {row[0]: row[1] for row in connection.execute(query)}
 
 # %% ../../nbs/02_store/30_events.ipynb #6b813d99
 FROM_USERS = ("predictions", "shadow", "feedback", "label_requests")

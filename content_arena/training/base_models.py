@@ -23,7 +23,8 @@ import threading
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, snapshot_download

@@ -9,7 +9,7 @@ __all__ = ['choose_threshold', 'TfidfBaseline']
 import hashlib
 import json
 from pathlib import Path
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from fastcore.basics import patch

@@ -15,7 +15,8 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from ..core.files import file_sha256
 from ..core.text import TEXT_FORM, text_form, tokenizer_input
 from .base_models import BaseModel
 from .building import (
-    HEAD_NAMES, BadModel, ModelError, best_device, building, check_formats, convert, fast_dtype)
+    HEAD_NAMES, BadModel, ModelError, building, check_formats, convert, fast_dtype)
 
 # %% ../../nbs/05_training/40_classifier.ipynb #00dbaad5
 def _keep_head_exact(network: nn.Module) -> None:

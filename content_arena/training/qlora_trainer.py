@@ -12,7 +12,8 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
+from collections.abc import Sequence
 
 import mlflow
 import numpy as np
@@ -27,9 +28,10 @@ from sklearn.metrics import precision_score, recall_score
 from ..core.config import ModelSettings, Settings, TrainSettings
 from .base_models import BaseModel, resolve_base_model
 from .characters import TfidfBaseline, choose_threshold
+from .building import best_device, fast_dtype
 from .classifier import (
-    DenseCopy, best_device, build_classifier, collate, encode, fast_dtype, load_tokenizer,
-    predict_logits, read_manifest, save_model, start_from, toxic_probability, verify_model)
+    DenseCopy, build_classifier, collate, encode, load_tokenizer, predict_logits, read_manifest,
+    save_model, start_from, toxic_probability, verify_model)
 from ..data.grouping import fingerprints
 from .loop import TrainingError, fit
 from content_arena.training.tracking import (

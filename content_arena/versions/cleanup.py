@@ -135,7 +135,7 @@ def _battles(settings: Settings) -> Iterator[Item]:
                for f in sorted((arena / "battles").glob("[!.]*/"))]
     cycles = [(f, f / "state.json", f.parent / ".lock", sorted(f.glob("cycle-*")), ("completed",))
               for f in sorted((arena / "coevolution").glob("*/"))]
-    for folder, record, lock, parts, over in [*battles, *cycles]:
+    for _, record, lock, parts, over in [*battles, *cycles]:
         if not record.exists() or (age := age_days(record)) <= limit:
             continue
         status = _status(record)
@@ -159,7 +159,7 @@ def _artifacts(settings: Settings) -> Iterator[Item]:
         return
     client = MlflowClient(uri)
     folders = {p: client.get_run for p in base.iterdir() if re.fullmatch(r"[0-9a-f]{32}", p.name)}
-    folders |= {p: client.get_logged_model for p in (base / "models").glob("m-*")}
+    folders |= dict.fromkeys((base / "models").glob("m-*"), client.get_logged_model)
     orphans = sorted(p for p, ask in folders.items() if not _known(ask, p.name))
     if orphans and len(orphans) == len(folders):
         yield Item("artifact", "keep", base, f"not one of its {len(folders)} folders belongs to"

@@ -6,36 +6,50 @@
 __all__ = ['open_paths', 'holder']
 
 # %% ../../nbs/09_versions/40_open_files.ipynb #fbbc38c3
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 # %% ../../nbs/09_versions/40_open_files.ipynb #0542ed02
-def _links(process: str, roots: list[str]) -> Iterator[str]:
-    "Open files, working folder, and mapped files (if in one of `roots`) of one process."
-    for link in [f"{process}/cwd", *(f"{process}/fd/{n}" for n in os.listdir(f"{process}/fd"))]:
-        try:
-            yield os.readlink(link)
-        except OSError:                              # closed meanwhile
-            continue
-    with open(f"{process}/maps", encoding="utf-8", errors="surrogateescape") as file:
-        maps = file.read()
+def _mapped(pid: int, roots: list[str]) -> Iterator[str]:
+    "Files that a process has mapped, if one of `roots` is among them; nothing but on Linux."
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return
     if any(root in maps for root in roots):
         yield from (line[line.find("/"):] for line in maps.splitlines() if "/" in line)
 
+def _listed(pid: int) -> Iterator[str]:
+    "Folders that a process has open; nothing but on Linux."
+    for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+        try:
+            if descriptor.is_dir():
+                yield str(descriptor.readlink())
+        except OSError:                              # closed meanwhile
+            continue
+
+def _names(process: psutil.Process, roots: list[str]) -> Iterator[str]:
+    yield process.cwd()
+    yield from (file.path for file in process.open_files())
+    yield from _listed(process.pid)
+    yield from _mapped(process.pid, roots)
+
 def open_paths(*folders: Path) -> dict[Path, int]:
-    "What some process holds in `folders` (or itself) -> its id; empty where /proc is not."
+    "What some process holds in `folders` (or itself) -> its id."
     roots, users = [str(Path(f).resolve()) for f in folders], {}
     below = tuple(f"{root}/" for root in roots)
-    for process in Path("/proc").glob("[0-9]*"):
+    for process in psutil.process_iter():
         try:
-            for name in _links(str(process), roots):
+            for name in _names(process, roots):
                 if name.startswith(below) or name in roots:
-                    users[Path(name)] = int(process.name)
-        except OSError:                              # ended meanwhile, or another user's
+                    users[Path(name)] = process.pid
+        except (psutil.Error, OSError):              # ended meanwhile, or another user's
             continue
     return users
 
+# %% ../../nbs/09_versions/40_open_files.ipynb #f162184a
 def holder(path: Path, users: dict[Path, int]) -> int | None:
     "The process that holds `path` or something in it; None if none does. See `open_paths`."
     path = Path(path).resolve()

@@ -10,7 +10,8 @@ import argparse
 import asyncio
 import json
 from functools import partial
-from typing import Any, Sequence
+from typing import Any
+from collections.abc import Sequence
 
 from ..arena.battles.fixed import gate_battle
 from ..core.config import Settings, load_secrets, load_settings, parse_parameters

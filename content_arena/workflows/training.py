@@ -8,7 +8,7 @@ __all__ = ['train_once', 'main']
 # %% ../../nbs/13_workflows/30_training.ipynb #eafc8ab8
 import argparse
 from pathlib import Path
-from typing import Sequence
+from collections.abc import Sequence
 
 from ..core.config import Settings, load_settings, parse_parameters
 from ..mlops.ancestor import find_ancestor

@@ -22,6 +22,8 @@ from content_arena.arena.attackers.endpoint import ChatEndpoint
 from content_arena.arena.attackers.llm import PROMPTS, prompt_folder, prompts_sha256
 from content_arena.arena.attackers.search import SearchAttacker
 from content_arena.core.config import Secrets, load_settings
+from content_arena.data.embedded_texts import LANGUAGES, parse_texts, read_texts
+from content_arena.testing.fakes import WordScorer
 
 ROOT = Path(__file__).resolve().parents[2]
 INSULTS = ["you are an idiot", "이 바보야 정신 차려", "what a stupid loser", "진짜 멍청이 같다"]
@@ -29,17 +31,8 @@ CLEAN = ["have a lovely day", "오늘 날씨가 참 좋네요", "see you on mond
 TEXTS, LABELS = INSULTS + CLEAN, [1] * 4 + [0] * 4
 
 
-class Filter:
-    "Flags four words spelt plainly; counts texts and calls."
-    threshold = 0.3
-
-    def __init__(self):
-        self.calls = self.texts = 0
-
-    def scores(self, texts):
-        self.calls, self.texts = self.calls + 1, self.texts + len(texts)
-        words = ("idiot", "바보", "stupid", "멍청")
-        return np.array([0.45 if any(w in t for w in words) else 0.1 for t in texts])
+class Filter(WordScorer):
+    def __init__(self): super().__init__(("idiot", "바보", "stupid", "멍청"))
 
 
 @pytest.fixture
@@ -231,7 +224,7 @@ def test_another_prompt_is_another_battle(cfg, server):
     assert attacker_facts(attacker) != before and before["prompts"] == prompts_sha256()
 
 
-def test_a_wheel_brings_the_prompts(tmp_path):
+def test_a_wheel_brings_the_prompts_and_the_texts(tmp_path):
     for name in ("content_arena", "pyproject.toml", "README.md", "LICENSE"):
         (tmp_path / name).symlink_to(ROOT / name)
     code = f"from setuptools.build_meta import build_wheel; print(build_wheel({str(tmp_path)!r}))"
@@ -239,8 +232,10 @@ def test_a_wheel_brings_the_prompts(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     with ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         for name in PROMPTS:
-            packed = wheel.read(f"content_arena/arena/prompts/{name}.txt")
+            packed = wheel.read(f"content_arena/arena/attackers/prompts/{name}.txt")
             assert packed == (prompt_folder() / f"{name}.txt").read_bytes()
+        for lang in LANGUAGES:
+            assert parse_texts(wheel.read(f"content_arena/data/texts/{lang}.txt").decode()) == read_texts(lang)
 
 
 def test_no_server_is_said_and_is_no_failure(cfg):

@@ -28,6 +28,7 @@ from content_arena.mlops.decisions import DecisionLog
 from content_arena.mlops.model_registry import ModelRegistry, Version
 from content_arena.versions.shelf import VersionStore
 from content_arena.workflows.pipeline import read_json
+from content_arena.testing.fakes import WordScorer
 from content_arena.training.tracking import connect
 from content_arena.workflows.training import train_once
 
@@ -35,17 +36,6 @@ pytestmark = pytest.mark.long(60)
 
 TOXIC = [f"you are an idiot, number {i}" for i in range(16)]
 CLEAN = [f"what a lovely day number {i}" for i in range(16)]
-
-
-class Words:
-    "Flags texts that contain a known word."
-    threshold = 0.3
-
-    def __init__(self, words: list[str]):
-        self.words = words
-
-    def scores(self, texts):
-        return np.array([0.9 if any(w in t for w in self.words) else 0.1 for t in texts])
 
 
 @dataclass
@@ -71,11 +61,11 @@ class World:
 
     def battle(self, target, attacker, split, seed, folder):
         return Battle({"id": folder.parent.name}, attacker.attack(
-            TOXIC[:10] + CLEAN[:10], [1] * 10 + [0] * 10, Words(self.read(target.version)["words"]),
+            TOXIC[:10] + CLEAN[:10], [1] * 10 + [0] * 10, WordScorer(self.read(target.version)["words"]),
             seed=seed))
 
     def measure(self, target, split):
-        return robustness(Words(self.read(target.version)["words"]), TOXIC[10:] + CLEAN[10:],
+        return robustness(WordScorer(self.read(target.version)["words"]), TOXIC[10:] + CLEAN[10:],
                           [1] * 6 + [0] * 6, split)
 
     def retrain(self, target, samples, split):

@@ -92,7 +92,7 @@ def test_a_file_with_a_secret_is_read_as_editors_write_it(tmp_path, raw, encodin
 
 
 @pytest.mark.parametrize("raw, reason", [
-    ("token\nof two lines".encode(), "several lines"), ("token".encode("utf-16-le"), "NUL"),
+    (b"token\nof two lines", "several lines"), ("token".encode("utf-16-le"), "NUL"),
     ("비밀token".encode("cp949"), "line 1 is no UTF-8"), (b"tok\x07en", "control character")])
 def test_a_file_with_no_secret_is_refused_and_not_quoted(tmp_path, raw, reason):
     file = tmp_path / "secret.txt"

@@ -21,9 +21,9 @@ from content_arena.mlops.evaluator import ChampionChallengerEvaluator
 from content_arena.mlops.model_registry import ModelRegistry, RegistryError
 from content_arena.workflows import deployment as entry
 
-pytestmark = [pytest.mark.slow, pytest.mark.long(120)]
-
 from content_arena.data.grouping import fingerprints
+
+pytestmark = [pytest.mark.slow, pytest.mark.long(120)]
 
 
 @pytest.fixture

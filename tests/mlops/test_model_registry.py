@@ -13,9 +13,9 @@ from content_arena.mlops.decision_records import DecisionChain, Moves
 from content_arena.core.mlflow_server import TrackingServerError, check_reachable
 from content_arena.mlops.model_registry import ModelRegistry, Move, RegistryError, RegistryReader
 
-pytestmark = pytest.mark.long(70)
-
 from forks import WRITES, aliases, copy_store, die, killed, log_run, make_settings, process, statuses
+
+pytestmark = pytest.mark.long(70)
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 
 from content_arena.cli.main import app
 from content_arena.core.config import load_settings
-from content_arena.mlops.evaluator import ShadowEvaluator, evidence_record
+from content_arena.mlops.evaluator import evidence_record
+from content_arena.monitoring import feedback
 from content_arena.monitoring.feedback import (Estimate, confirmed_labels, draw_sample,
                                           estimate_quality, label_counts, labels_by_text,
                                           quarantine, strata_of, stratified_quality)
+from content_arena.monitoring.shadow_statistics import ShadowEvaluator
 from content_arena.store.events import EventStore, text_sha256
 from content_arena.store.labels import add_labels
 from content_arena.store.writer import EventWriter
@@ -267,6 +269,19 @@ def test_drawing_again_asks_for_nothing_and_changes_nothing(store):
     assert (labelled.labelled, labelled.open_draws, labelled.population) == (len(ids), 0, 2000)
     assert labelled.f1.high - labelled.f1.low < 0.8 * (before.f1.high - before.f1.low)
     assert before.f1.low < labelled.f1.value < before.f1.high
+
+
+def test_a_draw_of_before_windows_were_noted_is_of_the_one_version_that_answered():
+    "Of two versions, it is of both: its window names none."
+    asked = pd.DataFrame({
+        "draw_id": [1, 1, 2, 2], "by": ["7", "7", "7", "8"], "is_toxic": [True, False] * 2,
+        "answered": [NOON + timedelta(minutes=m) for m in (0, 2, 1, 5)], "truth": [1, 0, None, 0],
+        "probability": 0.5} | dict.fromkeys(("seed", "window_since", "window_until", "window_version")))
+    draws = feedback._draws(asked)
+    assert draws.window_version.fillna("").tolist() == ["7", ""]
+    assert draws.window_since.tolist() == [NOON, NOON + timedelta(minutes=1)]
+    assert (draws.window_until > [NOON + timedelta(minutes=m) for m in (2, 5)]).all()
+    assert draws.response_flagged.tolist() == [1, 0] and draws.response_unflagged.tolist() == [1, 1]
 
 
 def test_a_preview_is_not_noted(store, store_url):

@@ -1,6 +1,5 @@
 """The service when things around it break: fuzzed requests, many reloads, a database that goes away, a full disk, an end in the middle."""
 import gc
-import os
 import re
 import resource
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 import stage
@@ -185,8 +185,7 @@ def memory_mb() -> float:
     import ctypes
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def growth_mb(marks: list[float]) -> float:

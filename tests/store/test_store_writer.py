@@ -51,7 +51,7 @@ def test_a_database_that_restarts_under_load_loses_nothing(postgres, tmp_path):
     def load() -> None:
         i = 0
         while not stop.wait(0.001):
-            for i in range(i, i + 4):
+            for i in range(i, i + 4):  # noqa: B020
                 begun = time.perf_counter()
                 assert writer.put("predictions", event(i))
                 took.append(time.perf_counter() - begun)

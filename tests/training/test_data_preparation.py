@@ -31,9 +31,9 @@ from content_arena.data.grouping import (cluster, find_overlap, fingerprints, gr
 from content_arena.data.readers import (DataError, PublicFile, fetch, find_public_file,
                                             load_source, read_delimited, read_jsonl)
 
-pytestmark = pytest.mark.long(70)
-
 from exact import leaks, triples
+
+pytestmark = pytest.mark.long(70)
 
 
 @pytest.fixture

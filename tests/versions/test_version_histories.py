@@ -141,7 +141,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def latest_is_complete_and_what_it_is_called(self):
-        for name, snapshot in self.store.shelf().snapshots.items():
+        for name in self.store.shelf().snapshots:
             text = (self.store.versions / name / "model" / "head.safetensors").read_text()
             assert self.says.setdefault(name, text) == text
         if self.store.latest.exists():

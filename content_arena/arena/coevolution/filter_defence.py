@@ -153,7 +153,8 @@ def _add_baseline(table: Table, train: pd.DataFrame, valid: pd.DataFrame, both: 
     model = fit(train)
     cost = clean_cost(model, both)
     table.add_with_views("baseline", model, both, cost, split)
-    for cycle, model, _ in coevolve_in_memory(model, train, split, fit, cycles=cycles, **how):
+    made = coevolve_in_memory(model, train, split, fit, cycles=cycles, **how)
+    for cycle, model, _ in made:
         if cycle == cycles:
             table.add_with_views(f"baseline, {cycles} cycles", model, both, cost, split)
 

@@ -10,7 +10,7 @@ __all__ = ['FIRST_STEPS', 'STEPS', 'FORMAT', 'CoevolutionError', 'Target', 'Loop
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
