@@ -26,6 +26,9 @@ from content_arena.core.files import write_json
 from content_arena.mlops.evaluator import evidence_record
 from content_arena.serving.app import create_app
 from content_arena.store.events import EventStore
+
+pytestmark = pytest.mark.long(40)
+
 from content_arena.data.embedded_corpus import embedded_corpus
 
 
@@ -36,6 +39,7 @@ def cfg(tmp_path):
 
 # --- killed --------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy, calls", [("mixed", 2), ("mixed", 5), ("bandit", 1),
                                              ("bandit", 9), ("greedy", 3), ("greedy", 40)])
 def test_a_killed_battle_goes_on_to_the_same_end(strategy, calls, cfg, tmp_path):

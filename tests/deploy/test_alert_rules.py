@@ -17,6 +17,8 @@ from content_arena.serving.registry_watch import WriterMetrics
 from content_arena.store.writer import WriterStats
 from watch import DEPLOY, ROOT, UNITS, shortened, tool
 
+pytestmark = pytest.mark.long(60)
+
 PROMETHEUS = DEPLOY / "prometheus"
 TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
 NAME = re.compile(r"(?<![\w:])(?:content_arena|process)[\w:]*(?![\w:(])")
@@ -206,6 +208,7 @@ def told(alert: str) -> Iterator[list[tuple[int, bool]]]:
             yield sorted(asked)
 
 
+@pytest.mark.slow
 def test_a_wait_a_fifth_shorter_or_longer_would_be_noticed():
     """Each alert is shown silent, and firing little later: a rule test that passes then pins its `for` down."""
     for name, rule in ALERTS.items():

@@ -82,6 +82,7 @@ def default_dtype(dtype: torch.dtype):
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 def test_fifty_loads_at_once_of_two_versions_in_two_formats(versions):
     jobs = [(versions[n % 2], FORMATS[n // 2 % 2]) for n in range(50)]
     wanted = {job: load(*job).scores(TEXTS) for job in jobs[:4]}
@@ -197,6 +198,7 @@ def test_serve_with_a_waiting_challenger_comes_up_every_time(waiting, pytestconf
 # --- what else is one for the whole process ------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_download_changes_nothing_that_other_threads_use(waiting, tmp_path, monkeypatch):
     "Neither MLflow's address (nor does it use it) nor where errors are written."
     registry, own = ModelRegistry(settings_of(waiting)), mlflow.artifacts.download_artifacts

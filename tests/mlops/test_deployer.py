@@ -18,6 +18,8 @@ from content_arena.mlops.alerting import Notifier
 from content_arena.mlops.decision_records import whoami
 from content_arena.serving.app import create_app
 
+pytestmark = pytest.mark.long(40)
+
 STATES = ("intent", "promoted", "reloaded", "verified", "done")
 FORWARD = [f"{when}:{state}" for state in STATES for when in ("before", "after")] + ["in:promote"]
 BACKWARD = [f"{when}:{state}" for state in ("rolling_back", "rolled_back")

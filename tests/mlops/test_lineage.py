@@ -15,6 +15,8 @@ from content_arena.data.grouping import fingerprints
 from content_arena.training.qlora_trainer import QLoRATrainer
 from tiny_models import comments, tiny_settings
 
+pytestmark = pytest.mark.slow
+
 PARTS = {"ancestor": slice(0, 80), "own": slice(80, 160), "test": slice(160, 200)}
 ROWS = comments(200).assign(text=lambda f: [f"{t} {hashlib.sha256(t.encode()).hexdigest()}" for t in f.text])   # none near another
 

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from needs import PARTS
 from repository_files import ROOT
 
 #: Instead of the installed one: notes what it is asked to run; what the script asks itself is answered.
 PYTHON = """#!{python}
 import json, os, sys
-if sys.argv[1] in ("-c", "tests/support/needs.py"):
+if sys.argv[1] == "-c":
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 with open("calls", "a") as calls:
     calls.write(json.dumps(sys.argv[1:]) + "\\n")
@@ -54,14 +55,15 @@ def outcome(clone: Path, *words: str) -> tuple[subprocess.CompletedProcess, list
 
 
 @pytest.mark.parametrize("words, said", [
-    (["--require=postgres,typo"], "--require=typo: there are postgres, prometheus,"),
-    (["--require=typo", "pytest"], "--require=typo: there are postgres, prometheus,"),
-    (["pytest", "notebook"], "no such stage: notebook; there are export readme workflows notebooks pytest"),
-    (["--quick"], "no such stage: --quick; there are export readme workflows notebooks pytest, and --fast, --require=")])
+    (["--require=postgres,typo"], "--require=postgres,typo: no such part: typo; there are {parts}\n"),
+    (["--require=typo", "pytest"], "--require=typo: no such part: typo; there are {parts}\n"),
+    (["pytest", "notebook"], "no such stage: notebook; there are lint export readme workflows notebooks pytest"),
+    (["--quick"], "no such stage: --quick; there are lint export readme workflows notebooks pytest, and --fast, --require=")])
 def test_what_it_does_not_know_is_refused_before_anything_runs(clone, words: list[str], said: str):
+    (clone / "scripts/setup").unlink()                # not even that
     done, calls = outcome(clone, *words)
     assert (done.returncode, done.stdout, calls) == (2, "", [])
-    assert said in done.stderr
+    assert said.format(parts=" ".join(PARTS)) in done.stderr
 
 
 def test_a_stage_that_fails_stops_no_other_and_is_named(clone):
@@ -82,7 +84,7 @@ def test_the_fast_run_takes_changed_notebooks_and_quick_tests(clone):
     assert done.returncode == 0, done.stderr
     assert "none was changed" in done.stdout
     [pytest_call] = calls
-    assert pytest_call[:2] == ["-m", "pytest"] and pytest_call[-2:] == ["-m", "not slow"]
+    assert pytest_call[:2] == ["-m", "pytest"] and pytest_call[-2:] == ["-m", "not slow and not long"]
 
     git(clone, "switch", "-q", "-c", "mine")
     (clone / "nbs/01_core/10_text.ipynb").write_text('{"cells": []}')

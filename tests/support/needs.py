@@ -5,7 +5,6 @@ the test is skipped, and named at the end of the run; `pytest --require=postgres
 """
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,11 +99,3 @@ def not_tested(skipped) -> Iterator[str]:
         places.setdefault((reason_of(report), file), []).append(test or "all of it")
     for (reason, file), tests in sorted(places.items()):
         yield f"not tested {reason}; {len(tests)} in {file}: {', '.join(tests)}"
-
-
-if __name__ == "__main__":                             # what scripts/test asks before it begins
-    try:
-        chosen(sys.argv[1])
-    except pytest.UsageError as e:
-        print(e, file=sys.stderr)
-        sys.exit(2)

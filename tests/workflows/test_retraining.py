@@ -16,6 +16,8 @@ from content_arena.store.events import EventStore, text_sha256
 from content_arena.workflows.retraining import AutoRetrain, learn_labels
 from content_arena.workflows.retrain_triggers import Situation
 
+pytestmark = pytest.mark.long(50)
+
 NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 
 
@@ -49,6 +51,7 @@ class Scheduler:
         self.process.communicate()
 
 
+@pytest.mark.slow
 def test_of_two_schedulers_one_trains_and_the_other_takes_over_from_the_dead(store, store_url,
                                                                              tmp_path):
     lose_battle(store)
