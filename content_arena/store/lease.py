@@ -37,23 +37,23 @@ class Lease:
     def _row(self, token: int) -> str: return f"lease-{self.name}-{token:09}"
 
     def newest(self) -> tuple[int, dict[str, Any]]:
-        "Number and content (holder, until) of the highest lease; (0, {}) if there is none."
-        rows = self.store.read("retrain_events", columns=["id", "result"],
-                               match={"status": "lease", "reason": self.name})
+        "Number and content (holder, until, …) of the highest lease; (0, {}) if there is none."
+        rows = self.store.read("leases", match={"name": self.name})
         if rows.empty:
             return 0, {}
-        best = rows.id.idxmax()
-        return int(rows.id[best].rpartition("-")[2]), rows.result[best]
+        lease = rows.loc[rows.token.idxmax()]
+        return int(lease.token), {"holder": lease.holder, "ttl_s": float(lease.ttl_s),
+                                  "until": lease.until.to_pydatetime(),
+                                  "released": bool(lease.released)}
 
-    def _content(self, seconds: float) -> dict[str, Any]:
-        until = self.clock() + timedelta(seconds=seconds)
-        return {"holder": self.holder, "until": until.isoformat(), "ttl_s": self.ttl_s}
+    def _content(self, seconds: float, released: bool = False) -> dict[str, Any]:
+        return {"holder": self.holder, "until": self.clock() + timedelta(seconds=seconds),
+                "ttl_s": self.ttl_s, "released": released}
 
     def held_by(self) -> str | None:
         "Who holds an unexpired lease; None: nobody."
         _, content = self.newest()
-        running = content and not content.get("released")
-        alive = running and datetime.fromisoformat(content["until"]) > self.clock()
+        alive = content and not content["released"] and content["until"] > self.clock()
         return content["holder"] if alive else None
 
 # %% ../../nbs/02_store/60_lease.ipynb #722cf136
@@ -68,14 +68,13 @@ def check(self: Lease) -> None:
 def renew(self: Lease) -> None:
     "Hold it for another `ttl_s` seconds; raises LeaseLost."
     self.check()
-    self.store.update("retrain_events", self._row(self.token), result=self._content(self.ttl_s))
+    self.store.update("leases", self._row(self.token), **self._content(self.ttl_s))
 
 @patch
 def release(self: Lease) -> None:
     "Let others take the next one at once; nothing if it is lost already."
     if self.token and self.newest()[0] == self.token:
-        self.store.update("retrain_events", self._row(self.token),
-                          result=self._content(0) | {"released": True})
+        self.store.update("leases", self._row(self.token), **self._content(0, released=True))
     self.token = 0
 
 # %% ../../nbs/02_store/60_lease.ipynb #913a5e46
@@ -88,13 +87,12 @@ def acquire(self: Lease) -> bool:
 @patch
 def _lasts(self: Lease, token: int, content: dict[str, Any]) -> bool:
     "Whether a lease lasts; one that a wrong clock put too far away is cut to its length."
-    if content.get("released"):                    # whatever the clock says
+    if content["released"]:                        # whatever the clock says
         return False
-    now, until = self.clock(), datetime.fromisoformat(content["until"])
-    latest = now + timedelta(seconds=content.get("ttl_s", self.ttl_s))
+    now, until = self.clock(), content["until"]
+    latest = now + timedelta(seconds=content["ttl_s"])
     if until > latest:
-        self.store.update("retrain_events", self._row(token),
-                          result={**content, "until": latest.isoformat()})
+        self.store.update("leases", self._row(token), until=latest)
     return until > now
 
 @patch
@@ -102,9 +100,8 @@ def _take(self: Lease) -> bool:
     token, content = self.newest()
     if content and self._lasts(token, content):
         return False
-    row = {"id": self._row(token + 1), "status": "lease", "reason": self.name,
-           "result": self._content(self.ttl_s)}
-    if not self.store.add("retrain_events", [row]):
+    row = {"id": self._row(token + 1), "name": self.name, "token": token + 1}
+    if not self.store.add("leases", [row | self._content(self.ttl_s)]):
         return False
     self.token = token + 1
     return True

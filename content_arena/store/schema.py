@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['metadata', 'predictions', 'shadow', 'feedback', 'label_requests', 'battles', 'battle_rounds', 'retrain_events',
-           'text_sha256', 'StoreError', 'StoreUnavailable', 'RowRefused', 'UtcDateTime', 'utc', 'label_id',
+           'leases', 'text_sha256', 'StoreError', 'StoreUnavailable', 'RowRefused', 'UtcDateTime', 'utc', 'label_id',
            'find_table', 'make_row']
 
 # %% ../../nbs/02_store/10_schema.ipynb #381a7d51
@@ -113,6 +113,12 @@ battle_rounds = _table(
     Column("round", Integer, nullable=False), Column("result", JSON))
 retrain_events = _table("retrain_events", Column("status", String(64), nullable=False),
                         Column("reason", Text), Column("result", JSON))
+leases = _table("leases", Column("name", String(200), nullable=False),
+                Column("token", Integer, nullable=False),
+                Column("holder", String(200), nullable=False),
+                Column("until", UtcDateTime, nullable=False),
+                Column("ttl_s", Float, nullable=False),
+                Column("released", Boolean, nullable=False))
 
 # %% ../../nbs/02_store/10_schema.ipynb #3145e6f1
 def label_id(row: Mapping[str, Any]) -> str:

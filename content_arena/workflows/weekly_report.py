@@ -64,7 +64,7 @@ def retraining_table(store: EventStore, since: datetime, until: datetime) -> pd.
     "Automatic runs of the window: when, why, how they ended, and the error if they failed."
     rows = store.read("retrain_events", since=since, until=until,
                       columns=["time", "reason", "status", "result"])
-    rows = rows[rows.status != "lease"].reset_index(drop=True)
+    rows = rows[rows.status != "lease"].reset_index(drop=True)      # left for older versions
     more = [[(r or {}).get(n) for n in ("model_version", "error")] for r in rows.result]
     return pd.concat([rows.drop(columns="result"),
                       pd.DataFrame(more, columns=["model_version", "error"])], axis=1)

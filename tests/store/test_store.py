@@ -15,6 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from content_arena.store import migrations as store_migrations, schema as store_schema
 from content_arena.store.events import EventStore, store_address
 from content_arena.store.migrations import VERSION_TABLE, scripts
+from content_arena.store.lease import Lease
 from content_arena.store.schema import (RowRefused, StoreError, StoreUnavailable, metadata,
                                         text_sha256)
 
@@ -84,7 +85,7 @@ def test_one_process_migrates_and_the_others_wait(store_url):
     said = sorted(results.get(timeout=60) for _ in opened)
     for p in opened:
         p.join()
-    assert said == [("0002", 0)] * 3 + [("0002", 1)]
+    assert said == [("0003", 0)] * 3 + [("0003", 1)]
 
 
 def test_a_migration_that_fails_leaves_nothing(store_url):
@@ -106,7 +107,7 @@ def test_a_migration_that_fails_leaves_nothing(store_url):
 def test_a_database_that_is_newer_than_the_code_is_left_alone(store_url):
     with EventStore.open(store_url) as store, store.engine.begin() as connection:
         connection.execute(sa.text(f"update {VERSION_TABLE} set version_num = '0999'"))
-    with pytest.raises(StoreError, match="at revision 0999.*knows up to 0002: install a newer"):
+    with pytest.raises(StoreError, match="at revision 0999.*knows up to 0003: install a newer"):
         EventStore.open(store_url)
 
 
@@ -219,8 +220,39 @@ def test_a_database_of_the_first_revision_keeps_its_label_requests(store_url):
             " probability, is_toxic) values ('r', '2026-01-01', 'd', 'p', 't', 'flagged', 0.5, true)"))
     with EventStore.open(store_url) as store:
         [row] = store.read("label_requests").to_dict("records")
-        assert store.revision == "0002" and differences(store) == []
+        assert store.revision == "0003" and differences(store) == []
     assert row["probability"] == 0.5 and pd.isna(row["seed"])
+
+
+def test_a_lease_of_an_older_version_goes_on_and_its_process_hears_of_the_move(store_url):
+    until = NOON + timedelta(seconds=60)
+    def was(token: int, **more) -> dict:
+        return {"id": f"lease-retrain-{token:09}", "status": "lease", "reason": "retrain",
+                "result": {"holder": "old:1", "until": until.isoformat(), "ttl_s": 60} | more}
+    with EventStore.open(store_url) as older:                     # its process goes on all the while
+        with older.engine.begin() as connection:
+            connection.execute(sa.text("drop table leases"))
+            connection.execute(sa.text(f"update {VERSION_TABLE} set version_num = '0002'"))
+        older.add("retrain_events", [was(6, released=True), was(7), {
+            "id": "run-000000006", "status": "promoted", "reason": "drift"}])
+        with EventStore.open(store_url) as newer:
+            assert newer.revision == "0003" and differences(newer) == []
+            clock = [until - timedelta(seconds=1)]
+            lease = Lease(newer, "retrain", 60, clock=lambda: clock[0])
+            assert lease.held_by() == "old:1" and not lease.acquire()       # it is respected
+            clock[0] = until + timedelta(seconds=1)
+            assert lease.acquire() and lease.token == 8                     # until it runs out
+        # what the older code asks: is mine the highest? may I have the next?
+        left = older.read("retrain_events", match={"status": "lease"})
+        [row] = left.to_dict("records")
+        assert row["id"] == "lease-retrain-000000008"
+        assert row["result"]["holder"] == "a newer version of content_arena"
+        assert datetime.fromisoformat(row["result"]["until"]) > NOON + timedelta(days=9999)
+        assert row["result"]["ttl_s"] > 1e9                       # or older code would cut it to its length
+        with pytest.raises(StoreError, match="no row with id lease-retrain-000000007"):
+            older.update("retrain_events", "lease-retrain-000000007", result={})
+        assert older.add("retrain_events", [was(8)]) == 0
+        assert older.read("retrain_events", match={"status": "promoted"}).id.tolist() == ["run-000000006"]
 
 
 def test_a_label_finds_its_text_by_the_prediction(store):
@@ -257,7 +289,7 @@ def test_old_rows_are_deleted_in_small_transactions(store):
 
 def test_a_store_says_that_its_database_is_gone(postgres):
     with EventStore.open(postgres.new()) as store:
-        assert store.health().ok and store.health().revision == "0002"
+        assert store.health().ok and store.health().revision == "0003"
         postgres.stop()
         try:
             ill = store.health()

@@ -82,7 +82,7 @@ def test_on_postgresql_a_lease_is_taken_under_an_advisory_lock(postgres):
         lease = Lease(ours, "retrain", 60)
         with theirs.alone("lease retrain") as alone, ours.alone("lease another") as free:
             assert alone and free
-            assert not lease.acquire() and ours.read("retrain_events").empty
+            assert not lease.acquire() and ours.read("leases").empty
         assert lease.acquire()                          # gone with the transaction
         with pytest.raises(ZeroDivisionError), theirs.alone("lease retrain") as alone:
             assert alone
