@@ -56,8 +56,8 @@ def outcome(clone: Path, *words: str) -> tuple[subprocess.CompletedProcess, list
 @pytest.mark.parametrize("words, said", [
     (["--require=postgres,typo"], "--require=typo: there are postgres, prometheus,"),
     (["--require=typo", "pytest"], "--require=typo: there are postgres, prometheus,"),
-    (["pytest", "notebook"], "no such stage: notebook; there are export readme workflows notebooks pytest"),
-    (["--quick"], "no such stage: --quick; there are export readme workflows notebooks pytest, and --fast, --require=")])
+    (["pytest", "notebook"], "no such stage: notebook; there are lint export readme workflows notebooks pytest"),
+    (["--quick"], "no such stage: --quick; there are lint export readme workflows notebooks pytest, and --fast, --require=")])
 def test_what_it_does_not_know_is_refused_before_anything_runs(clone, words: list[str], said: str):
     done, calls = outcome(clone, *words)
     assert (done.returncode, done.stdout, calls) == (2, "", [])
