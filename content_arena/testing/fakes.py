@@ -56,7 +56,7 @@ class MemoryRegistry:
         self.lost: dict[str, str] = {}
 
     def add(self, sha256: str, *aliases: str, **tags: str) -> Version:
-        "Register the next version, of run `runN`, with `aliases` and `tags`."
+        "Register the next version, of run `run1`, `run2`, ..., with `aliases` and `tags`."
         number = str(len(self.list) + 1)
         self.list.append(Version(self.name, number, f"run{number}", aliases, tags, sha256,
                                  datetime.now(timezone.utc)))
