@@ -21,6 +21,8 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=600, help="requests made up by schemathesis")
     parser.addoption("--soak", type=int, default=40, help="reloads of the service under load")
     parser.addoption("--starts", type=int, default=10, help="starts of `serve` with a challenger")
+    parser.addoption("--every", type=int, default=3, metavar="N",
+                     help="each fault of a machine meets every N-th command, another part for each (1: all)")
 
 
 def pytest_configure(config):
