@@ -1,6 +1,7 @@
 """The event store on both databases: schema, migrations, writing twice, reading, forgetting."""
 import multiprocessing
 import threading
+import time
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -314,3 +315,12 @@ def test_sqlite_is_opened_as_promised(tmp_path: Path):
                    ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")]
     assert pragmas == ["wal", 1, 1, 5000]
     assert (tmp_path / "new" / "events.db").stat().st_mode & 0o077 == 0
+
+
+def test_the_databases_clock_knows_what_came_a_moment_ago(store):
+    "A clock of whole seconds would have its `until` lie before what was just added."
+    for i in range(20):                                # in one second, somewhere in it
+        store.add("battles", [{"id": f"b{i}", "status": "completed"}])
+        time.sleep(0.002)
+        assert len(store.read("battles", until=store.now())) == i + 1
+    assert abs(store.now() - datetime.now(timezone.utc)) < timedelta(seconds=30)
