@@ -27,9 +27,9 @@ from content_arena.mlops.evaluator import evidence_record
 from content_arena.serving.app import create_app
 from content_arena.store.events import EventStore
 
-pytestmark = pytest.mark.long(40)
-
 from content_arena.data.embedded_corpus import embedded_corpus
+
+pytestmark = pytest.mark.long(40)
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from content_arena.versions.shelf import VersionStore
 from content_arena.serving.app import create_app
 from content_arena.testing.tiny_base import make_tiny_base
 
-pytestmark = pytest.mark.slow
-
 from content_arena.training.tracking import connect, log_json
+
+pytestmark = pytest.mark.slow
 
 
 def settings_in(clone: Path):

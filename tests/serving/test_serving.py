@@ -17,9 +17,9 @@ from clients import load, reload, until
 from tiny_models import register
 from content_arena.core.config import Secrets
 
-pytestmark = pytest.mark.long(45)
-
 from content_arena.serving.app import ServeError, create_app, run
+
+pytestmark = pytest.mark.long(45)
 
 
 class Keeping(stage.FileLoader):

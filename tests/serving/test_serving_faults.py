@@ -25,6 +25,8 @@ from content_arena.serving.app import create_app
 from content_arena.store.events import EventStore
 from content_arena.training.building import BadModel
 
+pytestmark = pytest.mark.long(300)
+
 
 # --- fuzzing -------------------------------------------------------------------------------------
 

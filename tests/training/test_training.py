@@ -22,9 +22,9 @@ from content_arena.training.base_models import resolve_base_model
 from content_arena.training.classifier import read_spec, verify_model
 from content_arena.training.loop import TrainingError
 
-pytestmark = pytest.mark.slow
-
 from content_arena.training.qlora_trainer import QLoRATrainer, classification_metrics
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("kind, head", [("encoder", "mean"), ("decoder", "standard")])
