@@ -180,9 +180,11 @@ ENDS = {signal.SIGTERM: -signal.SIGTERM, signal.SIGINT: 0}
 
 
 @contextmanager
-def process(*args: str):
-    "This file as a process of its own, with pipes; ended if the test leaves it running."
-    p = subprocess.Popen([python(), __file__, *args], stdin=subprocess.PIPE,
+def process(*args: str, itself: bool = False):
+    """This file as a process of its own, with pipes; ended if the test leaves it running.
+
+    `itself`: the one that is yielded, not a fork that it stands for (warm.py)."""
+    p = subprocess.Popen([sys.executable if itself else python(), __file__, *args], stdin=subprocess.PIPE,
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield p
@@ -196,7 +198,7 @@ def service_process(folder: Path, delay_s: float = 0.0, full_disk: bool = False)
     """`content-arena serve` with a FileLoader, in a process of its own; yields it and its URL.
 
     `full_disk`: none of its files may grow."""
-    with process("serve", str(folder), str(delay_s), *["full disk"] * full_disk) as p:
+    with process("serve", str(folder), str(delay_s), *["full disk"] * full_disk, itself=full_disk) as p:
         said = p.stdout.readline()                     # comes when the port is open
         yield p, re.search(r"http://[\d.:]+", said)[0]
 

@@ -1,15 +1,16 @@
 """The pipeline when things go wrong: kills, bad data, a dead server, damage; and a reload under load."""
 
 import json
-import os
 import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import mlflow
+import psutil
 import pytest
 from commands import arena, settings_of, write_comments
 from watch import free_port
@@ -87,18 +88,30 @@ def test_better_challenger_is_reloaded_while_requests_go_on(home, first):
     assert asking.versions == sorted(asking.versions), "an old version answered after the new one"
 
 
-def kill_when(process: subprocess.Popen, happened) -> None:
+def kernels_of(environment: dict) -> list[psutil.Process]:
+    "The kernels that work for commands of this environment."
+    kernels = []
+    for process in psutil.process_iter(["cmdline"]):
+        with suppress(psutil.Error):
+            if "ipykernel_launcher" in (process.info["cmdline"] or ()) and \
+                    process.environ().get("CONTENT_ARENA_VAR_DIR") == environment["CONTENT_ARENA_VAR_DIR"]:
+                kernels.append(process)
+    return kernels
+
+
+def kill_when(environment: dict, process: subprocess.Popen, happened) -> None:
     "Kill a run and its kernels as soon as `happened()`."
     deadline = time.monotonic() + 300
     while not happened():
         assert process.poll() is None, f"the run ended too early: {process.stderr.read()}"
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)             # polling a file, there is no event to wait for
-    kernels = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    kernels = kernels_of(environment)
     process.send_signal(signal.SIGKILL)
-    for pid in kernels.stdout.split():                  # its own kernel, which would finish the cell
-        os.kill(int(pid), signal.SIGKILL)
+    for kernel in kernels:                              # its own kernel, which would finish the cell
+        kernel.kill()
     process.communicate()
+    assert kernels, "nothing was killed in the middle of its work"
 
 
 def test_run_killed_three_times_goes_on_with_the_same_command(home, first):
@@ -113,7 +126,7 @@ def test_run_killed_three_times_goes_on_with_the_same_command(home, first):
     for sign in ("train/checkpoints/step-*",            # training
                  "registered.json",                     # just registered
                  "comparison.json"):                    # about to deploy
-        kill_when(arena(environment, *command, wait=False), lambda: run_has(sign))
+        kill_when(environment, arena(environment, *command, wait=False), lambda: run_has(sign))
         assert registry.get_champion() is not None
         unfinished = find_unfinished(settings_of({**environment, "CONTENT_ARENA_SEED": "21"}))
         assert unfinished in set((folder / "runs").iterdir()) - known
