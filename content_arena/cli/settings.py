@@ -41,10 +41,11 @@ def as_written(value: Any) -> str:
 # %% ../../nbs/14_cli/15_settings.ipynb #23f77128
 def setting_rows(chosen: Settings) -> list[dict[str, Any]]:
     "Every setting: section, key, value, where it came from, default, type, variable, meaning."
+    schemas = {name: s.model_json_schema()["properties"] for name, s in SECTIONS.items()}
     return [{"section": name, "key": key, "value": getattr(chosen, key),
              "from": chosen.origin(key), "default": field.default,
-             "type": kind_of(section.model_json_schema()["properties"][key]),
-             "environment": ENV_PREFIX + key.upper(), "meaning": field.description}
+             "type": kind_of(schemas[name][key]), "environment": ENV_PREFIX + key.upper(),
+             "meaning": field.description}
             for name, section in SECTIONS.items() for key, field in section.model_fields.items()]
 
 # %% ../../nbs/14_cli/15_settings.ipynb #a00a6c20
@@ -53,12 +54,13 @@ def _cell(text: Any) -> str:
 
 def _section_lines(name: str, by_profile: Mapping[str, Settings]) -> Iterator[str]:
     section = SECTIONS[name]
+    schema = section.model_json_schema()["properties"]
     about = (section.__doc__ or "").partition(": ")[2]
     yield from (f"## [{name}]", "", f"{about[:1].upper()}{about[1:]}", "",
                 "| key | type and range | default | in a profile | environment | meaning |",
                 "|---|---|---|---|---|---|")
     for key, field in section.model_fields.items():
-        kind = kind_of(section.model_json_schema()["properties"][key])
+        kind = kind_of(schema[key])
         given = {profile: getattr(s, key) for profile, s in by_profile.items()}
         other = "; ".join(f"{profile}: {as_written(value)}" for profile, value in given.items()
                           if value != field.default)

@@ -27,7 +27,7 @@ from pathlib import Path
 
 #: variables that are read when they are needed, not when something is imported
 FREE = ("CONTENT_ARENA_", "PYTEST_", "JPY_", "GITHUB_", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "PAPERMILL_",
-        "PYDEVD_", "TMPDIR", "OLDPWD", "PWD", "SHLVL", "_=")
+        "PYDEVD_", "TMPDIR", "COLUMNS=", "LINES=", "OLDPWD", "PWD", "SHLVL", "_=")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 PROGRAM = """#!{base} -IS
@@ -120,7 +120,9 @@ def attend(caller: socket.socket) -> tuple[str, str]:
     head, files, *_ = socket.recv_fds(caller, 4, 3)
     size, asked = int.from_bytes(head, "big"), b""
     while len(asked) < size:
-        asked += caller.recv(size - len(asked))
+        if not (piece := caller.recv(size - len(asked))):
+            os._exit(0)                                # the caller was killed while it asked
+        asked += piece
     child = os.fork()
     if child == 0:
         caller.close()
@@ -138,6 +140,7 @@ def attend(caller: socket.socket) -> tuple[str, str]:
             os.kill(child, number[0])
         else:                                          # the caller was killed
             os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
             os._exit(0)
     try:
         caller.sendall(status.to_bytes(4, "big", signed=True))
@@ -192,6 +195,7 @@ def python() -> str:
 
 
 def run(kind: str, what: str) -> None:
+    "Run what `listen` returned, as an interpreter does."
     if kind == "-c":
         exec(compile(what, "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
     elif kind == "-m":
