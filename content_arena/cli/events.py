@@ -129,7 +129,7 @@ def feedback_report(
 ) -> None:
     "Labels by state, and precision, recall and F1 of the window's answers, from the sample."
     from content_arena.monitoring.feedback import (STATES, estimate_quality, label_counts,
-                                              labels_by_text)
+                                                   labels_by_text)
     settings, window = settings_from(None, p), (read_time(since), read_time(until))
     with _open(settings) as store:
         counts = label_counts(store, settings, *window)

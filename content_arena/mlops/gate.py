@@ -18,8 +18,7 @@ import pandas as pd
 
 from ..core.config import Settings
 from ..core.statistics import (LABEL, Auc, decision_alpha, detectable_effect,
-                                            differences, metrics_of, paired_bootstrap,
-                                            significance)
+                                           differences, metrics_of, paired_bootstrap, significance)
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #e87e2f9a
 @dataclass(frozen=True)

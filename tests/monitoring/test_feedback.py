@@ -15,8 +15,8 @@ from content_arena.core.config import load_settings
 from content_arena.mlops.evaluator import evidence_record
 from content_arena.monitoring import feedback
 from content_arena.monitoring.feedback import (Estimate, confirmed_labels, draw_sample,
-                                          estimate_quality, label_counts, labels_by_text,
-                                          quarantine, strata_of, stratified_quality)
+                                               estimate_quality, label_counts, labels_by_text,
+                                               quarantine, strata_of, stratified_quality)
 from content_arena.monitoring.shadow_statistics import ShadowEvaluator
 from content_arena.store.events import EventStore, text_sha256
 from content_arena.store.labels import add_labels

@@ -26,10 +26,9 @@ from content_arena.core.config import load_settings
 from content_arena.core.text import canonical
 from content_arena.data import readers as sources
 from content_arena.training.data_preparation import SPLITS, open_dataset, prepare_dataset
-from content_arena.data.grouping import (cluster, find_overlap, fingerprints, group_rows,
-                                             shingles)
-from content_arena.data.readers import (DataError, PublicFile, fetch, find_public_file,
-                                            load_source, read_delimited, read_jsonl)
+from content_arena.data.grouping import (cluster, find_overlap, fingerprints, group_rows, shingles)
+from content_arena.data.readers import (DataError, PublicFile, fetch, find_public_file, load_source,
+                                        read_delimited, read_jsonl)
 
 from exact import leaks, triples
 
