@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Delete what is obsolete on this machine, or list it: the same as `content-arena cleanup ...`."""
+
 import sys
 
 from content_arena.cli.main import main

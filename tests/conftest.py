@@ -1,4 +1,5 @@
 """Fixtures that the tests of several stations share."""
+
 import json
 import os
 from pathlib import Path
@@ -16,13 +17,22 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--require", default="", metavar="PART,...",
-                     help=f"fail, instead of skip, tests without these: {','.join(outside.PARTS)}")
+    parser.addoption(
+        "--require",
+        default="",
+        metavar="PART,...",
+        help=f"fail, instead of skip, tests without these: {','.join(outside.PARTS)}",
+    )
     parser.addoption("--fuzz", type=int, default=600, help="requests made up by schemathesis")
     parser.addoption("--soak", type=int, default=40, help="reloads of the service under load")
     parser.addoption("--starts", type=int, default=10, help="starts of `serve` with a challenger")
-    parser.addoption("--every", type=int, default=3, metavar="N",
-                     help="each fault of a machine meets every N-th command, another part for each (1: all)")
+    parser.addoption(
+        "--every",
+        type=int,
+        default=3,
+        metavar="N",
+        help="each fault of a machine meets every N-th command, another part for each (1: all)",
+    )
 
 
 def pytest_configure(config):
@@ -38,7 +48,11 @@ def pytest_runtest_setup(item):
 def pytest_runtest_makereport(item, call):
     """With --require, a test that is skipped for any other reason than a part that is not here fails too."""
     report = yield
-    if outside.required and report.skipped and not outside.reason_of(report).startswith(outside.ABSENT):
+    if (
+        outside.required
+        and report.skipped
+        and not outside.reason_of(report).startswith(outside.ABSENT)
+    ):
         report.outcome = "failed"
         report.longrepr = f"skipped, but not by tests/support/needs.py: {outside.reason_of(report)}"
     return report
@@ -53,9 +67,13 @@ def pytest_collection_modifyitems(items):
     """Files marked `first` first: they fork, while there is little to copy; then those marked `long`, the longest first.
 
     What one core begins last, the other waits for."""
+
     def place(item) -> tuple[int, float]:
         long = item.get_closest_marker("long")
-        return (0, 0) if item.get_closest_marker("first") else (1, -long.args[0]) if long else (2, 0)
+        return (
+            (0, 0) if item.get_closest_marker("first") else (1, -long.args[0]) if long else (2, 0)
+        )
+
     items.sort(key=place)
 
 
@@ -69,7 +87,8 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
     "A database with MLflow's tables and no rows of ours: making one takes seconds, copying it none."
-    from forks import MlflowClient                     # one that does not wait for the disk
+    from forks import MlflowClient  # one that does not wait for the disk
+
     file = tmp_path_factory.mktemp("store") / "mlflow.db"
     MlflowClient(f"sqlite:///{file}").search_registered_models(max_results=1)
     return file
@@ -79,6 +98,7 @@ def empty_store(tmp_path_factory) -> Path:
 def three_versions_store(empty_store, tmp_path_factory) -> Path:
     "The same with a registered model: v1 is `previous`, v2 champion, v3 challenger."
     from forks import copy_store, make_three_versions
+
     root = tmp_path_factory.mktemp("three")
     copy_store(empty_store, root)
     make_three_versions(root)
@@ -88,7 +108,8 @@ def three_versions_store(empty_store, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder with data, base model and local state; the environment that points there."""
-    from commands import make_home                     # brings torch: only if needed
+    from commands import make_home  # brings torch: only if needed
+
     return make_home(tmp_path_factory.mktemp("home"))
 
 
@@ -96,6 +117,7 @@ def home(tmp_path_factory):
 def first(home):
     """Result of the first pipeline run in `home`: version 1 is champion."""
     from commands import arena
+
     code, out, err = arena(home[1], "pipeline", "run", "--json")
     assert code == 0, err
     return json.loads(out.splitlines()[-1])
@@ -106,6 +128,7 @@ def postgres():
     "A running PostgreSQL of our own; a test that stops it starts it again."
     needs("postgres")
     from postgres import Postgres
+
     server = Postgres()
     try:
         server.start()

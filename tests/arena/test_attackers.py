@@ -1,4 +1,5 @@
 """Attackers against small scorers, and the LLM attacker against a real server that misbehaves."""
+
 import json
 import subprocess
 import sys
@@ -15,7 +16,11 @@ from pydantic import SecretStr
 
 from content_arena.disguises.families import strategy_rules
 from content_arena.arena.attackers.mix import (
-    ATTACK_STRATEGIES, bandit_file, llm_endpoint, make_attacker)
+    ATTACK_STRATEGIES,
+    bandit_file,
+    llm_endpoint,
+    make_attacker,
+)
 from content_arena.arena.battles.battle import attacker_facts
 from content_arena.arena.attackers.bandit import BanditAttacker, BanditState, StateError, load_state
 from content_arena.arena.attackers.endpoint import ChatEndpoint
@@ -32,7 +37,8 @@ TEXTS, LABELS = INSULTS + CLEAN, [1] * 4 + [0] * 4
 
 
 class Filter(WordScorer):
-    def __init__(self): super().__init__(("idiot", "바보", "stupid", "멍청"))
+    def __init__(self):
+        super().__init__(("idiot", "바보", "stupid", "멍청"))
 
 
 @pytest.fixture
@@ -62,22 +68,24 @@ def test_search_keeps_to_its_limit_and_asks_in_batches():
 
 def test_an_attack_never_counts_what_the_model_missed_anyway():
     class Blind(Filter):
-        def scores(self, texts): return np.zeros(len(texts))
+        def scores(self, texts):
+            return np.zeros(len(texts))
+
     attempts = SearchAttacker(strategy_rules("mixed")).attack(INSULTS, [1] * 4, Blind())
     assert all(a.wrong and a.wrong_before and not a.succeeded for a in attempts)
-    assert all(a.variant.queries <= 1 + 4 for a in attempts)    # the search ends when it is wrong
+    assert all(a.variant.queries <= 1 + 4 for a in attempts)  # the search ends when it is wrong
 
 
 def test_the_bandit_goes_on_from_its_file(cfg):
     rules, file = strategy_rules("mixed"), bandit_file(cfg)
     whole = BanditAttacker(rules, batch=4)
     expected = [whole.attack(TEXTS, LABELS, Filter(), seed=s) for s in range(4)]
-    for s in range(4):                                          # a new process for each battle
+    for s in range(4):  # a new process for each battle
         part = BanditAttacker(rules, load_state(file), batch=4)
         assert part.attack(TEXTS, LABELS, Filter(), seed=s) == expected[s]
         part.state.save(file)
     assert load_state(file).arms == whole.state.arms
-    assert load_state(file).plays == 16                         # the toxic ones of four rounds
+    assert load_state(file).plays == 16  # the toxic ones of four rounds
 
 
 def test_a_state_of_another_version_is_refused_and_kept(cfg):
@@ -92,6 +100,7 @@ def test_a_state_of_another_version_is_refused_and_kept(cfg):
 
 class Server:
     "A chat-completion server; `behave` says what it does with the next questions."
+
     def __init__(self):
         self.behave, self.says, self.questions, self.keys = "answer", "", [], []
         self.released = threading.Event()
@@ -104,7 +113,9 @@ class Server:
                 outer.keys.append(self.headers.get("Authorization"))
                 outer.reply(self)
 
-            def log_message(self, *_): pass
+            def log_message(self, *_):
+                pass
+
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
 
@@ -114,7 +125,7 @@ class Server:
             return
         status = 500 if self.behave == "error" else 200
         handler.send_response(status)
-        if self.behave == "drip":                               # a byte now and then, for ever
+        if self.behave == "drip":  # a byte now and then, for ever
             handler.end_headers()
             try:
                 while not self.released.wait(0.05):
@@ -123,14 +134,19 @@ class Server:
             except OSError:
                 pass
             return
-        comment = json.loads(self.questions[-1]["messages"][-1]["content"]
-                             .splitlines()[0].removeprefix("Comment: "))
-        content = {"answer": json.dumps({"variant": ".".join(comment)}), "error": "",
-                   "refuse": "I'm sorry, but I can't help with that.",
-                   "junk": "Here are some ideas:\n1. be kind\n2. be kinder",
-                   "unchanged": json.dumps({"variant": comment}),
-                   "nonsense": json.dumps({"variant": "completely something else"}),
-                   "deaf": "", "says": self.says}[self.behave]
+        comment = json.loads(
+            self.questions[-1]["messages"][-1]["content"].splitlines()[0].removeprefix("Comment: ")
+        )
+        content = {
+            "answer": json.dumps({"variant": ".".join(comment)}),
+            "error": "",
+            "refuse": "I'm sorry, but I can't help with that.",
+            "junk": "Here are some ideas:\n1. be kind\n2. be kinder",
+            "unchanged": json.dumps({"variant": comment}),
+            "nonsense": json.dumps({"variant": "completely something else"}),
+            "deaf": "",
+            "says": self.says,
+        }[self.behave]
         data = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
         data = b"<html>busy</html>" if self.behave == "html" else data
         handler.send_header("Content-Length", str(len(data)))
@@ -151,8 +167,9 @@ def server() -> Iterator[Server]:
 
 
 def llm(cfg, server: Server, name: str = "llm_evasion", timeout: float = 5, **secret):
-    settings = load_settings(env={}, var_dir=cfg.var_dir, llm_url=server.url, llm_model="tiny",
-                             llm_timeout_s=timeout)
+    settings = load_settings(
+        env={}, var_dir=cfg.var_dir, llm_url=server.url, llm_model="tiny", llm_timeout_s=timeout
+    )
     return make_attacker(name, settings, secrets=Secrets(**secret))
 
 
@@ -166,9 +183,16 @@ def test_the_model_is_asked_and_its_variants_are_used(cfg, server):
     assert "s3cret" not in json.dumps(server.questions)
 
 
-@pytest.mark.parametrize("behave, outcome", [
-    ("refuse", "refused"), ("junk", "junk"), ("unchanged", "junk"), ("nonsense", "junk"),
-    ("deaf", "junk")])
+@pytest.mark.parametrize(
+    "behave, outcome",
+    [
+        ("refuse", "refused"),
+        ("junk", "junk"),
+        ("unchanged", "junk"),
+        ("nonsense", "junk"),
+        ("deaf", "junk"),
+    ],
+)
 def test_useless_answers_are_counted_and_the_mix_goes_on(cfg, server, behave, outcome):
     server.behave = behave
     attacker = llm(cfg, server)
@@ -178,10 +202,12 @@ def test_useless_answers_are_counted_and_the_mix_goes_on(cfg, server, behave, ou
 
 
 # What gemma-3-270m said (a base model, Q4_K_M, behind a local server): it goes on writing
-GEMMA = ('<i>"This is my version of a sentence, using a different spelling. If I use a different '
-         'spelling, someone else will be able to read it. "</i>',
-         '<i>"This is my version of a stupid loser. Don\'t tell me to use a computer and a '
-         'computer"</i>\n\nThe error is in the comment.')
+GEMMA = (
+    '<i>"This is my version of a sentence, using a different spelling. If I use a different '
+    'spelling, someone else will be able to read it. "</i>',
+    '<i>"This is my version of a stupid loser. Don\'t tell me to use a computer and a '
+    'computer"</i>\n\nThe error is in the comment.',
+)
 
 
 @pytest.mark.parametrize("said", GEMMA)
@@ -193,15 +219,16 @@ def test_what_a_small_base_model_says_is_junk(cfg, server, said):
     assert all(a.attacked and a.variant.steps != ("llm_evasion",) for a in attempts)
 
 
-@pytest.mark.parametrize("behave, outcome", [
-    ("hang", "timed_out"), ("drip", "timed_out"), ("error", "http_error")])
+@pytest.mark.parametrize(
+    "behave, outcome", [("hang", "timed_out"), ("drip", "timed_out"), ("error", "http_error")]
+)
 def test_a_server_that_fails_is_given_up(cfg, server, behave, outcome):
     server.behave = behave
     attacker = llm(cfg, server, timeout=0.3)
     attempts = attacker.attack(TEXTS, LABELS, Filter())
     assert dict(attacker.outcomes) == {outcome: 3, "gave_up": 5}
     assert len(attempts) == 8 and len(server.questions) == 3
-    server.behave = "answer"                                    # the next attack tries again
+    server.behave = "answer"  # the next attack tries again
     server.released.set()
     attacker.endpoint.timeout_s = 5
     attacker.attack(TEXTS[:1], LABELS[:1], Filter())
@@ -210,7 +237,9 @@ def test_a_server_that_fails_is_given_up(cfg, server, behave, outcome):
 
 def test_the_adversarial_one_is_told_its_scores(cfg, server):
     class Strict(Filter):
-        def scores(self, texts): return np.full(len(texts), 0.75)
+        def scores(self, texts):
+            return np.full(len(texts), 0.75)
+
     attacker = llm(cfg, server, "adversarial_llm")
     attempt = attacker.attack(["you are an idiot"], [1], Strict())[0]
     assert attempt.variant.queries == 3 and not attempt.succeeded
@@ -228,14 +257,18 @@ def test_a_wheel_brings_the_prompts_and_the_texts(tmp_path):
     for name in ("content_arena", "pyproject.toml", "README.md", "LICENSE"):
         (tmp_path / name).symlink_to(ROOT / name)
     code = f"from setuptools.build_meta import build_wheel; print(build_wheel({str(tmp_path)!r}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     with ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         for name in PROMPTS:
             packed = wheel.read(f"content_arena/arena/attackers/prompts/{name}.txt")
             assert packed == (prompt_folder() / f"{name}.txt").read_bytes()
         for lang in LANGUAGES:
-            assert parse_texts(wheel.read(f"content_arena/data/texts/{lang}.txt").decode()) == read_texts(lang)
+            assert parse_texts(
+                wheel.read(f"content_arena/data/texts/{lang}.txt").decode()
+            ) == read_texts(lang)
 
 
 def test_no_server_is_said_and_is_no_failure(cfg):

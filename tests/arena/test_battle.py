@@ -1,4 +1,5 @@
 """Battles that are killed, stopped, starved and fed nonsense; the fixed battle; the service's."""
+
 import json
 import os
 import threading
@@ -39,15 +40,18 @@ def cfg(tmp_path):
 
 # --- killed --------------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy, calls", [("mixed", 2), ("mixed", 5), ("bandit", 1),
-                                             ("bandit", 9), ("greedy", 3), ("greedy", 40)])
+@pytest.mark.parametrize(
+    "strategy, calls",
+    [("mixed", 2), ("mixed", 5), ("bandit", 1), ("bandit", 9), ("greedy", 3), ("greedy", 40)],
+)
 def test_a_killed_battle_goes_on_to_the_same_end(strategy, calls, cfg, tmp_path):
     "SIGKILL at the nth call of the model, wherever that is; then the same command, to the end."
     killed(fight_to_the_death, tmp_path, strategy, calls)
     [listed] = list_battles(battles_dir(cfg))
     assert listed["status"] == "running" and not listed["held"]
-    assert not bandit_file(cfg).exists()                # nothing is learnt from half a battle
+    assert not bandit_file(cfg).exists()  # nothing is learnt from half a battle
     (other := tmp_path / "other").mkdir()
     order, said, done = Order(strategy, rounds=100), [], listed["rounds_done"]
     ended = fight(order, Filter(), cfg, {}, batch=16, say=said.append)
@@ -70,6 +74,7 @@ def test_a_second_process_is_refused_while_the_first_one_fights(cfg):
             inside.set()
             assert gate.wait(20)
             return super().scores(texts)
+
     order = Order(rounds=20)
     first = threading.Thread(target=fight, args=(order, Held(), cfg, {}))
     first.start()
@@ -86,9 +91,11 @@ def test_a_second_process_is_refused_while_the_first_one_fights(cfg):
 
 # --- what it says --------------------------------------------------------------------------------
 
+
 def test_the_numbers_are_those_of_the_attempts():
-    battle = run_battle(Filter(), corpus(), make_attacker("mixed", load_settings(env={})),
-                        rounds=60)
+    battle = run_battle(
+        Filter(), corpus(), make_attacker("mixed", load_settings(env={})), rounds=60
+    )
     r, made = battle.record, [a for a in battle.attempts if a.variant.outcome == "made"]
     toxic = [a for a in made if a.label]
     assert r["attacked"] == len(toxic) > 10
@@ -105,32 +112,55 @@ def test_the_numbers_are_those_of_the_attempts():
 
 def test_repeated_rounds_on_few_comments_do_not_narrow_the_interval():
     attacker = make_attacker("mixed", load_settings(env={}))
-    wide = [np.ptp(run_battle(Filter(), corpus(12), attacker, rounds=n).record
-                   ["intervals"]["detection_rate"]) for n in (12, 600)]
+    wide = [
+        np.ptp(
+            run_battle(Filter(), corpus(12), attacker, rounds=n).record["intervals"][
+                "detection_rate"
+            ]
+        )
+        for n in (12, 600)
+    ]
     assert wide[1] > 0.6 * wide[0]
 
 
 def test_battles_of_another_seed_model_or_corpus_are_other_battles(cfg, tmp_path):
     class Other(Filter):
         sha256 = "bb"
+
     def id_of(scorer=Filter(), rows=corpus(), **more):
-        return run_battle(scorer, rows, make_attacker("mixed", cfg), folder=tmp_path / "b",
-                          **({"rounds": 10} | more)).record["id"]
-    ids = [id_of(), id_of(seed=1), id_of(Other()), id_of(rows=corpus(20)), id_of(rounds=11),
-           id_of(held_out=split_families(3))]
+        return run_battle(
+            scorer,
+            rows,
+            make_attacker("mixed", cfg),
+            folder=tmp_path / "b",
+            **({"rounds": 10} | more),
+        ).record["id"]
+
+    ids = [
+        id_of(),
+        id_of(seed=1),
+        id_of(Other()),
+        id_of(rows=corpus(20)),
+        id_of(rounds=11),
+        id_of(held_out=split_families(3)),
+    ]
     assert len(set(ids)) == 6 and id_of() == ids[0]
 
 
 # --- bad input -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("order, message", [
-    (dict(strategy="mixd"), "no strategy 'mixd'; accepted: .*mixed"),
-    (dict(corpus="csv:empty.csv"), "empty.csv: no usable row"),
-    (dict(corpus="csv:clean.csv"), "all 2 comments are clean"),
-    (dict(corpus="jsonl:odd.jsonl"), "odd.jsonl: no usable row, 1 bad"),
-    (dict(corpus="parquet:gone.parquet"), "no such file"),
-    (dict(corpus="nonsense"), "'nonsense' is unknown"),
-])
+
+@pytest.mark.parametrize(
+    "order, message",
+    [
+        (dict(strategy="mixd"), "no strategy 'mixd'; accepted: .*mixed"),
+        (dict(corpus="csv:empty.csv"), "empty.csv: no usable row"),
+        (dict(corpus="csv:clean.csv"), "all 2 comments are clean"),
+        (dict(corpus="jsonl:odd.jsonl"), "odd.jsonl: no usable row, 1 bad"),
+        (dict(corpus="parquet:gone.parquet"), "no such file"),
+        (dict(corpus="nonsense"), "'nonsense' is unknown"),
+    ],
+)
 def test_what_can_not_be_fought_is_said_before_anything_is_scored(order, message, cfg, tmp_path):
     (tmp_path / "empty.csv").write_text("text,label\n")
     (tmp_path / "clean.csv").write_text("text,label\nhello,0\ngood day,0\n")
@@ -139,7 +169,9 @@ def test_what_can_not_be_fought_is_said_before_anything_is_scored(order, message
     order = order | ({"corpus": f"{kind}:{tmp_path / name}"} if colon else {})
 
     class Untouched(Filter):
-        def scores(self, texts): raise AssertionError("scored")
+        def scores(self, texts):
+            raise AssertionError("scored")
+
     with pytest.raises(BattleError, match=message):
         fight(Order(**order), Untouched(), cfg, {})
     assert not battles_dir(cfg).exists()
@@ -154,8 +186,9 @@ def test_a_memory_of_another_version_is_refused_and_stays(cfg):
     assert bandit_file(cfg).read_bytes() == old
 
 
-@pytest.mark.parametrize("answer, says", [
-    (lambda n: np.zeros(n + 1), "gave an array"), (lambda n: None, None)])
+@pytest.mark.parametrize(
+    "answer, says", [(lambda n: np.zeros(n + 1), "gave an array"), (lambda n: None, None)]
+)
 def test_a_model_that_breaks_ends_the_battle_and_nothing_else(answer, says, cfg):
     class Broken(Filter):
         calls = 0
@@ -163,6 +196,7 @@ def test_a_model_that_breaks_ends_the_battle_and_nothing_else(answer, says, cfg)
         def scores(self, texts):
             Broken.calls += 1
             return super().scores(texts) if Broken.calls < 3 else answer(len(texts))
+
     with pytest.raises(Exception, match=says):
         fight(Order(rounds=60), Broken(), cfg, {}, batch=10)
     [left] = list_battles(battles_dir(cfg))
@@ -178,6 +212,7 @@ def test_a_full_disk_is_said_and_loses_nothing(cfg, monkeypatch):
         if next(calls) > 8:
             raise OSError(28, "No space left on device")
         honest(fd)
+
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises((BattleError, OSError), match="No space left on device"):
         fight(Order(rounds=60), Filter(), cfg, {}, batch=10)
@@ -197,6 +232,7 @@ def test_an_endpoint_that_is_gone_is_a_stated_outcome(cfg, tmp_path):
 
 
 # --- the fixed battle ----------------------------------------------------------------------------
+
 
 def test_the_fixed_battle_is_frozen():
     "If this fails, rules or texts changed: comparisons across that change are not like with like."
@@ -221,8 +257,7 @@ def test_whatever_the_battle_is_made_of_is_in_its_hash(change, monkeypatch):
     elif change == "intensity":
         monkeypatch.setattr(fixed_battle, "INTENSITY", 0.61)
     elif change == "rules":
-        monkeypatch.setattr(fixed_battle, "strategy_rules",
-                            lambda name: strategy_rules(name)[:-1])
+        monkeypatch.setattr(fixed_battle, "strategy_rules", lambda name: strategy_rules(name)[:-1])
     elif change == "comment":
         texts = (texts[0] + "!", *texts[1:])
     else:
@@ -237,7 +272,9 @@ def test_both_models_of_a_fixed_battle_are_scored_on_the_same_variants():
     class Blind(Filter):
         version, threshold = "5", 0.15
 
-        def scores(self, texts): return np.full(len(texts), 0.2)
+        def scores(self, texts):
+            return np.full(len(texts), 0.2)
+
     fixed = FixedBattle(corpus(), 40)
     good, blind = fixed.fight(Filter()), fixed.fight(Blind())
     e = fixed.evidence(good, blind)
@@ -250,6 +287,7 @@ def test_both_models_of_a_fixed_battle_are_scored_on_the_same_variants():
 
 
 # --- in the service ------------------------------------------------------------------------------
+
 
 class Loader(stage.FileLoader):
     def load(self, version, alias):
@@ -294,7 +332,7 @@ def test_a_battle_over_http(folder):
         assert "idiot" not in json.dumps([page, stats], ensure_ascii=False)
         assert [b["id"] for b in httpx.get(battles).json()] == [id]
         page = httpx.get(f"{url}/metrics").text
-        for name in ("detection_rate", "false_positive_rate"):         # never one without the other
+        for name in ("detection_rate", "false_positive_rate"):  # never one without the other
             assert f"content_arena_battle_{name} {ended[name]}" in page
         over = httpx.post(f"{battles}/{id}/stop")
         assert over.status_code == 409 and over.json()["type"].endswith("battle-over")
@@ -303,9 +341,17 @@ def test_a_battle_over_http(folder):
         assert len(store.read("battle_rounds")) == 60
 
 
-@pytest.mark.parametrize("body, status", [
-    ({"strategy": "mixd"}, 422), ({"rounds": 0}, 422), ({"split": "test"}, 422),
-    ({"corpus": "csv:/etc/passwd"}, 422), ([], 422), ({"seed": -1}, 422)])
+@pytest.mark.parametrize(
+    "body, status",
+    [
+        ({"strategy": "mixd"}, 422),
+        ({"rounds": 0}, 422),
+        ({"split": "test"}, 422),
+        ({"corpus": "csv:/etc/passwd"}, 422),
+        ([], 422),
+        ({"seed": -1}, 422),
+    ],
+)
 def test_what_is_no_order_is_refused_with_problem_details(body, status, folder):
     with stage.serving(app_of(folder)) as url:
         answer = httpx.post(f"{url}/api/v1/battles", json=body)
@@ -340,6 +386,7 @@ class Gated(Loader):
             self.asked.set()
             assert self.gate.wait(30)
             return scores(model, texts)
+
         model.scores = gated
         return model
 
@@ -352,14 +399,17 @@ def test_requests_come_first_and_the_queue_is_bounded(folder):
         loader.asked.clear()
         order = lambda **more: httpx.post(f"{url}/api/v1/battles", json={"rounds": 60} | more)
         first = order().json()["id"]
-        assert loader.asked.wait(20)                    # its first step is being scored, held
+        assert loader.asked.wait(20)  # its first step is being scored, held
         second = order(seed=1).json()["id"]
         full = order(seed=2)
         assert full.status_code == 429 and full.headers["retry-after"]
         assert httpx.post(f"{url}/api/v1/battles/{second}/stop").json()["status"] == "stopped"
         answered = []
-        asking = threading.Thread(target=lambda: answered.append(
-            httpx.post(f"{url}/classify", json={"text": "hello"}, timeout=30).status_code))
+        asking = threading.Thread(
+            target=lambda: answered.append(
+                httpx.post(f"{url}/classify", json={"text": "hello"}, timeout=30).status_code
+            )
+        )
         asking.start()
         httpx.post(f"{url}/api/v1/battles/{first}/stop").raise_for_status()
         loader.gate.set()
@@ -393,7 +443,7 @@ def test_a_battle_outlives_the_service_and_its_kill(folder):
     loader = Gated(folder)
     with stage.serving(app_of(folder, loader)) as url:
         id = held_battle(url, loader)
-        threading.Timer(0.2, loader.gate.set).start()    # while the service ends
+        threading.Timer(0.2, loader.gate.set).start()  # while the service ends
     left = Battle.open(folder / "var/arena/battles" / id)
     assert left.record["status"] == "running"
     with stage.serving(app_of(folder)) as url:

@@ -1,4 +1,5 @@
 """Co-evolution that is killed at every change of the disk, stopped, started twice; real on a tiny base."""
+
 import json
 import os
 import signal
@@ -14,10 +15,22 @@ from mlflow import MlflowClient
 from shelves import FakeRegistry, answer, death, model, start, steps
 from warm import python
 
-from content_arena.arena.coevolution.cycles import CoEvolution, Limits, Parts, decision, reason_to_end
+from content_arena.arena.coevolution.cycles import (
+    CoEvolution,
+    Limits,
+    Parts,
+    decision,
+    reason_to_end,
+)
 from content_arena.arena.coevolution.history import read_history
 from content_arena.arena.coevolution.loop_state import (
-    STEPS, CoevolutionError, Target, find_run, new_run, only_one)
+    STEPS,
+    CoevolutionError,
+    Target,
+    find_run,
+    new_run,
+    only_one,
+)
 from content_arena.arena.coevolution.robustness import robustness
 from content_arena.arena.coevolution.samples import read_lines
 from content_arena.core.config import load_settings
@@ -60,24 +73,41 @@ class World:
         return json.loads((self.versions / f"{number}.json").read_text())
 
     def battle(self, target, attacker, split, seed, folder):
-        return Battle({"id": folder.parent.name}, attacker.attack(
-            TOXIC[:10] + CLEAN[:10], [1] * 10 + [0] * 10, WordScorer(self.read(target.version)["words"]),
-            seed=seed))
+        return Battle(
+            {"id": folder.parent.name},
+            attacker.attack(
+                TOXIC[:10] + CLEAN[:10],
+                [1] * 10 + [0] * 10,
+                WordScorer(self.read(target.version)["words"]),
+                seed=seed,
+            ),
+        )
 
     def measure(self, target, split):
-        return robustness(WordScorer(self.read(target.version)["words"]), TOXIC[10:] + CLEAN[10:],
-                          [1] * 6 + [0] * 6, split)
+        return robustness(
+            WordScorer(self.read(target.version)["words"]),
+            TOXIC[10:] + CLEAN[10:],
+            [1] * 6 + [0] * 6,
+            split,
+        )
 
     def retrain(self, target, samples, split):
         names = {p.stem: self.read(p.stem)["by"] for p in self.versions.glob("*.json")}
         number = next((n for n, by in names.items() if by == samples.parent.name), None)
         if number is None:
             number = str(len(names) + 1)
-            words = {r["text"].split(", ")[0].split()[-1] for r in read_lines(samples) if r["label"]}
+            words = {
+                r["text"].split(", ")[0].split()[-1] for r in read_lines(samples) if r["label"]
+            }
             words = {w for w in words if len(w) > 4} | {*self.read(target.version)["words"]}
             self.make(number, sorted(words), samples.parent.name)
-        return {"version": number, "sha256": number, "role": "challenger", "status": "inconclusive",
-                "decision": f"d{number}"}
+        return {
+            "version": number,
+            "sha256": number,
+            "role": "challenger",
+            "status": "inconclusive",
+            "decision": f"d{number}",
+        }
 
     def publish(self, target, tag):
         write_json(self.latest, {"version": target.version})
@@ -87,8 +117,15 @@ class World:
         write_json(self.root / "mlflow" / f"{row['cycle']}.json", row)
 
     def parts(self) -> Parts:
-        return Parts(self.battle, self.measure, self.retrain, self.publish, lambda target: set(),
-                     self.log, train_rows=40)
+        return Parts(
+            self.battle,
+            self.measure,
+            self.retrain,
+            self.publish,
+            lambda target: set(),
+            self.log,
+            train_rows=40,
+        )
 
 
 def settings_at(root: Path, **more):
@@ -105,8 +142,10 @@ def go_on(root: Path, cycles: int = 2) -> str:
 
 def left_by(root: Path) -> tuple:
     "What a run leaves, without its name and the time."
-    rows = [{k: v for k, v in r.items() if k not in ("run", "time", "seconds")}
-            for r in read_history(settings_at(root))]
+    rows = [
+        {k: v for k, v in r.items() if k not in ("run", "time", "seconds")}
+        for r in read_history(settings_at(root))
+    ]
     versions = {p.stem: p.read_text() for p in (root / "versions").glob("*.json")}
     logged = sorted(p.name for p in (root / "mlflow").iterdir())
     return rows, versions, json.loads((root / "latest.json").read_text()), logged
@@ -149,6 +188,7 @@ def dies_in(root: Path, step: str) -> str:
         if self.state.cycle:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
+
     setattr(CoEvolution, f"_{step}", cut)
     return go_on(root)
 
@@ -170,12 +210,16 @@ def test_kill_9_while_the_attacker_evolves(tmp_path):
     assert go_on(tmp_path) == "completed"
     rows = read_history(settings_at(tmp_path))
     assert [(r["action"], r["generation"]) for r in rows] == [
-        ("start", 0), ("evolve", 1), ("evolve", 2)]
+        ("start", 0),
+        ("evolve", 1),
+        ("evolve", 2),
+    ]
 
 
 def test_a_step_that_fails_is_taken_up_again(tmp_path, undisturbed, monkeypatch):
     def full_disk(self, target, samples, split):
         raise OSError(28, "No space left on device")
+
     with monkeypatch.context() as m, pytest.raises(OSError, match="No space left"):
         m.setattr(World, "retrain", full_disk)
         go_on(tmp_path)
@@ -212,7 +256,10 @@ def test_training_sees_only_seen_rules_and_training_comments(tmp_path):
     assert samples and len(held_out) >= 5
     assert not {rule for r in samples for rule in r["attack"].split("+")} & held_out
     from content_arena.data.grouping import fingerprints
-    assert {r["parent"] for r in samples} <= set(fingerprints(TOXIC[:10] + CLEAN[:10]).canonical_sha)
+
+    assert {r["parent"] for r in samples} <= set(
+        fingerprints(TOXIC[:10] + CLEAN[:10]).canonical_sha
+    )
 
 
 def test_a_clock_that_has_run_out_stops_between_steps(tmp_path):
@@ -231,12 +278,14 @@ class Scores:
 
 
 def _knowing(texts):
-    return np.array([0.9 if ", number" in t else 0.1 for t in texts])       # survives any disguise
+    return np.array([0.9 if ", number" in t else 0.1 for t in texts])  # survives any disguise
 
 
-FLAG_ALL = {"by its threshold": Scores(_knowing, 0.0),
-            "by a constant": Scores(lambda texts: np.full(len(texts), 0.9), 0.3),
-            "by noise": Scores(lambda texts: np.random.default_rng(0).random(len(texts)), 0.0)}
+FLAG_ALL = {
+    "by its threshold": Scores(_knowing, 0.0),
+    "by a constant": Scores(lambda texts: np.full(len(texts), 0.9), 0.3),
+    "by noise": Scores(lambda texts: np.random.default_rng(0).random(len(texts)), 0.0),
+}
 
 
 @pytest.mark.parametrize("target_evasion", [0, 0.01, 0.5, 1])
@@ -247,12 +296,16 @@ def test_a_filter_that_flags_everything_never_reaches_its_target(tmp_path, kind,
         parts = replace(
             World(tmp_path).parts(),
             measure=lambda target, split: robustness(
-                scorer, TOXIC[10:] + CLEAN[10:], [1] * 6 + [0] * 6, split),
-            battle=lambda target, attacker, split, seed, folder: Battle({}, attacker.attack(
-                TOXIC[:10] + CLEAN[:10], [1] * 10 + [0] * 10, scorer, seed=seed)))
+                scorer, TOXIC[10:] + CLEAN[10:], [1] * 6 + [0] * 6, split
+            ),
+            battle=lambda target, attacker, split, seed, folder: Battle(
+                {}, attacker.attack(TOXIC[:10] + CLEAN[:10], [1] * 10 + [0] * 10, scorer, seed=seed)
+            ),
+        )
         folder, state = new_run(s, Target("1", "champion"))
         end = CoEvolution(s, parts, folder, state).run(
-            Limits(max_cycles=1, target_evasion=target_evasion))
+            Limits(max_cycles=1, target_evasion=target_evasion)
+        )
         return end, read_history(s, end.id)
 
     end, rows = run(FLAG_ALL[kind])
@@ -270,7 +323,7 @@ def test_the_cost_is_looked_at_just_beside_its_limit(tmp_path):
         begun = replace(state, cycle=1, step=STEPS[0], measured={"seen": rates})
         assert bool(reason_to_end(begun, Limits(target_evasion=0.1), s)) == reached, flagged
         assert decision(0, flagged, 0, 9, s)[0] == ("retrain" if flagged == 0.2501 else "evolve")
-    unknown = {"evasion": {"rate": None}, "false_positives": {"rate": 0}}     # no rule fitted
+    unknown = {"evasion": {"rate": None}, "false_positives": {"rate": 0}}  # no rule fitted
     assert not reason_to_end(replace(begun, measured={"seen": unknown}), Limits(0, 1.0), s)
 
 
@@ -288,6 +341,7 @@ def test_a_damaged_state_is_refused_and_kept(tmp_path):
 
 class Models(FakeRegistry):
     "A registry whose versions are folders."
+
     def __init__(self, root: Path):
         super().__init__(root / "registry.json")
         self.root = root
@@ -301,13 +355,18 @@ class Models(FakeRegistry):
 
 def test_publishing_twice_takes_one_snapshot(tmp_path):
     models = Models(tmp_path)
-    shas = [json.loads((model(tmp_path / "made" / n, f"model {n}") / "manifest.json").read_text())
-            ["sha256"] for n in "12"]
+    shas = [
+        json.loads((model(tmp_path / "made" / n, f"model {n}") / "manifest.json").read_text())[
+            "sha256"
+        ]
+        for n in "12"
+    ]
     models.write([[sha, []] for sha in shas])
     parts = RealParts.__new__(RealParts)
     parts.registry = models
-    parts.settings = load_settings(env={}, models_dir=str(tmp_path / "models"),
-                                   var_dir=str(tmp_path / "var"))
+    parts.settings = load_settings(
+        env={}, models_dir=str(tmp_path / "models"), var_dir=str(tmp_path / "var")
+    )
     latest = tmp_path / "models" / "coevolution-latest" / "head.safetensors"
     names = [parts.publish(Target(n, ""), f"run-c{n}") for n in ("1", "1", "2", "2", "1")]
     assert names[0] == names[1] == names[4] != names[2] == names[3]
@@ -335,10 +394,20 @@ def champion(home, empty_store) -> Version:
     return registry.promote_challenger(DecisionChain(registry).by_hand(made.version, "the first"))
 
 
-SHORT = {f"CONTENT_ARENA_{k}": str(v) for k, v in {
-    "COEVOLUTION_ROUNDS": 60, "COEVOLUTION_EPOCHS": 1, "COEVOLUTION_TRAIN_ROWS": 150,
-    "COEVOLUTION_F1_DROP": 1, "COEVOLUTION_EVASION": 0, "COEVOLUTION_NEW_SAMPLES": 1,
-    "GATE_BATTLE_ROUNDS": 0, "BOOTSTRAP_RESAMPLES": 100, "BATCH_TOKENS": 256}.items()}
+SHORT = {
+    f"CONTENT_ARENA_{k}": str(v)
+    for k, v in {
+        "COEVOLUTION_ROUNDS": 60,
+        "COEVOLUTION_EPOCHS": 1,
+        "COEVOLUTION_TRAIN_ROWS": 150,
+        "COEVOLUTION_F1_DROP": 1,
+        "COEVOLUTION_EVASION": 0,
+        "COEVOLUTION_NEW_SAMPLES": 1,
+        "GATE_BATTLE_ROUNDS": 0,
+        "BOOTSTRAP_RESAMPLES": 100,
+        "BATCH_TOKENS": 256,
+    }.items()
+}
 
 
 # The command in a process of its own, ended by SIGKILL as soon as a part of it has done its work:
@@ -373,8 +442,13 @@ def test_kill_9_after_the_real_parts_did_their_work_and_before_it_is_saved(home,
     command = "coevolve", "--max-cycles", "1", "--json"
     settings = settings_of(environment)
     for part in ("the deployment stage", "the pipeline", "the snapshot", "the MLflow run"):
-        cut = subprocess.run([python(), "-c", CUT, part, *command], env=environment,
-                             capture_output=True, text=True, timeout=900)
+        cut = subprocess.run(
+            [python(), "-c", CUT, part, *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
         assert cut.returncode == -signal.SIGKILL, (part, cut.stderr)
     code, out, err = arena(environment, *command)
     assert code == 0, err
@@ -383,7 +457,7 @@ def test_kill_9_after_the_real_parts_did_their_work_and_before_it_is_saved(home,
     assert [(r["cycle"], r["action"]) for r in result["history"]] == [(0, "start"), (1, "retrain")]
     assert [v.version for v in registry.versions()] == ["1", "2"]
     assert [e["version"] for e in registry.history() if e["action"] == "register"] == ["1", "2"]
-    run, = [f.parent for f in (folder / "runs").glob("*/run.json")]
+    (run,) = [f.parent for f in (folder / "runs").glob("*/run.json")]
     row, log = result["history"][1], DecisionLog(registry)
     kinds = [(r["kind"], r.get("comparison", {}).get("verdict")) for _, r in log.backwards()]
     outcome = {"promote": "promoted", "reject": "rejected", "inconclusive": "inconclusive"}
@@ -392,7 +466,8 @@ def test_kill_9_after_the_real_parts_did_their_work_and_before_it_is_saved(home,
     assert read_json(run / "deployment.json")["status"] == row["status"]
     assert len(VersionStore(settings, registry).shelf().snapshots) == 1
     logged = MlflowClient(settings.mlflow_uri()).search_runs(
-        [connect(settings)], f"tags.coevolution_run = '{result['run']}'")
+        [connect(settings)], f"tags.coevolution_run = '{result['run']}'"
+    )
     assert sorted(r.data.tags["coevolution_cycle"] for r in logged) == ["0", "1"]
     assert log.verify().decisions == 2
 
@@ -419,7 +494,7 @@ def test_the_command_survives_kill_9_and_ctrl_c_and_leaves_everything(home, cham
     assert code == 0, err
     stopped = json.loads(out.splitlines()[-1])
     assert (stopped["status"], stopped["reason"]) == ("stopped", "interrupted")
-    assert state_of(environment)[1].step == "measure"          # the step was finished
+    assert state_of(environment)[1].step == "measure"  # the step was finished
 
     code, out, err = arena(environment, *command)
     assert code == 0, err
@@ -428,7 +503,7 @@ def test_the_command_survives_kill_9_and_ctrl_c_and_leaves_everything(home, cham
     assert [r["action"] for r in result["history"]] == ["start", "retrain"]
     settings = settings_of(environment)
     version = ModelRegistry(settings).get_version(result["history"][1]["version"])
-    assert version.lineage[:-1] == champion.lineage            # it went on from the champion
+    assert version.lineage[:-1] == champion.lineage  # it went on from the champion
     assert len(json.loads(version.tags["attack_rules"])) > 3
     assert result["decisions"] and Path(result["latest"]["path"], "manifest.json").exists()
     assert len(list((folder / "runs").glob("*/run.json"))) == 1, "the retraining began twice"

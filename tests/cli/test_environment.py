@@ -1,4 +1,5 @@
 """Machines as they are: folders that can't be written, proxies, terminals that are not UTF-8, a full disk."""
+
 import json
 import os
 import re
@@ -17,12 +18,22 @@ from content_arena.cli.main import app
 pytestmark = [pytest.mark.slow, pytest.mark.long(200)]
 
 # Values of required parameters, by name: a new command with another one needs one here.
-VALUES = {"texts": "안녕 é 😀", "version": "3", "reason": "it is a test", "name": "coevolution-1",
-          "decision": "ab", "event": "success", "battle": "ab", "n": "3", "keep": "3", "mode": "mean",
-          "members": "1,2"}
+VALUES = {
+    "texts": "안녕 é 😀",
+    "version": "3",
+    "reason": "it is a test",
+    "name": "coevolution-1",
+    "decision": "ab",
+    "event": "success",
+    "battle": "ab",
+    "n": "3",
+    "keep": "3",
+    "mode": "mean",
+    "members": "1,2",
+}
 EXTRA = {("serve",): ["--port", "0"], ("cleanup",): ["--dry-run"]}
-KERNELS = {("pipeline", "run"), ("monitor", "report")}        # seconds each: where folders matter
-ENDLESS = {("serve",), ("retrain", "watch")}                  # until they are stopped
+KERNELS = {("pipeline", "run"), ("monitor", "report")}  # seconds each: where folders matter
+ENDLESS = {("serve",), ("retrain", "watch")}  # until they are stopped
 
 
 def commands() -> dict[tuple[str, ...], list[str]]:
@@ -44,8 +55,13 @@ def home(folder: Path, store: Path, events: Path | None = None) -> dict[str, str
     shutil.copy(store, folder / "mlflow.db")
     if events:
         shutil.copy(events, folder / "events.db")
-    return {k: v for k, v in state_of(folder, SOURCES=f"csv:{folder}/gone.csv", TEST_SOURCES="",
-                                      NOTIFY_ATTEMPTS=1).items() if k.startswith("CONTENT_ARENA_")}
+    return {
+        k: v
+        for k, v in state_of(
+            folder, SOURCES=f"csv:{folder}/gone.csv", TEST_SOURCES="", NOTIFY_ATTEMPTS=1
+        ).items()
+        if k.startswith("CONTENT_ARENA_")
+    }
 
 
 def run_all(cases: list[dict]) -> list[dict]:
@@ -58,8 +74,9 @@ def run_all(cases: list[dict]) -> list[dict]:
 def events(three_versions_store, tmp_path_factory) -> Path:
     "An event store as the first command leaves it."
     folder = tmp_path_factory.mktemp("events") / "home"
-    done = all_commands.run({"arguments": ["store", "status"],
-                             "environment": home(folder, three_versions_store)})
+    done = all_commands.run(
+        {"arguments": ["store", "status"], "environment": home(folder, three_versions_store)}
+    )
     assert done["code"] == 0, done
     return folder / "events.db"
 
@@ -78,32 +95,62 @@ def _databases(folder: Path) -> dict:
 
 def _var(folder: Path) -> dict:
     at = below_a_file(folder, "VAR_DIR", "ARTIFACT_DIR")
-    return {"environment": at | {"CONTENT_ARENA_TRACKING_URI": f"sqlite:///{folder}/file/m.db",
-                                 "CONTENT_ARENA_STORE_URL": f"sqlite:///{folder}/file/e.db"}}
+    return {
+        "environment": at
+        | {
+            "CONTENT_ARENA_TRACKING_URI": f"sqlite:///{folder}/file/m.db",
+            "CONTENT_ARENA_STORE_URL": f"sqlite:///{folder}/file/e.db",
+        }
+    }
 
 
-PROXIES = {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9",
-           "ALL_PROXY": "socks5://127.0.0.1:9", "all_proxy": "socks5://127.0.0.1:9"}
+PROXIES = {
+    "http_proxy": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "ALL_PROXY": "socks5://127.0.0.1:9",
+    "all_proxy": "socks5://127.0.0.1:9",
+}
 # What is wrong -> what it does to a case; what an error names, and how many commands fail so at least;
 # what the doctor says.
 FAULTS = {
     "var_dir": (_var, "/file/", 15, r"missing\s+folders: .*var_dir.*artifact_dir"),
-    "other folders": (lambda f: {"environment": below_a_file(
-        f, "RUNS_DIR", "MODELS_DIR", "ARTIFACT_DIR")}, "/file/", 2,
-        r"missing\s+folders: .*runs_dir.*models_dir.*artifact_dir"),
+    "other folders": (
+        lambda f: {"environment": below_a_file(f, "RUNS_DIR", "MODELS_DIR", "ARTIFACT_DIR")},
+        "/file/",
+        2,
+        r"missing\s+folders: .*runs_dir.*models_dir.*artifact_dir",
+    ),
     "databases": (_databases, ".db", 15, r"missing\s+databases: tracking_uri.*store_url"),
     "proxies": (lambda f: {"environment": PROXIES}, "", 0, r"note\s+proxies: .*all_proxy=socks5"),
-    "ascii": (lambda f: {"stdout": "ascii", "without": ["HOME", "LANG", "LC_ALL"],
-                         "environment": {"LANG": "C"}}, "", 0,
-              r"note\s+output: the terminal takes ascii"),
-    "no settings": (lambda f: {"environment": {"CONTENT_ARENA_SETTINGS_FILE": f"{f}/gone.ini"}},
-                    "gone.ini", 45, r"error: .*gone\.ini"),
-    "full disk": (lambda f: {"stdout": "/dev/full"}, "No space left", 15, r"error: .*No space left"),
+    "ascii": (
+        lambda f: {
+            "stdout": "ascii",
+            "without": ["HOME", "LANG", "LC_ALL"],
+            "environment": {"LANG": "C"},
+        },
+        "",
+        0,
+        r"note\s+output: the terminal takes ascii",
+    ),
+    "no settings": (
+        lambda f: {"environment": {"CONTENT_ARENA_SETTINGS_FILE": f"{f}/gone.ini"}},
+        "gone.ini",
+        45,
+        r"error: .*gone\.ini",
+    ),
+    "full disk": (
+        lambda f: {"stdout": "/dev/full"},
+        "No space left",
+        15,
+        r"error: .*No space left",
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_no_command_answers_with_a_traceback(fault, three_versions_store, events, tmp_path, pytestconfig):
+def test_no_command_answers_with_a_traceback(
+    fault, three_versions_store, events, tmp_path, pytestconfig
+):
     change, named, least, diagnosis = FAULTS[fault]
     every, cases, step = commands(), [], pytestconfig.getoption("every")
     assert len(every) > 30
@@ -114,16 +161,24 @@ def test_no_command_answers_with_a_traceback(fault, three_versions_store, events
             continue
         base = home(tmp_path / str(i), three_versions_store, events)
         more = change(tmp_path / str(i))
-        cases.append(more | {"arguments": [*path, *EXTRA.get(path, []), *given],
-                             "environment": base | more.get("environment", {}),
-                             "time_s": 5 if path in ENDLESS else 150})
+        cases.append(
+            more
+            | {
+                "arguments": [*path, *EXTRA.get(path, []), *given],
+                "environment": base | more.get("environment", {}),
+                "time_s": 5 if path in ENDLESS else 150,
+            }
+        )
     problems, naming = [], 0
     for case, done in zip(cases, run_all(cases), strict=True):
         errors = [line for line in done["err"].splitlines() if line.startswith("error: ")]
-        bad = [word for word in ("Traceback", "Exception ignored", "was destroyed", "it/s]")
-               if word in done["err"]]
+        bad = [
+            word
+            for word in ("Traceback", "Exception ignored", "was destroyed", "it/s]")
+            if word in done["err"]
+        ]
         if len(errors) > 1 or (done["code"] == 1 and not errors and not done["out"]):
-            bad.append(f"{len(errors)} lines that say what failed")    # a check answers by its list
+            bad.append(f"{len(errors)} lines that say what failed")  # a check answers by its list
         if done["code"] not in (0, 1) or bad:
             problems.append((case["arguments"], done["code"], bad, done["err"][-700:]))
         naming += any(named in line for line in errors)
@@ -137,8 +192,13 @@ def test_json_is_json_in_every_encoding(three_versions_store, tmp_path):
     "One argument holds what each escape of Python's looks like: é, 한, 😀."
     word, cases = "é한😀", []
     for encoding in ("utf-8", "ascii", "cp949"):
-        cases.append({"stdout": encoding, "arguments": ["settings", "--json", "-p", f"var_dir={word}"],
-                      "environment": home(tmp_path / encoding, three_versions_store)})
+        cases.append(
+            {
+                "stdout": encoding,
+                "arguments": ["settings", "--json", "-p", f"var_dir={word}"],
+                "environment": home(tmp_path / encoding, three_versions_store),
+            }
+        )
     for done in run_all(cases):
         rows = json.loads(done["out"])["settings"]
         assert [r["value"] for r in rows if r["key"] == "var_dir"] == [word]

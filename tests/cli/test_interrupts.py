@@ -1,4 +1,5 @@
 """Ctrl-C in real commands, at real moments: nothing of the libraries is shown, and the same command goes on."""
+
 import json
 import os
 import re
@@ -14,7 +15,10 @@ import pytest
 from commands import ROOT, state_of
 from warm import python
 
-CELLS = {"quick": "pass", "noisy": "import os; os.write(2, b'Traceback of a thread that nobody waits for')"}
+CELLS = {
+    "quick": "pass",
+    "noisy": "import os; os.write(2, b'Traceback of a thread that nobody waits for')",
+}
 WAIT = """import os, signal, time
 from pathlib import Path
 here = Path(run_dir).parents[1]
@@ -22,8 +26,10 @@ here = Path(run_dir).parents[1]
 (here / "started").touch()
 while not (here / "go").exists():
     {}"""
-SLEEP, DEAF = WAIT.format("", "time.sleep(0.1)"), \
-    WAIT.format("signal.signal(signal.SIGINT, signal.SIG_IGN)", "time.sleep(0.1)")
+SLEEP, DEAF = (
+    WAIT.format("", "time.sleep(0.1)"),
+    WAIT.format("signal.signal(signal.SIGINT, signal.SIG_IGN)", "time.sleep(0.1)"),
+)
 
 
 def program(folder: Path, store: Path, second: str) -> dict[str, str]:
@@ -35,7 +41,11 @@ def program(folder: Path, store: Path, second: str) -> dict[str, str]:
         given = nbformat.v4.new_code_cell("run_dir = ''", metadata={"tags": ["parameters"]})
         cell = nbformat.v4.new_code_cell(second if i == 1 else CELLS["quick"])
         nb = nbformat.v4.new_notebook(cells=[given, cell])
-        nb.metadata.kernelspec = {"name": "python3", "language": "python", "display_name": "python3"}
+        nb.metadata.kernelspec = {
+            "name": "python3",
+            "language": "python",
+            "display_name": "python3",
+        }
         nbformat.write(nb, folder / f"nbs/pipelines/{name}.ipynb")
     return state_of(folder, SETTINGS_FILE=folder / "settings.ini") | {"PYTHONPATH": str(ROOT)}
 
@@ -48,6 +58,7 @@ def start():
     def begin(environment: dict, folder: Path, *arguments: str) -> subprocess.Popen:
         started.append(command_in(folder, environment, arguments))
         return started[-1]
+
     yield begin
     for process in started:
         process.kill()
@@ -55,16 +66,20 @@ def start():
 
 
 def command_in(folder: Path, environment: dict, arguments: tuple[str, ...]) -> subprocess.Popen:
-    return subprocess.Popen([python(), "-m", "content_arena", *arguments], cwd=folder,
-                            env=environment, text=True,
-                            stdout=open(folder / "stdout", "w"), stderr=open(folder / "stderr", "w"))
+    return subprocess.Popen(
+        [python(), "-m", "content_arena", *arguments],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=open(folder / "stdout", "w"),
+        stderr=open(folder / "stderr", "w"),
+    )
 
 
 def wait_for(folder: Path, process: subprocess.Popen, happened) -> None:
     until = time.monotonic() + 500
     while not happened():
-        assert process.poll() is None and time.monotonic() < until, \
-            (folder / "stderr").read_text()
+        assert process.poll() is None and time.monotonic() < until, (folder / "stderr").read_text()
         time.sleep(0.02)
 
 
@@ -77,29 +92,43 @@ OURS = r"(run|going on with) \S+ \(profile none\)|0\d_\w+: (running|done before|
 
 
 @pytest.mark.parametrize("moment", ["in a cell", "as the kernel starts", "in a cell that is deaf"])
-def test_an_interrupted_run_says_so_in_one_line_and_is_continued(moment, start, three_versions_store, tmp_path):
+def test_an_interrupted_run_says_so_in_one_line_and_is_continued(
+    moment, start, three_versions_store, tmp_path
+):
     environment = program(tmp_path, three_versions_store, DEAF if "deaf" in moment else SLEEP)
     process = start(environment, tmp_path, "pipeline", "run", "--new", "-p", "epochs=3", "--json")
-    wait_for(tmp_path, process, lambda: (
-        "02_train: running" in (tmp_path / "stderr").read_text() if "starts" in moment
-        else (tmp_path / "started").exists()))
+    wait_for(
+        tmp_path,
+        process,
+        lambda: (
+            "02_train: running" in (tmp_path / "stderr").read_text()
+            if "starts" in moment
+            else (tmp_path / "started").exists()
+        ),
+    )
     process.send_signal(signal.SIGINT)
     code, out, said = ended(tmp_path, process)
     assert code == 130 and out == ""
-    assert said[-1] == ("interrupted; the same command goes on with it:"
-                        " content-arena pipeline run -p epochs=3 --json")
+    assert said[-1] == (
+        "interrupted; the same command goes on with it:"
+        " content-arena pipeline run -p epochs=3 --json"
+    )
     assert [line for line in said[:-1] if not re.fullmatch(OURS, line)] == []
     [state] = [json.loads(f.read_text()) for f in tmp_path.glob("runs/*/run.json")]
-    assert state["done"] == ["01_prepare"] and state["status"] == "running"    # it has not failed
+    assert state["done"] == ["01_prepare"] and state["status"] == "running"  # it has not failed
     (tmp_path / "go").touch()
     code, out, said = ended(tmp_path, start(environment, tmp_path, *said[-1].split()[9:]))
     assert code == 0, said
-    assert said[0].startswith(f"going on with {state['run_id']}") and "01_prepare: done before" in said
+    assert (
+        said[0].startswith(f"going on with {state['run_id']}") and "01_prepare: done before" in said
+    )
     assert json.loads(out)["run_dir"].endswith(state["run_id"])
     assert [line for line in said if not re.fullmatch(OURS, line)] == []
 
 
-def test_what_a_kernel_says_outside_of_cells_is_beside_the_notebook(start, three_versions_store, tmp_path):
+def test_what_a_kernel_says_outside_of_cells_is_beside_the_notebook(
+    start, three_versions_store, tmp_path
+):
     environment = program(tmp_path, three_versions_store, CELLS["noisy"])
     code, out, said = ended(tmp_path, start(environment, tmp_path, "pipeline", "run"))
     assert code == 0 and [line for line in said if not re.fullmatch(OURS, line)] == [], said
@@ -109,7 +138,8 @@ def test_what_a_kernel_says_outside_of_cells_is_beside_the_notebook(start, three
 
 def test_a_stopped_service_ends_without_frames(start, three_versions_store, tmp_path):
     environment = program(tmp_path, three_versions_store, CELLS["quick"]) | {
-        "CONTENT_ARENA_LOG_REQUESTS": "false"}
+        "CONTENT_ARENA_LOG_REQUESTS": "false"
+    }
     process = start(environment, tmp_path, "serve", "--port", "0")
     wait_for(tmp_path, process, lambda: "http://" in (tmp_path / "stdout").read_text())
     os.kill(process.pid, signal.SIGINT)

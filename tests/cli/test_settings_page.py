@@ -1,4 +1,5 @@
 """A default is written once: settings.ini repeats none, docs/settings.md is made from the declarations."""
+
 import importlib
 from pathlib import Path
 
@@ -25,14 +26,20 @@ def repeated(ini: Path) -> list[str]:
     "Keys outside of profiles that are given the value they have anyway."
     _, entries = read_entries(read_text(ini), str(ini))
     defaults, given = Settings(), load_settings(ini=ini, env={})
-    return [e.key for e in entries if not e.section.startswith("profile:")
-            and getattr(given, e.key) == getattr(defaults, e.key)]
+    return [
+        e.key
+        for e in entries
+        if not e.section.startswith("profile:")
+        and getattr(given, e.key) == getattr(defaults, e.key)
+    ]
 
 
 def test_the_file_repeats_no_default(tmp_path: Path):
     assert repeated(INI) == []
     other = tmp_path / "settings.ini"
-    other.write_text("[train]\nepochs = 2\nseed = 1\n[data]\nsources = embedded\n[profile:x]\nepochs = 2\n")
+    other.write_text(
+        "[train]\nepochs = 2\nseed = 1\n[data]\nsources = embedded\n[profile:x]\nepochs = 2\n"
+    )
     assert repeated(other) == ["epochs", "sources"]
 
 
@@ -44,7 +51,8 @@ def test_what_people_may_uncomment_is_accepted(tmp_path: Path):
     other.write_text("\n".join(line[2:] if line in examples else line for line in lines))
     settings = load_settings(ini=other, env={})
     assert {line[2:].split(" = ")[0] for line in examples} == {
-        k for k in Settings.model_fields if settings.origin(k) != "default"}
+        k for k in Settings.model_fields if settings.origin(k) != "default"
+    }
     assert len(repeated(other)) == 0, "an example that changes nothing"
 
 

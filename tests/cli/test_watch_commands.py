@@ -1,4 +1,5 @@
 """`content-arena monitor` and `retrain`, as a scheduler calls them: real processes, a real store, no model."""
+
 import json
 import os
 from datetime import datetime, timedelta, timezone
@@ -15,10 +16,16 @@ from content_arena.store.events import EventStore
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     "A home folder without data: a pipeline run fails in its first stage."
-    state = {"VAR_DIR": tmp_path / "var", "RUNS_DIR": tmp_path / "runs",
-             "MODELS_DIR": tmp_path / "models", "TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
-             "ARTIFACT_DIR": tmp_path / "artifacts", "STORE_URL": f"sqlite:///{tmp_path}/events.db",
-             "INFERENCE_URL": "http://127.0.0.1:9", "SOURCES": f"csv:{tmp_path}/nowhere.csv"}
+    state = {
+        "VAR_DIR": tmp_path / "var",
+        "RUNS_DIR": tmp_path / "runs",
+        "MODELS_DIR": tmp_path / "models",
+        "TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db",
+        "ARTIFACT_DIR": tmp_path / "artifacts",
+        "STORE_URL": f"sqlite:///{tmp_path}/events.db",
+        "INFERENCE_URL": "http://127.0.0.1:9",
+        "SOURCES": f"csv:{tmp_path}/nowhere.csv",
+    }
     clean = {k: v for k, v in os.environ.items() if not k.startswith("CONTENT_ARENA_")}
     return {**clean, **{f"CONTENT_ARENA_{k}": str(v) for k, v in state.items()}}
 
@@ -30,15 +37,38 @@ def fill(store: EventStore) -> None:
     for days, share, n in ((20, 0.95, 700), (3, 0.5, 700)):
         for _ in range(n):
             score = float(rng.beta(0.4, 1))
-            rows.append({"time": now - timedelta(days=days, minutes=rng.uniform(0, 600)),
-                         "text_sha256": "0" * 64, "lang": "ko" if rng.random() < share else "en",
-                         "length": int(rng.lognormal(3, 1)) + 1, "toxic_score": score,
-                         "is_toxic": score > 0.5, "model_version": "4", "model_alias": "champion",
-                         "latency_ms": 4.0})
+            rows.append(
+                {
+                    "time": now - timedelta(days=days, minutes=rng.uniform(0, 600)),
+                    "text_sha256": "0" * 64,
+                    "lang": "ko" if rng.random() < share else "en",
+                    "length": int(rng.lognormal(3, 1)) + 1,
+                    "toxic_score": score,
+                    "is_toxic": score > 0.5,
+                    "model_version": "4",
+                    "model_alias": "champion",
+                    "latency_ms": 4.0,
+                }
+            )
     store.add("predictions", rows)
-    store.add("battles", [{"status": "completed", "model_version": "4", "result": {
-        "alias": "champion", "strategy": "mixed", "rounds": 400, "attacked": 200, "detected": 90,
-        "detection_rate": 0.45, "false_positive_rate": 0.03}}])
+    store.add(
+        "battles",
+        [
+            {
+                "status": "completed",
+                "model_version": "4",
+                "result": {
+                    "alias": "champion",
+                    "strategy": "mixed",
+                    "rounds": 400,
+                    "attacked": 200,
+                    "detected": 90,
+                    "detection_rate": 0.45,
+                    "false_positive_rate": 0.03,
+                },
+            }
+        ],
+    )
 
 
 def test_the_weekly_report_says_what_happened(environment: dict[str, str]):
@@ -50,7 +80,10 @@ def test_the_weekly_report_says_what_happened(environment: dict[str, str]):
     said = json.loads(out.splitlines()[-1])
     text = " ".join(said["headlines"])
     assert "700 comments were judged" in text and "**The traffic changed** in lang" in text
-    assert "evasion: fired" in text and "45% of the disguised toxic comments were detected and 3%" in text
+    assert (
+        "evasion: fired" in text
+        and "45% of the disguised toxic comments were detected and 3%" in text
+    )
     page = Path(said["report_html"]).read_text(encoding="utf-8")
     assert "Monitoring report" in page and "monitoring.collect(" not in page
     drift = read_group(settings.path("var_dir") / "metrics" / "drift.prom")

@@ -1,4 +1,5 @@
 """settings.ini and files of secrets as editors on several systems write them: read, or refused with line and reason."""
+
 import re
 from pathlib import Path
 
@@ -42,29 +43,34 @@ def test_a_code_page_is_refused_with_its_line(tmp_path, encoding, line):
 
 def test_the_line_is_that_of_the_byte(tmp_path):
     plain = b"[train]\r\nseed = 1\r\n\r\n# "
-    assert "line 4 is no UTF-8" in refusal(tmp_path, plain + "설정".encode("cp949") + b"\r\nepochs = 2")
+    assert "line 4 is no UTF-8" in refusal(
+        tmp_path, plain + "설정".encode("cp949") + b"\r\nepochs = 2"
+    )
     assert "line 2 holds a NUL byte" in refusal(tmp_path, b"[train]\nseed = 1\0\n")
 
 
-@pytest.mark.parametrize("text, line, reason", [
-    ("[paths]\nvar_dir = a\n  b", 3, "var_dir goes on"),
-    ("[model]\nbase_model = a/\n\n # why\n  b\n", 5, "base_model goes on"),
-    ("[train]\nseed = 1\n  epochs = 2", 3, "seed goes on"),
-    ("[data]\nsources = a.csv\n  test_sources = b.csv", 3, "a key of its own"),
-    ("[data]\nsources = embedded,\nbeep", 3, "'beep' is no [section] and no key = value"),
-    ("[train]\nepochs", 2, "'epochs' is no [section]"),
-    ("epochs = 3", 1, "before the first [section]"),
-    ("[train]\nepochs = 3\n\nEPOCHS = 4", 4, "line 2"),
-    ("[train]\nepochs = 3\n[model]\n[train]\nseed = 1", 4, "line 1"),
-    ("[train]\nepochs = 3  # passes", 2, "line of its own"),
-    ("[model]\nbase_model = mine ; not theirs", 2, "line of its own"),
-    ("[DEFAULT]\nepochs = 3\n[train]\nseed = 1", 1, "unknown section"),
-    ("[train]\nseed = 1\n[tarin]\nepochs = 3", 3, "did you mean 'train'"),
-    ("[train]\nseed = 1\nepoch = 3", 3, "did you mean 'epochs'"),
-    ("[train]\nseed = 1\nepochs = three", 3, "valid integer"),
-    ("[train]\nseed = 1\nepochs = %(seed)s", 3, "valid integer"),
-    ("[train]\nseed = 1\n[profile:mine]\nepochs = 0", 4, "greater than or equal to 1"),
-])
+@pytest.mark.parametrize(
+    "text, line, reason",
+    [
+        ("[paths]\nvar_dir = a\n  b", 3, "var_dir goes on"),
+        ("[model]\nbase_model = a/\n\n # why\n  b\n", 5, "base_model goes on"),
+        ("[train]\nseed = 1\n  epochs = 2", 3, "seed goes on"),
+        ("[data]\nsources = a.csv\n  test_sources = b.csv", 3, "a key of its own"),
+        ("[data]\nsources = embedded,\nbeep", 3, "'beep' is no [section] and no key = value"),
+        ("[train]\nepochs", 2, "'epochs' is no [section]"),
+        ("epochs = 3", 1, "before the first [section]"),
+        ("[train]\nepochs = 3\n\nEPOCHS = 4", 4, "line 2"),
+        ("[train]\nepochs = 3\n[model]\n[train]\nseed = 1", 4, "line 1"),
+        ("[train]\nepochs = 3  # passes", 2, "line of its own"),
+        ("[model]\nbase_model = mine ; not theirs", 2, "line of its own"),
+        ("[DEFAULT]\nepochs = 3\n[train]\nseed = 1", 1, "unknown section"),
+        ("[train]\nseed = 1\n[tarin]\nepochs = 3", 3, "did you mean 'train'"),
+        ("[train]\nseed = 1\nepoch = 3", 3, "did you mean 'epochs'"),
+        ("[train]\nseed = 1\nepochs = three", 3, "valid integer"),
+        ("[train]\nseed = 1\nepochs = %(seed)s", 3, "valid integer"),
+        ("[train]\nseed = 1\n[profile:mine]\nepochs = 0", 4, "greater than or equal to 1"),
+    ],
+)
 def test_a_mistake_is_refused_with_its_line(tmp_path, text, line, reason):
     profile = "mine" if "profile:mine" in text else None
     message = refusal(tmp_path, text, profile=profile)
@@ -79,7 +85,10 @@ def test_a_percent_sign_and_a_hash_in_a_word_are_only_signs(tmp_path):
 
 @pytest.mark.parametrize("text", ["a, b", "a,\n  b", "a\n  b", "a,\n # both\n\n\tb,", "\n  a\n  b"])
 def test_a_list_may_go_on_indented(tmp_path, text):
-    assert load_settings(ini=written(tmp_path, f"[data]\nsources = {text}\n"), env={}).sources == ("a", "b")
+    assert load_settings(ini=written(tmp_path, f"[data]\nsources = {text}\n"), env={}).sources == (
+        "a",
+        "b",
+    )
 
 
 @pytest.mark.parametrize("raw", ["tóken", "tóken\n", " tóken\r\n", "\ufefftóken\r\n"])
@@ -91,9 +100,15 @@ def test_a_file_with_a_secret_is_read_as_editors_write_it(tmp_path, raw, encodin
     assert token.get_secret_value() == "tóken"
 
 
-@pytest.mark.parametrize("raw, reason", [
-    (b"token\nof two lines", "several lines"), ("token".encode("utf-16-le"), "NUL"),
-    ("비밀token".encode("cp949"), "line 1 is no UTF-8"), (b"tok\x07en", "control character")])
+@pytest.mark.parametrize(
+    "raw, reason",
+    [
+        (b"token\nof two lines", "several lines"),
+        ("token".encode("utf-16-le"), "NUL"),
+        ("비밀token".encode("cp949"), "line 1 is no UTF-8"),
+        (b"tok\x07en", "control character"),
+    ],
+)
 def test_a_file_with_no_secret_is_refused_and_not_quoted(tmp_path, raw, reason):
     file = tmp_path / "secret.txt"
     file.write_bytes(raw)

@@ -2,6 +2,7 @@
 
 Tests that kill processes do without fsync, since a kill loses nothing that was written; these watch the real calls.
 """
+
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -38,26 +39,34 @@ class Disk:
                     self.early.append(file.relative_to(self.root).as_posix())
             move(source, target, **more)
             self.names.append(Path(target))
+
         return moved
 
     def faults(self) -> list[str]:
         named = [n.relative_to(self.root).as_posix() for n in self.names]
-        return [*(f"{f}: got its name before its content was flushed" for f in self.early),
-                *(f"{n}: its name was not flushed" for n in named)]
+        return [
+            *(f"{f}: got its name before its content was flushed" for f in self.early),
+            *(f"{n}: its name was not flushed" for n in named),
+        ]
 
 
 def publish(root: Path) -> None:
     make_store(root).publish(model(root / "source", "new"), tag="stable")
 
 
-WRITERS = {"a JSON file": lambda root: write_json(root / "a.json", {"version": 1}),
-           "a published version": publish,
-           "the journal of a deployment": lambda root: Journal(root / "journal").begin(
-               new="4", old="3", reason="better")}
+WRITERS = {
+    "a JSON file": lambda root: write_json(root / "a.json", {"version": 1}),
+    "a published version": publish,
+    "the journal of a deployment": lambda root: Journal(root / "journal").begin(
+        new="4", old="3", reason="better"
+    ),
+}
 
 
 @pytest.mark.parametrize("what", WRITERS)
-def test_what_is_written_was_flushed_before_success_is_reported(what: str, tmp_path: Path, monkeypatch):
+def test_what_is_written_was_flushed_before_success_is_reported(
+    what: str, tmp_path: Path, monkeypatch
+):
     disk = Disk(tmp_path, monkeypatch)
     WRITERS[what](tmp_path)
     assert disk.flushed and disk.faults() == []
@@ -78,11 +87,14 @@ def careless(root: Path, content: bool, name: bool) -> None:
         os.close(folder)
 
 
-@pytest.mark.parametrize("content, name, faults", [
-    (True, True, []),
-    (False, True, ["a.tmp: got its name before its content was flushed"]),
-    (True, False, ["a.json: its name was not flushed"]),
-])
+@pytest.mark.parametrize(
+    "content, name, faults",
+    [
+        (True, True, []),
+        (False, True, ["a.tmp: got its name before its content was flushed"]),
+        (True, False, ["a.json: its name was not flushed"]),
+    ],
+)
 def test_a_flush_that_is_left_out_is_found(content, name, faults, tmp_path: Path, monkeypatch):
     disk = Disk(tmp_path, monkeypatch)
     careless(tmp_path, content, name)

@@ -1,4 +1,5 @@
 """The figures of `core.statistics` against their definitions: by hand, by brute force, by numerical derivative."""
+
 import itertools
 import math
 
@@ -17,12 +18,14 @@ def f1(tp: float, fp: float, fn: float) -> float:
 
 def gain(c) -> float:
     "F1 of the challenger minus the champion's, written out."
-    return (f1(c[5] + c[7], c[1] + c[3], c[4] + c[6]) - f1(c[6] + c[7], c[2] + c[3], c[4] + c[5]))
+    return f1(c[5] + c[7], c[1] + c[3], c[4] + c[6]) - f1(c[6] + c[7], c[2] + c[3], c[4] + c[5])
 
 
 def test_metrics_by_hand():
     tp, fp, fn, tn = (np.array(x) for x in ((211, 218), (42, 34), (85, 78), (662, 670)))
-    wanted = np.stack([2 * tp / (2 * tp + fp + fn), tp / (tp + fp), tp / (tp + fn), (tp + tn) / 1000], axis=-1)
+    wanted = np.stack(
+        [2 * tp / (2 * tp + fp + fn), tp / (tp + fp), tp / (tp + fn), (tp + tn) / 1000], axis=-1
+    )
     assert st.metrics_of(COUNTS) == pytest.approx(wanted, abs=1e-12)
     assert st.differences(COUNTS) == pytest.approx(wanted[1] - wanted[0], abs=1e-12)
     assert st.differences([5, 0, 0, 0, 0, 0, 0, 0]).tolist() == [0, 0, 0, 0]
@@ -61,7 +64,9 @@ def test_a_bootstrap_is_repeatable_and_as_wide_as_the_standard_error():
     assert first.draws.shape == (2000, 4) and first.observed[0] == pytest.approx(gain(COUNTS))
     assert (st.paired_bootstrap(COUNTS).draws == first.draws).all()
     assert first.draws[:, 0].std() == pytest.approx(st.standard_error(COUNTS), rel=0.06)
-    kept = st.paired_bootstrap([0, 0, 0, 0, 0, 30, 20, 50], stratified=True)      # no clean row to draw from
+    kept = st.paired_bootstrap(
+        [0, 0, 0, 0, 0, 30, 20, 50], stratified=True
+    )  # no clean row to draw from
     assert kept.draws[:, 0].std() > 0
 
 
@@ -86,11 +91,13 @@ def test_the_swap_test_is_the_sum_over_all_swaps():
 def test_mcnemar_by_hand():
     old, new, p = st.mcnemar(COUNTS)
     assert (old, new) == (22 + 38, 30 + 45)
-    assert p == pytest.approx(2 * sum(math.comb(135, k) for k in range(61)) / 2 ** 135, rel=1e-9)
+    assert p == pytest.approx(2 * sum(math.comb(135, k) for k in range(61)) / 2**135, rel=1e-9)
 
 
-@pytest.mark.parametrize("share, f1_wanted, better, phi", [
-    (0.1, 0.8, 0.05, 0.5), (0.5, 0.9, 0.0, 0.3), (0.3, 0.6, 0.2, 0.1), (0.2, 0.7, 0.1, 0.0)])
+@pytest.mark.parametrize(
+    "share, f1_wanted, better, phi",
+    [(0.1, 0.8, 0.05, 0.5), (0.5, 0.9, 0.0, 0.3), (0.3, 0.6, 0.2, 0.1), (0.2, 0.7, 0.1, 0.0)],
+)
 def test_a_pair_of_models_errs_as_asked(share, f1_wanted, better, phi):
     "F1, precision = recall, the share of toxic rows, and the correlation of errors within each class."
     p = st.model_pair(share, f1_wanted, better, phi)
@@ -98,11 +105,15 @@ def test_a_pair_of_models_errs_as_asked(share, f1_wanted, better, phi):
     old, new = st.metrics_of(p)
     assert old[:3] == pytest.approx(f1_wanted) and new[0] == pytest.approx(f1_wanted + better)
     for y in (0, 1):
-        q = p[4 * y:4 * y + 4].reshape(2, 2) / p[4 * y:4 * y + 4].sum()
-        q = q[::-1, ::-1] if y else q                  # [wrong?, wrong?]
+        q = p[4 * y : 4 * y + 4].reshape(2, 2) / p[4 * y : 4 * y + 4].sum()
+        q = q[::-1, ::-1] if y else q  # [wrong?, wrong?]
         one, two = q[1].sum(), q[:, 1].sum()
-        assert (q[1, 1] - one * two) / math.sqrt(one * (1 - one) * two * (1 - two)) == pytest.approx(phi)
-        assert two / one == pytest.approx(new[1] and (1 - new[2]) / (1 - old[2]))   # both kinds of error shrink alike
+        assert (q[1, 1] - one * two) / math.sqrt(
+            one * (1 - one) * two * (1 - two)
+        ) == pytest.approx(phi)
+        assert two / one == pytest.approx(
+            new[1] and (1 - new[2]) / (1 - old[2])
+        )  # both kinds of error shrink alike
 
 
 def test_a_pair_by_default_is_equally_good_and_half_correlated():
@@ -110,13 +121,17 @@ def test_a_pair_by_default_is_equally_good_and_half_correlated():
     for wrong in ((0.1, 1.0, 0.0), (0.1, 0.0, 0.1), (0.1, 0.8, -0.1), (0.9, 0.5, 0.1)):
         with pytest.raises(ValueError, match="no such pair"):
             st.model_pair(*wrong)
-    assert st.model_pair(0.5, 0.5, 0.5)[[5, 0]] == pytest.approx([0.25, 0.25])     # alarm 0.5; never wrong any more
+    assert st.model_pair(0.5, 0.5, 0.5)[[5, 0]] == pytest.approx(
+        [0.25, 0.25]
+    )  # alarm 0.5; never wrong any more
 
 
 def test_influence_is_the_derivative_of_the_gain():
     p, step = COUNTS / COUNTS.sum(), 1e-6
     mixed = [((1 - step) * p + step * np.eye(8)[i]) for i in range(8)]
-    assert st.influence(COUNTS) == pytest.approx([(gain(m) - gain(p)) / step for m in mixed], abs=1e-4)
+    assert st.influence(COUNTS) == pytest.approx(
+        [(gain(m) - gain(p)) / step for m in mixed], abs=1e-4
+    )
     variance = p @ st.influence(COUNTS) ** 2
     assert st.standard_error(COUNTS) == pytest.approx(math.sqrt(variance / 1000))
     assert st.standard_error(COUNTS, 4000) == pytest.approx(st.standard_error(COUNTS) / 2)
@@ -129,20 +144,25 @@ def test_significance_by_its_definition():
     assert (s.lower, s.upper) == boot.interval("f1", s.level) and s.lower < s.gain < s.upper
     assert s.gain == pytest.approx(gain(c)) and s.p_value == st.swap_test(c)
     assert st.significance(c, 0.05, 2000, 0, False) == s != st.significance(c, seed=1)
-    assert st.significance(c, stratified=True).lower == st.paired_bootstrap(c, stratified=True).interval("f1", s.level)[0]
+    assert (
+        st.significance(c, stratified=True).lower
+        == st.paired_bootstrap(c, stratified=True).interval("f1", s.level)[0]
+    )
     assert st.significance(c, 0.01).resamples == math.ceil(50 / 0.0075)
     assert st.significance(c, 0.05, resamples=10).resamples == math.ceil(50 / 0.0375)
 
 
-@pytest.mark.parametrize("lower, p_value, proven", [
-    (0.001, 0.25, True), (0.0, 0.25, False), (0.001, 0.251, False), (-0.001, 0.001, False)])
+@pytest.mark.parametrize(
+    "lower, p_value, proven",
+    [(0.001, 0.25, True), (0.0, 0.25, False), (0.001, 0.251, False), (-0.001, 0.001, False)],
+)
 def test_proven_needs_the_bound_and_the_p_value(lower, p_value, proven):
     assert st.Significance(0.02, 0.3, 0.75, lower, 0.04, p_value, 2000).proven is proven
 
 
 def test_power_effect_and_rows_are_one_formula():
     p, z = st.model_pair(0.5, 0.88), norm.isf(0.75 * 0.05)
-    for n in (300, 3000, 300_000):                    # the two hurdles: significance, and the wanted gain
+    for n in (300, 3000, 300_000):  # the two hurdles: significance, and the wanted gain
         se = st.standard_error(p, n)
         hurdle = max(0.01, z * se)
         assert st.detection_power(p, 0.025, n) == pytest.approx(norm.cdf((0.025 - hurdle) / se))
@@ -150,7 +170,7 @@ def test_power_effect_and_rows_are_one_formula():
     assert st.detectable_effect(p, 300_000) > 0.01
     assert st.detection_power(p, 0.025, 2000) == st.detection_power(p, 0.025, 2000, 0.05, 0.01)
     assert st.detectable_effect(p, 2000) == st.detectable_effect(p, 2000, 0.05, 0.8, 0.01)
-    for effect in (0.0101, 0.011, 0.025, 0.1):        # enough, and one row fewer is not
+    for effect in (0.0101, 0.011, 0.025, 0.1):  # enough, and one row fewer is not
         n = st.required_samples(p, effect)
         assert n == st.required_samples(p, effect, 0.05, 0.8, 0.01)
         assert st.detection_power(p, effect, n) >= 0.8 > st.detection_power(p, effect, n - 1)

@@ -1,4 +1,5 @@
 """Properties of the text views: total, deterministic, idempotent, and gentle to how people write Korean."""
+
 import unicodedata
 
 import pytest
@@ -10,14 +11,29 @@ from content_arena.core import text
 settings.register_profile("text", deadline=None, derandomize=True)
 settings.load_profile("text")
 
-VIEWS = {name: getattr(text, name) for name in ("nfc", "nfkc", "strip_invisible", "compose_jamo", "canonical", "skeleton")}
+VIEWS = {
+    name: getattr(text, name)
+    for name in ("nfc", "nfkc", "strip_invisible", "compose_jamo", "canonical", "skeleton")
+}
 HANGUL = st.characters(min_codepoint=0xAC00, max_codepoint=0xD7A3)
 JAMO = st.characters(min_codepoint=0x3131, max_codepoint=0x3163)
 CONJOINING = st.characters(min_codepoint=0x1100, max_codepoint=0x11FF)
 ASCII = st.characters(min_codepoint=0x20, max_codepoint=0x7E)
-INVISIBLE = st.sampled_from("\u200b\u200c\u200d\u2060\ufeff\u00ad\ufe0f\u3164\U000e0041\x00\x07\ud800\u2800")
+INVISIBLE = st.sampled_from(
+    "\u200b\u200c\u200d\u2060\ufeff\u00ad\ufe0f\u3164\U000e0041\x00\x07\ud800\u2800"
+)
 # st.text() leaves out lone surrogates; comments don't
-anything = st.text(st.one_of(st.sampled_from("ㄱㄳㅋㄸㅏㅠ가각"), st.characters(exclude_categories=()), HANGUL, JAMO, CONJOINING, INVISIBLE, ASCII))
+anything = st.text(
+    st.one_of(
+        st.sampled_from("ㄱㄳㅋㄸㅏㅠ가각"),
+        st.characters(exclude_categories=()),
+        HANGUL,
+        JAMO,
+        CONJOINING,
+        INVISIBLE,
+        ASCII,
+    )
+)
 korean = st.text(st.one_of(HANGUL, st.sampled_from(" .,!?")))
 plain = st.text(st.one_of(HANGUL, ASCII))
 
@@ -61,7 +77,8 @@ def test_views_are_the_functions_they_name(s):
     assert views["raw"] == s
     assert views["visible"] == text.strip_invisible(s)
     assert {k: views[k] for k in ("nfc", "nfkc", "canonical", "skeleton")} == {
-        k: VIEWS[k](s) for k in ("nfc", "nfkc", "canonical", "skeleton")}
+        k: VIEWS[k](s) for k in ("nfc", "nfkc", "canonical", "skeleton")
+    }
 
 
 @given(korean)
@@ -81,7 +98,12 @@ def test_invisible_characters_change_no_key(s, data):
         assert text.mask(dirty) == text.mask(s)
 
 
-@given(korean, st.sampled_from(["ㅋ", "ㅎ", "ㅠ", "ㅜ", "ㅇ", "ㄷ"]), st.integers(2, 8), st.sampled_from(["ㅠㅠ", "ㅜㅜ", "", "!"]))
+@given(
+    korean,
+    st.sampled_from(["ㅋ", "ㅎ", "ㅠ", "ㅜ", "ㅇ", "ㄷ"]),
+    st.integers(2, 8),
+    st.sampled_from(["ㅠㅠ", "ㅜㅜ", "", "!"]),
+)
 @example("하", "ㅋ", 3, "ㅠㅠ")
 def test_laughter_and_tears_survive(s, letter, n, tail):
     written = s + letter * n + tail
@@ -90,14 +112,27 @@ def test_laughter_and_tears_survive(s, letter, n, tail):
     assert letter * n in text.skeleton(written)
 
 
-@pytest.mark.parametrize("s", ["ㅋㅋㅋ", "ㅠㅠ", "ㅋㅋㅠ", "ㅇㅋ", "ㄱㅅ", "ㄴㄴ", "ㅊㅋㅊㅋ", "아ㅋ진짜", "앗ㅎ넵", "오ㅏ"])
+@pytest.mark.parametrize(
+    "s",
+    ["ㅋㅋㅋ", "ㅠㅠ", "ㅋㅋㅠ", "ㅇㅋ", "ㄱㅅ", "ㄴㄴ", "ㅊㅋㅊㅋ", "아ㅋ진짜", "앗ㅎ넵", "오ㅏ"],
+)
 def test_letters_used_as_letters_stay(s):
     assert text.compose_jamo(s) == text.canonical(s) == s
 
 
-@pytest.mark.parametrize("spelt, meant", [
-    ("ㅂㅏㅂㅗ", "바보"), ("바ㅂㅗ", "바보"), ("ㅂㅏ보", "바보"), ("머ㅇ청이", "멍청이"), ("ㅁㅓㅇ청ㅇㅣ", "멍청이"),
-    ("ㅎㅏㅋㅋㅋ", "하ㅋㅋㅋ"), ("\uffb2\uffc2\uffb2\uffcc", "바보"), ("\u1107\u1161\u1107\u1169", "바보")])
+@pytest.mark.parametrize(
+    "spelt, meant",
+    [
+        ("ㅂㅏㅂㅗ", "바보"),
+        ("바ㅂㅗ", "바보"),
+        ("ㅂㅏ보", "바보"),
+        ("머ㅇ청이", "멍청이"),
+        ("ㅁㅓㅇ청ㅇㅣ", "멍청이"),
+        ("ㅎㅏㅋㅋㅋ", "하ㅋㅋㅋ"),
+        ("\uffb2\uffc2\uffb2\uffcc", "바보"),
+        ("\u1107\u1161\u1107\u1169", "바보"),
+    ],
+)
 def test_spelt_out_words_are_read(spelt, meant):
     assert text.compose_jamo(spelt) == meant
 
@@ -121,7 +156,9 @@ def test_language_is_one_of_three(s):
     assert text.language(s) == text.language(text.strip_invisible(s))
 
 
-@pytest.mark.parametrize("disguised", ["іdіоt", "ｉｄｉｏｔ", "𝐢𝐝𝐢𝐨𝐭", "ⅰԁⅰоt", "i\u200bdiot", "ІDІОT"])
+@pytest.mark.parametrize(
+    "disguised", ["іdіоt", "ｉｄｉｏｔ", "𝐢𝐝𝐢𝐨𝐭", "ⅰԁⅰоt", "i\u200bdiot", "ІDІОT"]
+)
 def test_look_alikes_share_a_skeleton(disguised):
     assert text.skeleton(disguised) == "idiot"
     assert text.mask(disguised)[1:] == "••••"

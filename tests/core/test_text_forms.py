@@ -1,4 +1,5 @@
 """One comment, however a keyboard or a disk spells it (NFC, NFD): one score, wherever a model reads."""
+
 import ast
 import json
 import shutil
@@ -39,14 +40,23 @@ from content_arena.disguises.views import ViewsScorer, repaired
 
 nfd = partial(unicodedata.normalize, "NFD")
 WORDS = ("바보", "고마워", "café", "naïve", "각하", "닭")
-ROWS = [(f"{word} {other} {i % 7}", int(word in ("바보", "naïve", "닭")))
-        for i in range(12) for word in WORDS for other in ("you", "today")]
-FRAME = pd.DataFrame(ROWS, columns=["text", "label"]).sample(frac=1, random_state=0, ignore_index=True)
+ROWS = [
+    (f"{word} {other} {i % 7}", int(word in ("바보", "naïve", "닭")))
+    for i in range(12)
+    for word in WORDS
+    for other in ("you", "today")
+]
+FRAME = pd.DataFrame(ROWS, columns=["text", "label"]).sample(
+    frac=1, random_state=0, ignore_index=True
+)
 # words that the model knows, syllables and letters that it may not, marks in any order
-piece = st.one_of(st.sampled_from(WORDS), st.characters(min_codepoint=0xAC00, max_codepoint=0xD7A3),
-                  st.characters(min_codepoint=0xC0, max_codepoint=0x17F),
-                  st.text(st.sampled_from("aoe\u0301\u0323\u0327\u0308"), min_size=1, max_size=4),
-                  st.sampled_from(("you", "ㅋㅋ", "\u200b", "!", "Å", "ﬁ")))
+piece = st.one_of(
+    st.sampled_from(WORDS),
+    st.characters(min_codepoint=0xAC00, max_codepoint=0xD7A3),
+    st.characters(min_codepoint=0xC0, max_codepoint=0x17F),
+    st.text(st.sampled_from("aoe\u0301\u0323\u0327\u0308"), min_size=1, max_size=4),
+    st.sampled_from(("you", "ㅋㅋ", "\u200b", "!", "Å", "ﬁ")),
+)
 comments = st.lists(piece, min_size=1, max_size=8).map(" ".join)
 few = partial(hypothesis_settings, deadline=None, derandomize=True)
 
@@ -56,11 +66,25 @@ def trained(tmp_path_factory):
     "Settings, and the run of a model that was trained on NFC rows; registered, @challenger, then @champion."
     folder = tmp_path_factory.mktemp("forms")
     make_tiny_base(folder / "base", more_words=(*WORDS, "<pad>"))
-    s = load_settings(env={}, base_model=str(folder / "base"), epochs=3, batch_tokens=128, eval_every=5, max_length=16,
-                      learning_rate=0.01, head_learning_rate=0.05, var_dir=str(folder / "var"), dtype="float32",
-                      artifact_dir=str(folder / "artifacts"), tracking_uri=f"sqlite:///{folder}/mlflow.db",
-                      models_dir=str(folder / "models"), runs_dir=str(folder / "runs"))
-    run_id = QLoRATrainer(s, progress=False).train(FRAME[:110], FRAME[110:], work_dir=folder / "work")
+    s = load_settings(
+        env={},
+        base_model=str(folder / "base"),
+        epochs=3,
+        batch_tokens=128,
+        eval_every=5,
+        max_length=16,
+        learning_rate=0.01,
+        head_learning_rate=0.05,
+        var_dir=str(folder / "var"),
+        dtype="float32",
+        artifact_dir=str(folder / "artifacts"),
+        tracking_uri=f"sqlite:///{folder}/mlflow.db",
+        models_dir=str(folder / "models"),
+        runs_dir=str(folder / "runs"),
+    )
+    run_id = QLoRATrainer(s, progress=False).train(
+        FRAME[:110], FRAME[110:], work_dir=folder / "work"
+    )
     registry = ModelRegistry(s)
     version = registry.register_challenger(run_id)
     registry.promote_challenger(DecisionChain(registry).by_hand(version.version, "first"))
@@ -70,8 +94,13 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(trained):
     s, folder, _ = trained
-    return Engine.load(folder / "work" / "model", cache_dir=s.path("var_dir") / "cache", version="1", alias="champion",
-                       dtype="float32")
+    return Engine.load(
+        folder / "work" / "model",
+        cache_dir=s.path("var_dir") / "cache",
+        version="1",
+        alias="champion",
+        dtype="float32",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +127,7 @@ def spread(model) -> float:
 
 # --- the models -----------------------------------------------------------------------------------
 
+
 @pytest.mark.slow
 @few(max_examples=40)
 @given(comments)
@@ -105,8 +135,16 @@ def spread(model) -> float:
 @example("naïve café")
 @example("\u0323\u0301a")
 def test_every_model_gives_one_comment_one_score(engine, old_engine, baseline, text):
-    duo = Combination(Recipe("mean", {"1": "1" * 64, "2": "2" * 64}, threshold=0.41), [engine, engine])
-    models = [engine, baseline, duo, *(ViewsScorer(engine, m) for m in ("max", "mean", "last")), ViewsScorer(baseline, "mean")]
+    duo = Combination(
+        Recipe("mean", {"1": "1" * 64, "2": "2" * 64}, threshold=0.41), [engine, engine]
+    )
+    models = [
+        engine,
+        baseline,
+        duo,
+        *(ViewsScorer(engine, m) for m in ("max", "mean", "last")),
+        ViewsScorer(baseline, "mean"),
+    ]
     for model in models:
         one, other, composed = (model.scores([t])[0] for t in (text, nfd(text), nfc(text)))
         assert one == other == composed
@@ -153,10 +191,16 @@ def test_training_on_decomposed_rows_gives_the_same_model(trained, tmp_path):
     decomposed = FRAME.assign(text=FRAME.text.map(nfd))
     for name, frame in (("composed", FRAME), ("decomposed", decomposed)):
         QLoRATrainer(s, progress=False).train(frame[:110], frame[110:], work_dir=tmp_path / name)
-    files = [json.loads((tmp_path / name / part / "manifest.json").read_text())["files"]
-             for name in ("composed", "decomposed") for part in ("model",)]
+    files = [
+        json.loads((tmp_path / name / part / "manifest.json").read_text())["files"]
+        for name in ("composed", "decomposed")
+        for part in ("model",)
+    ]
     assert files[0] == files[1]
-    one, other = ((tmp_path / name / "baseline" / "baseline.json").read_bytes() for name in ("composed", "decomposed"))
+    one, other = (
+        (tmp_path / name / "baseline" / "baseline.json").read_bytes()
+        for name in ("composed", "decomposed")
+    )
     assert one == other
 
 
@@ -165,27 +209,38 @@ def test_only_one_function_stands_before_a_tokenizer():
     calls = []
     for file in Path(content_arena.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            name = getattr(getattr(node, "func", None), "id", getattr(getattr(node, "func", None), "attr", ""))
+            name = getattr(
+                getattr(node, "func", None), "id", getattr(getattr(node, "func", None), "attr", "")
+            )
             if isinstance(node, ast.Call) and name in ("tokenizer", "_tokenizer") and node.args:
                 calls.append((file.stem, ast.unparse(node.args[0])))
     assert sorted(c for c in calls if c[0] != "tiny_base") == [
-        ("classifier", "tokenizer_input(texts, form)"), ("engine", "tokenizer_input(texts, form)")]
+        ("classifier", "tokenizer_input(texts, form)"),
+        ("engine", "tokenizer_input(texts, form)"),
+    ]
 
 
 # --- the ways in ----------------------------------------------------------------------------------
+
 
 def test_pyfunc_registry_and_command_line(trained, engine, monkeypatch):
     s, folder, _ = trained
     asked = pd.DataFrame({"text": ["바보 you", nfd("바보 you")]})
     one, other = PyfuncModel(engine).predict(asked)
     assert one == other
-    env = {"VAR_DIR": s.var_dir, "TRACKING_URI": s.tracking_uri, "ARTIFACT_DIR": s.artifact_dir, "MODELS_DIR": s.models_dir,
-           "DTYPE": "float32"}
+    env = {
+        "VAR_DIR": s.var_dir,
+        "TRACKING_URI": s.tracking_uri,
+        "ARTIFACT_DIR": s.artifact_dir,
+        "MODELS_DIR": s.models_dir,
+        "DTYPE": "float32",
+    }
     for key, value in env.items():
         monkeypatch.setenv(f"CONTENT_ARENA_{key}", value)
     mlflow.set_tracking_uri(s.mlflow_uri())
     assert len(set(mlflow.pyfunc.load_model("models:/content-filter@champion").predict(asked))) == 1
     from content_arena.cli.main import app
+
     answers = []
     for text in asked.text:
         result = CliRunner().invoke(app, ["classify", text, "--json"])
@@ -196,6 +251,7 @@ def test_pyfunc_registry_and_command_line(trained, engine, monkeypatch):
 
 class Loaded:
     "The loader of a service that has one model."
+
     def __init__(self, engine):
         self.engine = engine
 
@@ -208,13 +264,17 @@ class Loaded:
 
 def test_service_single_batch_and_events(trained, engine):
     s, folder, _ = trained
-    loader = Loaded(copy(engine))                      # the service closes what it was given
+    loader = Loaded(copy(engine))  # the service closes what it was given
     loader.settings = s
     longest = "각" * s.max_request_chars
     with TestClient(create_app(s, Secrets(), loader), client=("127.0.0.1", 50000)) as client:
         client.post("/reload").raise_for_status()
-        single = [client.post("/classify", json={"text": t}).json() for t in ("바보 you", nfd("바보 you"))]
-        batch = client.post("/classify/batch", json={"texts": ["바보 you", nfd("바보 you")]}).json()["results"]
+        single = [
+            client.post("/classify", json={"text": t}).json() for t in ("바보 you", nfd("바보 you"))
+        ]
+        batch = client.post(
+            "/classify/batch", json={"texts": ["바보 you", nfd("바보 you")]}
+        ).json()["results"]
         assert len({v["toxic_score"] for v in [*single, *batch]}) == 1
         assert len({v["is_toxic"] for v in [*single, *batch]}) == 1
         for text in (longest, nfd(longest)):
@@ -227,11 +287,19 @@ def test_service_single_batch_and_events(trained, engine):
 def test_events_drift_and_masks_do_not_know_the_form(text):
     assume(not any("\ud800" <= c <= "\udfff" for c in text))
     assert text_columns(text) == text_columns(nfd(text))
-    kept = [make_row("feedback", {"text": t, "text_sha256": "0" * 64, "label": 0, "source": "s"}, keep_text=True)["text"]
-            for t in (text, nfd(text))]
+    kept = [
+        make_row(
+            "feedback",
+            {"text": t, "text_sha256": "0" * 64, "label": 0, "source": "s"},
+            keep_text=True,
+        )["text"]
+        for t in (text, nfd(text))
+    ]
     assert kept[0] == kept[1] == nfc(text)
     assert compare_scripts([text], [nfd(text)]).psi == 0
-    assert mask(text) == mask(nfd(text)) and canonical(text) == canonical(nfd(text)) == canonical(nfc(text))
+    assert mask(text) == mask(nfd(text)) and canonical(text) == canonical(nfd(text)) == canonical(
+        nfc(text)
+    )
     assert repaired(text) == repaired(nfd(text))
 
 
@@ -242,6 +310,9 @@ def test_battles_and_evaluation_read_one_form(engine):
     rules = [r for r in RULES.values() if r.lang in ("ko", "any")]
     fought = [judged(attack(c.texts, rules, seed=1), c.labels, engine) for c in (one, other)]
     assert fought[0] == fought[1] and sum(a.attacked for a in fought[0]) > 20
-    tests = [as_test_set(pd.DataFrame({"text": c, "label": labels})) for c in (texts, [nfd(t) for t in texts])]
+    tests = [
+        as_test_set(pd.DataFrame({"text": c, "label": labels}))
+        for c in (texts, [nfd(t) for t in texts])
+    ]
     assert tests[0].frame.equals(tests[1].frame) and tests[0].sha256 == tests[1].sha256
     assert (score(engine, tests[0]) == score(engine, tests[1])).all()

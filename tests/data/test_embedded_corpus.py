@@ -1,4 +1,5 @@
 """The synthetic corpus holds for any seed what its notebook shows for one."""
+
 import hashlib
 
 import pandas as pd
@@ -31,7 +32,9 @@ def test_every_functionality_has_one_label_and_enough_templates(corpus):
         assert len(rows) >= 100 and rows.template.nunique() >= 10
     assert set(corpus.functionality) == set(FUNCTIONALITIES)
     # a template is of one functionality, except that all disguises share their carriers
-    owners = corpus[~corpus.functionality.isin(DISGUISES)].groupby("template").functionality.nunique()
+    owners = (
+        corpus[~corpus.functionality.isin(DISGUISES)].groupby("template").functionality.nunique()
+    )
     assert (owners == 1).all()
 
 
@@ -64,13 +67,17 @@ def test_a_seed_decides_everything():
 
 def test_the_rows_are_those_that_figures_were_reported_on():
     rows = embedded_corpus(0).to_json(orient="split", force_ascii=False)
-    assert hashlib.sha256(rows.encode()).hexdigest()[:32] == "00f8f0e49ca8a69477f47b5e61aeae0e", \
+    assert hashlib.sha256(rows.encode()).hexdigest()[:32] == "00f8f0e49ca8a69477f47b5e61aeae0e", (
         "whoever changes the texts on purpose changes this line, and measures again"
+    )
 
 
 @pytest.mark.parametrize("changed", embedded_texts.LANGUAGES)
 def test_a_changed_sentence_is_another_recipe(changed, monkeypatch):
     before, honest = data_preparation._code_digest(), embedded_texts._content
-    monkeypatch.setattr(embedded_texts, "_content",
-                        lambda lang: honest(lang).replace(b"[closers]\n", b"[closers]\n?!\n", lang == changed))
+    monkeypatch.setattr(
+        embedded_texts,
+        "_content",
+        lambda lang: honest(lang).replace(b"[closers]\n", b"[closers]\n?!\n", lang == changed),
+    )
     assert data_preparation._code_digest() != before

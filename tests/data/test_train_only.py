@@ -1,4 +1,5 @@
 """Rows for training only: what they may not change, and that the certificate finds what slips in."""
+
 import hashlib
 import json
 from datetime import datetime, timezone
@@ -43,8 +44,12 @@ def sha(text: str) -> str:
 
 
 def variant(original: str, text: str | None = None, **more) -> dict:
-    return {"text": text or original.replace("o", "0"), "label": 1, "attack": "leetspeak",
-            "parent": sha(original)} | more
+    return {
+        "text": text or original.replace("o", "0"),
+        "label": 1,
+        "attack": "leetspeak",
+        "parent": sha(original),
+    } | more
 
 
 def test_valid_and_test_rows_stay_the_same_whatever_is_added(home):
@@ -55,7 +60,7 @@ def test_valid_and_test_rows_stay_the_same_whatever_is_added(home):
     for split in ("valid", "test"):
         assert more.manifest["content"][split] == plain.manifest["content"][split]
     assert as_test_set(more).sha256 == as_test_set(plain).sha256
-    added = more.frame("train").iloc[len(plain.frame("train")):]
+    added = more.frame("train").iloc[len(plain.frame("train")) :]
     assert added.text.tolist() == [row.replace("o", "0"), "something else entirely"]
     assert added.attack.fillna("").tolist() == ["leetspeak", ""]
     groups = {s: set(more.frame(s).group) for s in ("train", "valid", "test")}
@@ -74,22 +79,32 @@ def test_the_cap_on_training_rows_does_not_touch_them(home):
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_what_comes_from_a_held_back_row_is_dropped_and_counted(home, split):
     held_back = prepare(home).frame(split).text.iloc[0]
-    made = prepare(home,
-                   variant(held_back, "n0thing that looks like it"),              # by its hash
-                   variant(held_back, "n0thing like it, either", parent=held_back),    # by its text
-                   variant(held_back, "a th1rd one, far away", parent=held_back + "!"),       # nearly its text
-                   {"text": held_back.upper() + "!", "label": 1})                 # the row itself
+    made = prepare(
+        home,
+        variant(held_back, "n0thing that looks like it"),  # by its hash
+        variant(held_back, "n0thing like it, either", parent=held_back),  # by its text
+        variant(held_back, "a th1rd one, far away", parent=held_back + "!"),  # nearly its text
+        {"text": held_back.upper() + "!", "label": 1},
+    )  # the row itself
     assert made.manifest["train_only"]["dropped"] == {
-        "no_parent": 0, "parent_held_back": 3, "held_back": 1, "repeated": 0}
+        "no_parent": 0,
+        "parent_held_back": 3,
+        "held_back": 1,
+        "repeated": 0,
+    }
     assert made.manifest["train_only"]["kept"] == 0
     assert "3 variants of valid or test rows" in " ".join(made.manifest["notes"])
 
 
 def test_a_parent_that_nobody_knows_is_no_parent(home):
     row = prepare(home).frame("train").text.iloc[0]
-    made = prepare(home, variant(row, parent=None), variant(row, parent="f" * 64),
-                   variant(row, text="l0st and found", parent="this was never read"),
-                   variant(row))
+    made = prepare(
+        home,
+        variant(row, parent=None),
+        variant(row, parent="f" * 64),
+        variant(row, text="l0st and found", parent="this was never read"),
+        variant(row),
+    )
     assert made.manifest["train_only"]["dropped"]["no_parent"] == 3
     assert made.manifest["train_only"]["kept"] == 1
 
@@ -97,8 +112,9 @@ def test_a_parent_that_nobody_knows_is_no_parent(home):
 def test_a_disguise_that_only_people_can_not_see_is_kept(home):
     row = prepare(home).frame("train").text.iloc[0]
     hidden = row.replace("a", "a\u200b")
-    made = prepare(home, variant(row, hidden, attack="zero_width"), variant(row, row),
-                   variant(row, hidden))
+    made = prepare(
+        home, variant(row, hidden, attack="zero_width"), variant(row, row), variant(row, hidden)
+    )
     assert made.manifest["train_only"]["kept"] == 1
     assert made.manifest["train_only"]["dropped"]["repeated"] == 2
 
@@ -109,11 +125,13 @@ def test_a_held_out_rule_stops_everything(home):
     with pytest.raises(DataError, match="more.jsonl, line 2: made by zero_width, which"):
         prepare(home, *rows, train_excludes="homoglyph,zero_width")
     assert prepare(home, *rows, train_excludes="homoglyph").manifest["train_only"]["held_out"] == [
-        "homoglyph"]
+        "homoglyph"
+    ]
 
 
 class Runs:
     "A registry in which each version's run left the fingerprints of its data set."
+
     def __init__(self, *datasets: Dataset):
         self.datasets = {d.id: d for d in datasets}
 
@@ -124,7 +142,9 @@ class Runs:
     def artifact(self, run_id: str, path: str, folder: Path) -> Path:
         file = folder / Path(path).name
         dataset = self.datasets[file.stem]
-        pd.concat([dataset.fingerprints(s).assign(split=s) for s in ("train", "valid")]).to_parquet(file)
+        pd.concat([dataset.fingerprints(s).assign(split=s) for s in ("train", "valid")]).to_parquet(
+            file
+        )
         return file
 
 
@@ -136,8 +156,9 @@ def test_the_certificate_holds_and_finds_what_the_guard_lets_through(home, monke
     assert certify(test, Runs(plain, good), Runs(plain, good).versions()).hits == ()
 
     blind = train_only.reasons_against
-    monkeypatch.setattr(train_only, "reasons_against", lambda *a: blind(*a).str.replace(".*", "",
-                                                                                     regex=True))
+    monkeypatch.setattr(
+        train_only, "reasons_against", lambda *a: blind(*a).str.replace(".*", "", regex=True)
+    )
     bad = prepare(home, *rows, {"text": "so that it is built anew", "label": 0})
     assert bad.manifest["train_only"]["kept"] == 3
     with pytest.raises(LineageError, match="1 of .* test rows"):

@@ -1,4 +1,5 @@
 """What is deployed to watch the service: rules, routes, dashboard, runbooks, compose file; checked by their own tools."""
+
 import json
 import re
 import sys
@@ -77,10 +78,12 @@ def dashboard_expressions(value: object) -> Iterator[str]:
 
 
 def test_the_named_alerts_have_the_promised_limits():
-    wanted = {"DetectionRateDrop": ("< 0.5", "10m", "warning"),
-              "ModelF1ScoreDrop": ("< 0.7", "5m", "critical"),
-              "HighInferenceLatency": ("> 0.5", "5m", "warning"),
-              "ChallengerStale": ("> 86400", "5m", "info")}
+    wanted = {
+        "DetectionRateDrop": ("< 0.5", "10m", "warning"),
+        "ModelF1ScoreDrop": ("< 0.7", "5m", "critical"),
+        "HighInferenceLatency": ("> 0.5", "5m", "warning"),
+        "ChallengerStale": ("> 86400", "5m", "info"),
+    }
     for name, (limit, wait, severity) in wanted.items():
         rule = ALERTS[name]
         assert limit in rule["expr"], name
@@ -103,6 +106,7 @@ def test_commands_in_runbooks_exist():
     import typer.main
 
     from content_arena.cli.main import app
+
     root = typer.main.get_command(app)
     for page in sorted((DEPLOY / "runbooks").glob("*.md")):
         for words in re.findall(r"`content-arena ([^`]+)`", page.read_text()):
@@ -119,8 +123,11 @@ def test_commands_in_runbooks_exist():
 def hasty_rollbacks(page: str) -> list[str]:
     "Lines that say to roll back without what tells a bad model from a load that failed."
     tells = ("- `model`", "content-arena classify", "It rose with the change of champion")
-    return [line for line in page.splitlines()
-            if "registry rollback" in line and not any(t in line for t in tells)]
+    return [
+        line
+        for line in page.splitlines()
+        if "registry rollback" in line and not any(t in line for t in tells)
+    ]
 
 
 def test_pages_on_the_service_tell_a_load_that_failed_from_a_bad_model():
@@ -133,7 +140,7 @@ def test_pages_on_the_service_tell_a_load_that_failed_from_a_bad_model():
     for rule in service["rules"]:
         assert not hasty_rollbacks((ROOT / rule["annotations"]["runbook"]).read_text()), rule
     assert hasty_rollbacks("- Champion can't be loaded: `content-arena registry rollback`")
-    assert set(REMEDIES) == set(CAUSES)                # what the metric's label can say
+    assert set(REMEDIES) == set(CAUSES)  # what the metric's label can say
     assert ["rollback" in remedy for remedy in REMEDIES.values()] == [c == "model" for c in CAUSES]
 
 
@@ -181,12 +188,16 @@ def test_a_rule_with_another_limit_is_found_out(tmp_path: Path):
     for file in [PROMETHEUS / "rules.yml", *TESTS]:
         (tmp_path / file.relative_to(PROMETHEUS)).write_text(file.read_text())
     text = (PROMETHEUS / "alerts.yml").read_text()
-    for old, new, file in (("battle_detection_rate < 0.5", "battle_detection_rate < 0.4", "model"),
-                           ("> 86400", "> 172800", "days"), (":p99", ":p50", "service"),
-                           ("errors:ratio_rate5m > 0.05", "errors:ratio_rate5m > 0.045", "limits"),
-                           ("errors:ratio_rate5m > 0.05", "errors:ratio_rate5m >= 0.05", "limits"),
-                           ("> 0.067", "> 0.06", "limits"), (">= 500", ">= 550", "limits"),
-                           ("for: 10m", "for: 9m", "waits")):
+    for old, new, file in (
+        ("battle_detection_rate < 0.5", "battle_detection_rate < 0.4", "model"),
+        ("> 86400", "> 172800", "days"),
+        (":p99", ":p50", "service"),
+        ("errors:ratio_rate5m > 0.05", "errors:ratio_rate5m > 0.045", "limits"),
+        ("errors:ratio_rate5m > 0.05", "errors:ratio_rate5m >= 0.05", "limits"),
+        ("> 0.067", "> 0.06", "limits"),
+        (">= 500", ">= 550", "limits"),
+        ("for: 10m", "for: 9m", "waits"),
+    ):
         assert old in text
         (tmp_path / "alerts.yml").write_text(text.replace(old, new))
         assert tool("promtool", "test", "rules", tmp_path / f"tests/{file}.yml").returncode, new
@@ -200,11 +211,16 @@ def told(alert: str) -> Iterator[list[tuple[int, bool]]]:
     "Of each rule test that asks more than once: when, in order, and whether `alert` is expected to be firing then."
     for file in TESTS:
         for test in yaml.safe_load(file.read_text())["tests"]:
-            asked = [(seconds(check["eval_time"]),
-                      any(f'alertname="{alert}"' in x["labels"] for x in check["exp_samples"] or ()))
-                     for check in test["promql_expr_test"]
-                     if "firing" in check["expr"] and f'alertname="{alert}"' in check["expr"]
-                     or 'ALERTS{alertstate="firing"}' in check["expr"]]
+            asked = [
+                (
+                    seconds(check["eval_time"]),
+                    any(f'alertname="{alert}"' in x["labels"] for x in check["exp_samples"] or ()),
+                )
+                for check in test["promql_expr_test"]
+                if "firing" in check["expr"]
+                and f'alertname="{alert}"' in check["expr"]
+                or 'ALERTS{alertstate="firing"}' in check["expr"]
+            ]
             yield sorted(asked)
 
 
@@ -212,14 +228,19 @@ def told(alert: str) -> Iterator[list[tuple[int, bool]]]:
 def test_a_wait_a_fifth_shorter_or_longer_would_be_noticed():
     """Each alert is shown silent, and firing little later: a rule test that passes then pins its `for` down."""
     for name, rule in ALERTS.items():
-        apart = [after - before for asked in told(name)
-                 for (before, silent), (after, fires) in zip(asked, asked[1:]) if fires and not silent]
+        apart = [
+            after - before
+            for asked in told(name)
+            for (before, silent), (after, fires) in zip(asked, asked[1:])
+            if fires and not silent
+        ]
         assert apart and min(apart) < seconds(rule["for"]) / 5 + 1, (name, apart)
 
 
 def test_shortened_rules_keep_their_thresholds():
-    given = {"groups": [{"rules": [{"expr": "rate(a[5m]) > 0.5 and b offset 1h > 86400",
-                                     "for": "10m"}]}]}
+    given = {
+        "groups": [{"rules": [{"expr": "rate(a[5m]) > 0.5 and b offset 1h > 86400", "for": "10m"}]}]
+    }
     [rule] = shortened(given, 120)["groups"][0]["rules"]
     assert rule == {"expr": "rate(a[2500ms]) > 0.5 and b offset 30000ms > 86400", "for": "5000ms"}
     assert given["groups"][0]["rules"][0]["for"] == "10m"
@@ -256,9 +277,19 @@ def test_amtool_accepts_the_configuration():
 @pytest.mark.parametrize("name", sorted(ALERTS))
 def test_an_alert_goes_to_the_channel_of_its_severity(name: str):
     severity = ALERTS[name]["labels"]["severity"]
-    done = tool("amtool", "config", "routes", "test", "--verify.receivers", f"slack-{severity}",
-                "--config.file", DEPLOY / "alertmanager/alertmanager.yml", f"alertname={name}",
-                f"severity={severity}", "job=content_arena")
+    done = tool(
+        "amtool",
+        "config",
+        "routes",
+        "test",
+        "--verify.receivers",
+        f"slack-{severity}",
+        "--config.file",
+        DEPLOY / "alertmanager/alertmanager.yml",
+        f"alertname={name}",
+        f"severity={severity}",
+        "job=content_arena",
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -279,6 +310,7 @@ def test_inhibition_speaks_of_alerts_that_exist():
 
 def test_the_dashboard_is_what_its_notebook_makes():
     from content_arena.reports.dashboard import dashboard_json
+
     file = DEPLOY / "grafana/dashboards/content_arena.json"
     assert file.read_text() == dashboard_json(), "run scripts/dashboard"
 
@@ -293,20 +325,27 @@ def test_the_dashboard_asks_for_metrics_that_exist(tmp_path: Path):
 @pytest.mark.needs("prometheus")
 def test_every_expression_of_the_dashboard_parses(tmp_path: Path):
     def check(expressions: list[str]) -> int:
-        made = [{"record": f"r{i}", "expr": e.replace("$__rate_interval", "1m")}
-                for i, e in enumerate(expressions)]
+        made = [
+            {"record": f"r{i}", "expr": e.replace("$__rate_interval", "1m")}
+            for i, e in enumerate(expressions)
+        ]
         (tmp_path / "r.yml").write_text(yaml.safe_dump({"groups": [{"name": "g", "rules": made}]}))
         return tool("promtool", "check", "rules", tmp_path / "r.yml").returncode
+
     assert check(list(dashboard_expressions(dashboard()))) == 0
     assert check(["sum(rate(content_arena_x_total[1m])"]) != 0
 
 
 def test_grafana_finds_dashboard_and_data_source():
     provisioning = DEPLOY / "grafana/provisioning"
-    [source] = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())["datasources"]
+    [source] = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())[
+        "datasources"
+    ]
     used = set(re.findall(r'"uid": "(\w+)"\s*}', json.dumps(dashboard())))
     assert used - {"grafana"} == {source["uid"]}
-    [provider] = yaml.safe_load((provisioning / "dashboards/content_arena.yaml").read_text())["providers"]
+    [provider] = yaml.safe_load((provisioning / "dashboards/content_arena.yaml").read_text())[
+        "providers"
+    ]
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     mounts = [v.split(":") for v in compose["services"]["grafana"]["volumes"]]
     assert ["./grafana/dashboards", provider["options"]["path"], "ro"] in mounts
@@ -318,7 +357,13 @@ def test_grafana_finds_dashboard_and_data_source():
 
 def test_the_compose_file_fits_its_schema(tmp_path: Path):
     def check(file: Path) -> int:
-        return tool(Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", file).returncode
+        return tool(
+            Path(sys.executable).with_name("check-jsonschema"),
+            "--builtin-schema",
+            "vendor.compose-spec",
+            file,
+        ).returncode
+
     assert check(DEPLOY / "compose.yaml") == 0
     (tmp_path / "compose.yaml").write_text("services: {a: {imagee: b}}\n")
     assert check(tmp_path / "compose.yaml") != 0
@@ -327,7 +372,8 @@ def test_the_compose_file_fits_its_schema(tmp_path: Path):
 def test_compose_names_settings_files_and_targets_that_exist():
     compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     assert {"service", "mlflow", "postgres", "prometheus", "alertmanager", "grafana"} <= set(
-        compose["services"])
+        compose["services"]
+    )
     for name, service in compose["services"].items():
         for key in service.get("environment", {}):
             if key.startswith("CONTENT_ARENA_"):
@@ -340,8 +386,9 @@ def test_compose_names_settings_files_and_targets_that_exist():
         assert set(service.get("secrets", [])) <= set(compose["secrets"])
         assert all(p.startswith("127.0.0.1:") for p in service.get("ports", [])), name
     scraped = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-    targets = {t for job in scraped["scrape_configs"] for c in job["static_configs"]
-               for t in c["targets"]}
+    targets = {
+        t for job in scraped["scrape_configs"] for c in job["static_configs"] for t in c["targets"]
+    }
     assert {t.split(":")[0] for t in targets} - {"localhost"} <= set(compose["services"])
     text = (DEPLOY / "Dockerfile").read_text()
     for line in re.findall(r"^COPY (.+)$", text, re.MULTILINE):

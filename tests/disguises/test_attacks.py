@@ -1,4 +1,5 @@
 """Attack rules as properties: what holds for any text, rule, intensity and seed."""
+
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from content_arena.disguises.targets import TARGETS, lexicon, target_spans
 from content_arena.disguises.validity import invalid, validity_report
 from content_arena.data.embedded_corpus import embedded_corpus
 
-anything = st.text(st.characters(), max_size=40)                # surrogates, controls, all planes
+anything = st.text(st.characters(), max_size=40)  # surrogates, controls, all planes
 korean = st.text(st.characters(min_codepoint=0xAC00, max_codepoint=0xD7A3), min_size=2, max_size=8)
 english = st.text("abcdefghijklmnopqrstuvwxyz", min_size=4, max_size=9)
 rules = st.sampled_from(sorted(RULES.values(), key=lambda r: r.name))
@@ -26,7 +27,7 @@ intensities = st.floats(0.01, 1)
 def test_any_text_can_be_attacked_and_the_same_arguments_give_the_same(text, rule, intensity, seed):
     variant = rule(text, intensity, seed)
     assert rule(text, intensity, seed) == variant
-    invalid(text, variant, rule)                                # has a verdict on whatever came out
+    invalid(text, variant, rule)  # has a verdict on whatever came out
 
 
 @given(text=anything, rule=rules, seed=st.integers(0, 99))
@@ -53,17 +54,24 @@ def test_a_stronger_variant_contains_the_weaker_one(text, rule, low, high):
     assert 1 <= len(strong) <= max(1, int(rule.max_share * len(edits) + 0.5))
 
 
-@given(words=st.lists(korean, min_size=1, max_size=4), intensity=intensities,
-       rule=rules.filter(lambda r: r.lang != "en"), seed=st.integers(0, 999))
+@given(
+    words=st.lists(korean, min_size=1, max_size=4),
+    intensity=intensities,
+    rule=rules.filter(lambda r: r.lang != "en"),
+    seed=st.integers(0, 999),
+)
 @settings(max_examples=500, deadline=None)
 def test_korean_variants_read_as_the_original(words, intensity, rule, seed):
     text = " ".join(words)
     assert rule.reading(rule(text, intensity, seed)) == rule.reading(text)
 
 
-@given(words=st.lists(english, min_size=1, max_size=5), intensity=intensities,
-       rule=rules.filter(lambda r: r.lang != "ko" and r.name != "phonetic"),
-       seed=st.integers(0, 999))
+@given(
+    words=st.lists(english, min_size=1, max_size=5),
+    intensity=intensities,
+    rule=rules.filter(lambda r: r.lang != "ko" and r.name != "phonetic"),
+    seed=st.integers(0, 999),
+)
 @settings(max_examples=500, deadline=None)
 def test_english_variants_read_as_the_original(words, intensity, rule, seed):
     text = " ".join(words)
@@ -87,15 +95,23 @@ def test_edits_stay_within_their_target(text, target, seed):
 
 def test_variants_are_the_same_in_another_process():
     texts = ["너 진짜 바보 같은 멍청이", "You are such an idiot", "좋은 하루 보내세요 \ud800"]
-    code = ("import sys, json; from content_arena.disguises.families import RULES, attack;"
-            "t = json.load(sys.stdin);"
-            "print(json.dumps([[r(x, .6, 7) for x in t] for _, r in sorted(RULES.items())]"
-            " + [[v.text for v in attack(t, seed=7)]]))")
+    code = (
+        "import sys, json; from content_arena.disguises.families import RULES, attack;"
+        "t = json.load(sys.stdin);"
+        "print(json.dumps([[r(x, .6, 7) for x in t] for _, r in sorted(RULES.items())]"
+        " + [[v.text for v in attack(t, seed=7)]]))"
+    )
     env = {**os.environ, "PYTHONHASHSEED": "123"}
-    done = subprocess.run([sys.executable, "-c", code], input=json.dumps(texts), env=env, text=True,
-                          capture_output=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(texts),
+        env=env,
+        text=True,
+        capture_output=True,
+        cwd=Path(__file__).parents[2],
+    )
     assert done.returncode == 0, done.stderr
-    here = [[r(x, .6, 7) for x in texts] for _, r in sorted(RULES.items())]
+    here = [[r(x, 0.6, 7) for x in texts] for _, r in sorted(RULES.items())]
     assert json.loads(done.stdout) == here + [[v.text for v in attack(texts, seed=7)]]
 
 
@@ -112,8 +128,10 @@ def test_every_rule_works_and_few_variants_are_invalid(corpus):
 
 def test_clean_text_is_attacked_as_often_as_toxic_and_stays_clean(corpus):
     clean, toxic = (corpus.text[corpus.label == k].tolist() for k in (0, 1))
-    made = {k: [v for v in attack(t, seed=3) if v.outcome == "made"]
-            for k, t in (("clean", clean), ("toxic", toxic))}
+    made = {
+        k: [v for v in attack(t, seed=3) if v.outcome == "made"]
+        for k, t in (("clean", clean), ("toxic", toxic))
+    }
     assert len(made["clean"]) > 0.95 * len(clean) and len(made["toxic"]) > 0.95 * len(toxic)
     for v in made["clean"]:
         assert invalid(v.original, v.text) != "new_toxic_word"
@@ -130,9 +148,17 @@ def test_a_variant_that_would_spell_an_insult_is_refused():
 def test_an_unreadable_rule_is_found_out(corpus):
     "The validity check can fail: a rule that eats letters but claims to lose nothing."
     honest = RULES["jamo_decomposition"]
-    eater = Rule("eater", lambda text, rng: [(i, i + 1, "") for i, c in enumerate(text)
-                                             if "가" <= c <= "힣"],
-                 "", "", "ko", ("", ""), "", honest.reading, 1.0)
+    eater = Rule(
+        "eater",
+        lambda text, rng: [(i, i + 1, "") for i, c in enumerate(text) if "가" <= c <= "힣"],
+        "",
+        "",
+        "ko",
+        ("", ""),
+        "",
+        honest.reading,
+        1.0,
+    )
     report = validity_report(corpus.text.tolist(), [eater])
     assert report.loc["eater", "invalid"] == 1.0
 
@@ -145,8 +171,9 @@ def test_held_out_rules_are_never_among_those_seen():
         for lang in ("ko", "en"):
             assert any(r.lang in (lang, "any") for r in out)
         record = json.loads(json.dumps(split.to_dict()))
-        assert sorted(n for names in record["held_out"].values() for n in names) \
-            == [r.name for r in out]
+        assert sorted(n for names in record["held_out"].values() for n in names) == [
+            r.name for r in out
+        ]
     assert split_families(0) != split_families(1)
 
 

@@ -1,4 +1,5 @@
 """Attack rules before a judge that none of them has written (`readability`)."""
+
 import random
 import unicodedata
 
@@ -12,7 +13,7 @@ from content_arena.core.text import language
 from content_arena.data.embedded_corpus import embedded_corpus
 from readability import BOUNDS, UNJUDGED, Distance, distance, letters, unread
 
-N = 24                                      # comments for each rule and language
+N = 24  # comments for each rule and language
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,11 @@ def judged(comments) -> dict[str, list[tuple[Distance | None, str, str]]]:
 
 def outside(name: str, rows) -> list[str]:
     bound = BOUNDS[RULES[name].linguistic_class]
-    return [f"{name}: {d}, allowed {bound}: {text} -> {variant}" for d, text, variant in rows
-            if d is None or not d.within(bound)]
+    return [
+        f"{name}: {d}, allowed {bound}: {text} -> {variant}"
+        for d, text, variant in rows
+        if d is None or not d.within(bound)
+    ]
 
 
 def test_variants_lie_within_the_bound_of_their_class_or_the_rule_is_listed(judged):
@@ -52,8 +56,12 @@ def test_variants_lie_within_the_bound_of_their_class_or_the_rule_is_listed(judg
 
 def test_no_bound_is_wider_than_its_class_needs(judged):
     for kind, bound in BOUNDS.items():
-        rows = [d for name, results in judged.items() for d, _, _ in results
-                if name not in UNJUDGED and RULES[name].linguistic_class == kind]
+        rows = [
+            d
+            for name, results in judged.items()
+            for d, _, _ in results
+            if name not in UNJUDGED and RULES[name].linguistic_class == kind
+        ]
         most = Distance(max(d.total for d in rows), max(d.worst for d in rows))
         assert bound.total - most.total <= 0.1 and bound.worst - most.worst <= 0.1, (kind, most)
 
@@ -74,24 +82,29 @@ def _target(text: str) -> tuple[int, int]:
 def random_letters(text: str, rng: random.Random, texts: list[str]) -> str:
     return "".join(_other_letter(c, rng) for c in text)
 
+
 def another_comment(text: str, rng: random.Random, texts: list[str]) -> str:
     return rng.choice(texts)
+
 
 def target_deleted(text: str, rng: random.Random, texts: list[str]) -> str:
     at, end = _target(text)
     return text[:at] + text[end:]
 
+
 def target_made_up(text: str, rng: random.Random, texts: list[str]) -> str:
     at, end = _target(text)
     return text[:at] + random_letters(text[at:end], rng, texts) + text[end:]
+
 
 def shuffled(text: str, rng: random.Random, texts: list[str]) -> str:
     words = text.split()
     return " ".join(rng.sample(words, len(words))) if len(words) >= 5 else text
 
 
-@pytest.mark.parametrize("plant", [random_letters, another_comment, target_deleted, target_made_up,
-                                   shuffled])
+@pytest.mark.parametrize(
+    "plant", [random_letters, another_comment, target_deleted, target_made_up, shuffled]
+)
 @pytest.mark.parametrize("lang", ["ko", "en"])
 def test_nonsense_is_refused_by_every_class(comments, plant, lang):
     rng, texts = random.Random(3), comments[lang]
@@ -105,6 +118,7 @@ def test_nonsense_is_refused_by_every_class(comments, plant, lang):
 
 def test_a_rule_that_vouches_for_itself_is_found_out(comments):
     "It leaves listed words out, and its own reading finds nothing missing."
+
     def gone(text: str, rng: random.Random) -> list[tuple[int, int, str]]:
         at, end = _target(text)
         return [(at, end, "")] if end else []
@@ -123,8 +137,11 @@ def _vouched_for(pairs: list[tuple[str, str]]) -> bool:
     in the order of the syllables; one with several sounds is listed several times."""
     at = b""
     for _, character in sorted(pairs):
-        same = [chr(i) for i in range(0xF900, 0xFB00)
-                if unicodedata.normalize("NFC", chr(i)) == character]
+        same = [
+            chr(i)
+            for i in range(0xF900, 0xFB00)
+            if unicodedata.normalize("NFC", chr(i)) == character
+        ]
         places = sorted(p for c in (character, *same) if (p := c.encode("euc_kr", "ignore")) >= at)
         if not places:
             return False
@@ -136,6 +153,8 @@ def test_chinese_characters_stand_in_the_order_of_their_sounds():
     syllables = [chr(i) for i in range(0xAC00, 0xD7A4)]
     pairs = [(c, v) for c in syllables if (v := RULES["hanja"](c)) != c]
     assert len(pairs) > 100 and _vouched_for(pairs)
-    for i in range(len(pairs) - 9):                         # any one that is wrong is noticed
+    for i in range(len(pairs) - 9):  # any one that is wrong is noticed
         (a, x), (b, y) = pairs[i], pairs[i + 9]
-        assert not _vouched_for([*pairs[:i], (a, y), *pairs[i + 1:i + 9], (b, x), *pairs[i + 10:]])
+        assert not _vouched_for(
+            [*pairs[:i], (a, y), *pairs[i + 1 : i + 9], (b, x), *pairs[i + 10 :]]
+        )

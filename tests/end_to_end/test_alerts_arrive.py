@@ -1,4 +1,5 @@
 """A real service, a real Prometheus, a real Alertmanager, and what arrives in the channel."""
+
 import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -37,7 +38,9 @@ class Registry:
         return self.aliases.get(alias)
 
     def load(self, version, alias):
-        self.scorer = Scorer(version.version, version.sha256, THRESHOLDS[alias], delay_s=self.delay_s)
+        self.scorer = Scorer(
+            version.version, version.sha256, THRESHOLDS[alias], delay_s=self.delay_s
+        )
         return self.scorer
 
     def slow_down(self, delay_s: float) -> None:
@@ -56,6 +59,7 @@ def traffic(url: str):
                     client.post(f"{url}/classify", json={"text": "how do you do"})
                 except httpx.TransportError:
                     pass
+
     thread = threading.Thread(target=talk)
     thread.start()
     try:
@@ -73,10 +77,12 @@ class Place:
         self.settings = settings(folder, metrics_refresh_s=0.2)
 
     @property
-    def url(self) -> str: return f"http://127.0.0.1:{self.port}"
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         from content_arena.serving.app import create_app
+
         app = create_app(self.settings, Secrets(), self.registry)
         self.stack.enter_context(serving(app, self.port))
         httpx.post(f"{self.url}/reload").raise_for_status()
@@ -87,9 +93,16 @@ class Place:
     def battle(self, detection_rate: float) -> None:
         "A battle that somebody fought on the command line."
         with EventStore(self.settings) as store:
-            store.add("battles", [{"status": "completed", "model_version": "4",
-                                   "result": {"alias": "champion",
-                                              "detection_rate": detection_rate}}])
+            store.add(
+                "battles",
+                [
+                    {
+                        "status": "completed",
+                        "model_version": "4",
+                        "result": {"alias": "champion", "detection_rate": detection_rate},
+                    }
+                ],
+            )
 
 
 @pytest.fixture
@@ -119,11 +132,14 @@ def test_every_named_alert_arrives_and_resolves(place: Place, watch: Watch):
         champion.tags["f1"] = "0.64"
         place.registry.slow_down(0.7)
         place.registry.aliases["challenger"] = Version(
-            "5", place.registry.now - timedelta(hours=25))
-        broken = {"DetectionRateDrop": "only 31% of the attacks are detected",
-                  "ModelF1ScoreDrop": "the champion's F1 is 0.64",
-                  "HighInferenceLatency": "p99 of /classify is",
-                  "ChallengerStale": "a challenger waits since 1d 1h"}
+            "5", place.registry.now - timedelta(hours=25)
+        )
+        broken = {
+            "DetectionRateDrop": "only 31% of the attacks are detected",
+            "ModelF1ScoreDrop": "the champion's F1 is 0.64",
+            "HighInferenceLatency": "p99 of /classify is",
+            "ChallengerStale": "a challenger waits since 1d 1h",
+        }
         for alert, summary in broken.items():
             wait_until(lambda: slack.heard("FIRING", alert), f"{alert} arrives")
             message = slack.heard("FIRING", alert)

@@ -1,4 +1,5 @@
 """The whole loop in one, with real processes: a new disguise is noticed, learnt, and withstood."""
+
 import json
 import signal
 import subprocess
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long(140)]
 
 INSULTS = ("idiot", "moron", "loser", "stupid", "clown", "pathetic")
 HARMLESS = ("friend", "kind", "today", "you", "are")
-NEW, KNOWN = "letter_swap", "symbols"          # idiot -> idoit, which is news; idiot♪ is not
+NEW, KNOWN = "letter_swap", "symbols"  # idiot -> idoit, which is news; idiot♪ is not
 
 
 def spellings(rule: str) -> list[str]:
@@ -44,6 +45,7 @@ def write_world(file: Path, rows: int, seed: int, disguised: float = 0.0) -> Non
 
     def word() -> str:
         return "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=6))
+
     table = []
     for i, toxic in enumerate(rng.integers(0, 2, rows)):
         harmless = rng.choice(HARMLESS) if rng.random() < 0.5 else word()
@@ -68,9 +70,18 @@ def make_world(folder: Path, url: str, webhook: str) -> dict[str, str]:
     make_tiny_base(folder / "tiny", more_words=(*INSULTS, *spellings(NEW)))
     write_world(folder / "train.csv", 700, seed=1)
     write_world(folder / "test.csv", 1200, seed=2, disguised=0.25)
-    return state_of(folder, INFERENCE_URL=url, SLACK_WEBHOOK_URL=webhook, METRICS_REFRESH_S=0.5,
-                    MAX_LENGTH=24, CHECKPOINT_EVERY=1000, EVAL_EVERY=1000, EPOCHS=6,
-                    LEARNING_RATE=0.001, HEAD_LEARNING_RATE=0.01)
+    return state_of(
+        folder,
+        INFERENCE_URL=url,
+        SLACK_WEBHOOK_URL=webhook,
+        METRICS_REFRESH_S=0.5,
+        MAX_LENGTH=24,
+        CHECKPOINT_EVERY=1000,
+        EVAL_EVERY=1000,
+        EPOCHS=6,
+        LEARNING_RATE=0.001,
+        HEAD_LEARNING_RATE=0.01,
+    )
 
 
 class Notices(Slack):
@@ -86,9 +97,13 @@ class Background:
     def __init__(self, environment: dict, log: Path, *arguments: str):
         self.log = log
         with open(log, "w") as out:
-            self.process = subprocess.Popen([python(), "-m", "content_arena", *arguments],
-                                            cwd=ROOT, env=environment, stdout=out,
-                                            stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                [python(), "-m", "content_arena", *arguments],
+                cwd=ROOT,
+                env=environment,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
 
     def said(self) -> list[dict]:
         "Its whole lines of JSON."
@@ -100,7 +115,7 @@ class Background:
             self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(60)
-        except subprocess.TimeoutExpired:              # it finishes a run first; the test has failed
+        except subprocess.TimeoutExpired:  # it finishes a run first; the test has failed
             self.process.kill()
             return self.process.wait()
 
@@ -122,20 +137,33 @@ class Service(Background):
     def metric(self, name: str, **labels: str) -> float | None:
         "The value that /metrics shows; None if it has no such series."
         page = httpx.get(f"{self.url}/metrics", timeout=10).text
-        return next((s.value for family in text_string_to_metric_families(page)
-                     for s in family.samples if s.name == name and s.labels == labels), None)
+        return next(
+            (
+                s.value
+                for family in text_string_to_metric_families(page)
+                for s in family.samples
+                if s.name == name and s.labels == labels
+            ),
+            None,
+        )
 
     def detection(self) -> float:
         return self.metric("content_arena_battle_detection_rate")
 
     def battle(self, strategy: str, seed: int) -> dict:
         "Fight a battle on validation comments; its record."
-        asked = httpx.post(f"{self.url}/api/v1/battles", timeout=10,
-                           json={"strategy": strategy, "rounds": 300, "seed": seed})
+        asked = httpx.post(
+            f"{self.url}/api/v1/battles",
+            timeout=10,
+            json={"strategy": strategy, "rounds": 300, "seed": seed},
+        )
         asked.raise_for_status()
         place = f"{self.url}/api/v1/battles/{asked.json()['id']}"
-        wait_until(lambda: httpx.get(place, timeout=10).json()["status"] not in
-                   ("pending", "running"), f"the end of the battle by {strategy}", 120)
+        wait_until(
+            lambda: httpx.get(place, timeout=10).json()["status"] not in ("pending", "running"),
+            f"the end of the battle by {strategy}",
+            120,
+        )
         record = httpx.get(f"{place}/stats", timeout=10).json()
         assert record["status"] == "completed", record["reason"]
         return record
@@ -158,8 +186,10 @@ def test_a_new_disguise_is_noticed_learnt_and_withstood(tmp_path: Path, scene: E
     assert code == 0 and json.loads(out.splitlines()[-1])["status"] == "bootstrapped", err
     service = Service(environment, tmp_path / "service.log", url)
     scene.callback(service.stop)
-    watchers = [Background(environment, tmp_path / f"watcher{i}.log", "retrain", "watch", "--every",
-                           "3") for i in range(2)]
+    watchers = [
+        Background(environment, tmp_path / f"watcher{i}.log", "retrain", "watch", "--every", "3")
+        for i in range(2)
+    ]
     for watcher in watchers:
         scene.callback(watcher.stop)
     wait_until(service.ready, "the service answers", 180)
@@ -176,8 +206,10 @@ def test_a_new_disguise_is_noticed_learnt_and_withstood(tmp_path: Path, scene: E
 
     # Both watchers see it, one trains; the gate lets the new model in, and it serves at once.
     def ended() -> list[dict]:
-        return [s for w in watchers for s in w.said() if s["status"] not in
-                ("idle", "busy", "waiting")]
+        return [
+            s for w in watchers for s in w.said() if s["status"] not in ("idle", "busy", "waiting")
+        ]
+
     wait_until(ended, "a run ends", 600)
     looks = [len(w.said()) for w in watchers]
     [run] = ended()
@@ -185,11 +217,19 @@ def test_a_new_disguise_is_noticed_learnt_and_withstood(tmp_path: Path, scene: E
     assert (run["status"], run["start"], run["model_version"]) == ("promoted", "evasion", "2"), why
     classified = httpx.post(f"{url}/classify", json={"text": "qwfpgj idoit zxcvbk"}, timeout=10)
     assert classified.json()["model_version"] == "2" and classified.json()["is_toxic"]
-    wait_until(lambda: service.metric("content_arena_model_version", alias="champion") == 2,
-               "the metrics show the version")
-    wait_until(lambda: service.metric("content_arena_retrain_events_total",
-                                      trigger_reason="evasion", result="promoted") == 1,
-               "the metrics count the run")
+    wait_until(
+        lambda: service.metric("content_arena_model_version", alias="champion") == 2,
+        "the metrics show the version",
+    )
+    wait_until(
+        lambda: (
+            service.metric(
+                "content_arena_retrain_events_total", trigger_reason="evasion", result="promoted"
+            )
+            == 1
+        ),
+        "the metrics count the run",
+    )
 
     # The disguise is withstood: other comments' variants, of another seed.
     good = service.battle(NEW, seed=3)
@@ -198,8 +238,9 @@ def test_a_new_disguise_is_noticed_learnt_and_withstood(tmp_path: Path, scene: E
     wait_until(lambda: service.detection() == good["detection_rate"], "the gauge recovers")
 
     # One run is all there was, whoever looks again.
-    wait_until(lambda: all(len(w.said()) >= n + 2 for w, n in zip(watchers, looks)), "they look on",
-               120)
+    wait_until(
+        lambda: all(len(w.said()) >= n + 2 for w, n in zip(watchers, looks)), "they look on", 120
+    )
     assert [w.stop() for w in watchers] == [0, 0] and len(ended()) == 1
     with EventStore(settings) as store:
         events = store.read("retrain_events")
@@ -219,7 +260,7 @@ def learnt_what_it_may(about: dict, run: dict, settings) -> None:
     rules = {rule for a in variants.attack for rule in attack_rules(a)}
     assert NEW in rules and not rules & {r.name for r in split_families(0).rules(held_out=True)}
     assert len(variants) <= settings.retrain_variant_share * len(rows["train"])
-    assert (rows["train"].attack.isna()).sum() > 600                 # what it learnt first, again
+    assert (rows["train"].attack.isna()).sum() > 600  # what it learnt first, again
     others = set(rows["valid"].group) | set(rows["test"].group)
     assert others.isdisjoint(variants.group)
     tags = ModelRegistry(settings).get_champion().tags

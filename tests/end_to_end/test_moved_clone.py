@@ -2,6 +2,7 @@
 
 A real model on a tiny base; commands as a user gives them.
 """
+
 import json
 import os
 import shutil
@@ -29,8 +30,12 @@ pytestmark = pytest.mark.slow
 
 
 def settings_in(clone: Path):
-    return stage.settings(clone, tracking_uri=f"sqlite:///{clone}/mlflow.db", dtype="float32",
-                          artifact_dir=str(clone / "artifacts"))
+    return stage.settings(
+        clone,
+        tracking_uri=f"sqlite:///{clone}/mlflow.db",
+        dtype="float32",
+        artifact_dir=str(clone / "artifacts"),
+    )
 
 
 def answer(clone: Path, *arguments: str) -> dict:
@@ -64,7 +69,7 @@ def moved(tmp_path_factory, empty_store) -> Path:
     registry = ModelRegistry(s)
     registry.promote_challenger(DecisionChain(registry).by_hand(made.version, "the first"))
     VersionStore(s, registry).publish_version()
-    shutil.rmtree(old / "var")                             # caches, and the folder it was trained in
+    shutil.rmtree(old / "var")  # caches, and the folder it was trained in
     os.rename(old, new)
     forget_places()
     return new
@@ -74,9 +79,13 @@ def moved(tmp_path_factory, empty_store) -> Path:
 def clone(moved, tmp_path) -> Path:
     "A copy of it, at yet another place, that a test may damage."
     forget_places()
-    new = shutil.copytree(moved, tmp_path / "clone", symlinks=True,
-                          ignore=lambda folder, names: ["var"] if folder == str(moved) else [])
-    assert ModelRegistry(settings_in(new)).get_champion().version == "1"   # it is at home now
+    new = shutil.copytree(
+        moved,
+        tmp_path / "clone",
+        symlinks=True,
+        ignore=lambda folder, names: ["var"] if folder == str(moved) else [],
+    )
+    assert ModelRegistry(settings_in(new)).get_champion().version == "1"  # it is at home now
     return new
 
 
@@ -84,7 +93,9 @@ def test_everything_works_again(moved):
     assert answer(moved, "classify", "you are awful")["model_version"] == "1"
     code, said = command(moved, "registry", "check")
     assert (code, said.strip()) == (
-        0, "file, MLflow and disk agree; the files of 1 versions in use were read")
+        0,
+        "file, MLflow and disk agree; the files of 1 versions in use were read",
+    )
     assert answer(moved, "decisions", "verify")["moves"] == 1
     checks = {c["name"]: c for c in answer(moved, "doctor", "--deep")["checks"]}
     assert checks["model champion"]["state"] == "ok", checks
@@ -97,6 +108,7 @@ def test_everything_works_again(moved):
 def test_what_is_made_afterwards_lies_in_the_new_place(clone):
     "MLflow would make the old folder again, from the absolute path in its database."
     import mlflow
+
     s, old = settings_in(clone), set(clone.parent.parent.rglob("*"))
     with mlflow.start_run(experiment_id=connect(s)) as run:
         log_json({"a": 1}, "a.json")
@@ -110,7 +122,7 @@ def test_what_is_made_afterwards_lies_in_the_new_place(clone):
 
 def test_a_place_that_mlflow_has_wrong_is_made_up_for_by_the_hash(clone):
     "As with any store whose database is not ours to correct."
-    folder, = (clone / "artifacts" / "models").iterdir()
+    (folder,) = (clone / "artifacts" / "models").iterdir()
     folder.rename(clone / "artifacts" / "somewhere-else")
     code, said = command(clone, "registry", "check")
     assert code == 0, said
@@ -135,7 +147,7 @@ def test_what_is_gone_is_named_by_everybody(clone):
 
 @pytest.mark.parametrize("name", ["head.safetensors", "content_filter.json", "manifest.json"])
 def test_one_changed_byte_is_found_by_the_check_and_the_doctor(clone, name):
-    file, = (clone / "artifacts").rglob(name)
+    (file,) = (clone / "artifacts").rglob(name)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)

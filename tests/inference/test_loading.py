@@ -1,4 +1,5 @@
 """Networks are built one at a time: torch's default dtype, and more, is one for the whole process."""
+
 import os
 import re
 import shutil
@@ -35,14 +36,23 @@ FORMATS = ("float32", "bfloat16")
 
 def model(base, folder: Path, seed: int) -> Path:
     "The folder of a random model on `base`."
-    classifier, spec = build_classifier(base, quantization="none", lora_r=4, dtype=torch.float32,
-                                        seed=seed)
+    classifier, spec = build_classifier(
+        base, quantization="none", lora_r=4, dtype=torch.float32, seed=seed
+    )
     for name, p in classifier.named_parameters():
         if "lora_B" in name or "head" in name:
             p.data.normal_(std=0.5)
-    save_model(classifier, folder, spec | {
-        "max_length": 16, "temperature": 1.0, "threshold": 0.4,
-        "probe": probe_scores(classifier, load_tokenizer(base.path), 1.0)})
+    save_model(
+        classifier,
+        folder,
+        spec
+        | {
+            "max_length": 16,
+            "temperature": 1.0,
+            "threshold": 0.4,
+            "probe": probe_scores(classifier, load_tokenizer(base.path), 1.0),
+        },
+    )
     return folder
 
 
@@ -50,8 +60,9 @@ def model(base, folder: Path, seed: int) -> Path:
 def versions(request, tmp_path_factory) -> list[Path]:
     "Two versions on one base (a head of ours, or the network's own), merged before in both formats."
     work = tmp_path_factory.mktemp(request.param)
-    base = resolve_base_model(str(make_tiny_base(work / "base", request.param)), work / "cache",
-                              progress=False)
+    base = resolve_base_model(
+        str(make_tiny_base(work / "base", request.param)), work / "cache", progress=False
+    )
     folders = [model(base, work / f"model{seed}", seed) for seed in (1, 2)]
     for folder in folders:
         for dtype in FORMATS:
@@ -93,6 +104,7 @@ def test_fifty_loads_at_once_of_two_versions_in_two_formats(versions):
         engine = load(*job)
         np.testing.assert_array_equal(engine.scores(TEXTS), wanted[job])
         return formats(engine)
+
     with ThreadPoolExecutor(len(jobs)) as pool:
         for job, done in [(job, pool.submit(one, job)) for job in jobs]:
             try:
@@ -126,12 +138,14 @@ def test_who_loads_first_scores_like_who_loads_later(versions, tmp_path):
 
 def test_a_seed_decides_whatever_was_built_or_measured_before(versions):
     "The first call measures which format is fast; that may not use up random numbers."
-    base = resolve_base_model(str(versions[0].parent / "base"), versions[0].parent / "cache",
-                              progress=False)
+    base = resolve_base_model(
+        str(versions[0].parent / "base"), versions[0].parent / "cache", progress=False
+    )
 
     def built():
         classifier, _ = build_classifier(base, quantization="none", lora_r=4, seed=3)
         return {n: p.detach() for n, p in classifier.named_parameters() if p.requires_grad}
+
     building._cpu_times.cache_clear()
     first, second = built(), built()
     assert {p.dtype for p in first.values()} == {torch.float32}
@@ -155,8 +169,11 @@ def waiting(tmp_path_factory) -> dict[str, str]:
     registry.promote_challenger(DecisionChain(registry).by_hand(first.version, "first"))
     second = register(settings, base, seed=2, threshold=0.65)
     for version in (first, second):
-        Engine.load(registry.download(version), dtype="bfloat16",
-                    cache_dir=settings.path("var_dir") / "cache").close()
+        Engine.load(
+            registry.download(version),
+            dtype="bfloat16",
+            cache_dir=settings.path("var_dir") / "cache",
+        ).close()
     return environment
 
 
@@ -184,13 +201,13 @@ def started(environment: dict[str, str]) -> tuple[dict, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(7200)                # `--starts 50` for the long run
+@pytest.mark.timeout(7200)  # `--starts 50` for the long run
 def test_serve_with_a_waiting_challenger_comes_up_every_time(waiting, pytestconfig):
     for n in range(pytestconfig.getoption("--starts")):
         ready, page = started(waiting)
         assert (ready.get("model_version"), ready.get("threshold")) == ("1", 0.35), f"{n}: {ready}"
         assert metric(page, "model_version", alias="challenger") == 2
-        for alias in ("champion", "challenger"):       # at the first attempt
+        for alias in ("champion", "challenger"):  # at the first attempt
             assert metric(page, "reloads_total", alias=alias, result="failed") == 0
             assert metric(page, "reloads_total", alias=alias, result="changed") == 1
 
@@ -207,8 +224,11 @@ def test_a_download_changes_nothing_that_other_threads_use(waiting, tmp_path, mo
     def noted(*args, **kwargs):
         during.append((sys.stderr, mlflow.get_tracking_uri(), os.environ.copy()))
         return own(*args, **kwargs)
+
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", noted)
-    monkeypatch.setattr(registry_reader.RegistryReader, "_folder_by_hash", lambda self, v: None)      # no way around it
+    monkeypatch.setattr(
+        registry_reader.RegistryReader, "_folder_by_hash", lambda self, v: None
+    )  # no way around it
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/elsewhere.db")
     before = (sys.stderr, mlflow.get_tracking_uri(), os.environ.copy())
     version = registry.get_champion()
@@ -226,6 +246,7 @@ def test_the_bars_and_reports_of_libraries_are_as_before():
         together.wait(60)
         with building.building():
             assert (hf.get_verbosity(), hf.is_progress_bar_enabled()) == (hf.ERROR, False)
+
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(quiet, range(20)))
     assert (hf.get_verbosity(), hf.is_progress_bar_enabled()) == before

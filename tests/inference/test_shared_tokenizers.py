@@ -1,4 +1,5 @@
 """Engines with the same tokenizer have one of it in memory; those with another don't; it goes with the last."""
+
 import gc
 import shutil
 import weakref
@@ -28,9 +29,17 @@ def model(folder: Path, base_folder: Path, name: str, max_length: int = 16) -> P
     for parameter, p in classifier.named_parameters():
         if "lora_B" in parameter or "head" in parameter:
             p.data.normal_(std=0.5)
-    save_model(classifier, folder / name, spec | {
-        "max_length": max_length, "temperature": 1.0, "threshold": 0.35,
-        "probe": probe_scores(classifier, load_tokenizer(base.path), 1.0)})
+    save_model(
+        classifier,
+        folder / name,
+        spec
+        | {
+            "max_length": max_length,
+            "temperature": 1.0,
+            "threshold": 0.35,
+            "probe": probe_scores(classifier, load_tokenizer(base.path), 1.0),
+        },
+    )
     return folder / name
 
 
@@ -42,11 +51,14 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     shutil.copytree(base, changed)
     for folder, normalizer in ((base, normalizers.NFKC()), (changed, normalizers.Lowercase())):
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        tokenizer.normalizer = normalizer              # one that no other test has in memory
+        tokenizer.normalizer = normalizer  # one that no other test has in memory
         tokenizer.save(str(folder / "tokenizer.json"))
-    models = {"first": model(work, base, "first"), "second": model(work, base, "second", 8),
-              "other": model(work, changed, "other")}
-    for folder in models.values():                      # merged, as by the evaluation
+    models = {
+        "first": model(work, base, "first"),
+        "second": model(work, base, "second", 8),
+        "other": model(work, changed, "other"),
+    }
+    for folder in models.values():  # merged, as by the evaluation
         load(folder).close()
     return models
 
@@ -94,8 +106,9 @@ def test_who_share_it_cut_at_different_lengths_at_once(folders):
 
 def test_two_that_load_at_once_read_it_once(folders, monkeypatch):
     read, own = [], dense_cache.load_tokenizer
-    monkeypatch.setattr(dense_cache, "load_tokenizer",
-                        lambda folder: (read.append(folder), own(folder))[1])
+    monkeypatch.setattr(
+        dense_cache, "load_tokenizer", lambda folder: (read.append(folder), own(folder))[1]
+    )
     with ThreadPoolExecutor(2) as pool:
         engines = list(pool.map(load, [folders["first"], folders["second"]]))
     assert len(read) == 1 and engines[0].tokenizer is engines[1].tokenizer

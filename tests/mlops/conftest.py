@@ -1,4 +1,5 @@
 """Registries: an empty one, and one of two versions that can be compared."""
+
 import pytest
 from comparisons import learn
 from forks import copy_store

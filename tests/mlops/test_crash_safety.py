@@ -2,6 +2,7 @@
 
 Every process here is a real one and dies by SIGKILL; all along, somebody reads @champion.
 """
+
 import asyncio
 import re
 import threading
@@ -29,16 +30,49 @@ pytestmark = [pytest.mark.slow, pytest.mark.long(150)]
 
 # What a promotion of v3 over v2 writes, in order: journal states, and the calls to MLflow.
 TAGS = ("v2 f1", "v2 precision", "v3 f1", "v3 precision")
-PROMOTE = ("pending", "@champion", "@previous", "no @challenger",
-           "v3 status", "v3 reason", "v3 updated", "v3 decision", "v3 replaces",
-           "v2 status", "v2 reason", "v2 updated", "event", "settled")
+PROMOTE = (
+    "pending",
+    "@champion",
+    "@previous",
+    "no @challenger",
+    "v3 status",
+    "v3 reason",
+    "v3 updated",
+    "v3 decision",
+    "v3 replaces",
+    "v2 status",
+    "v2 reason",
+    "v2 updated",
+    "event",
+    "settled",
+)
 SERVE = ("promoted", "reloaded", "verified", "done")
 # ... and what its undoing writes, if the service can't load v3; first of all, the record of why.
-ROLLBACK = ("decis", "pending", "@champion", "@previous", "v2 status", "v2 reason", "v2 updated",
-            "v2 decision", "v3 status", "v3 reason", "v3 updated", "event", "settled")
+ROLLBACK = (
+    "decis",
+    "pending",
+    "@champion",
+    "@previous",
+    "v2 status",
+    "v2 reason",
+    "v2 updated",
+    "v2 decision",
+    "v3 status",
+    "v3 reason",
+    "v3 updated",
+    "event",
+    "settled",
+)
 PROMOTION = (*TAGS, "intent", *PROMOTE, *SERVE)
-WITHDRAWAL = (*TAGS, "intent", *PROMOTE, "promoted", "rolling_back",
-              *(f"back:{step}" for step in ROLLBACK), "rolled_back")
+WITHDRAWAL = (
+    *TAGS,
+    "intent",
+    *PROMOTE,
+    "promoted",
+    "rolling_back",
+    *(f"back:{step}" for step in ROLLBACK),
+    "rolled_back",
+)
 
 
 JOURNAL = ("intent", *SERVE, "rolling_back", "rolled_back")
@@ -62,6 +96,7 @@ def points(steps: tuple[str, ...]) -> list[str]:
 @dataclass
 class Steps:
     "What a deployment writes, as it happens; ends the process at one of the points."
+
     end: str = ""
     prefix: str = ""
 
@@ -90,8 +125,10 @@ class Steps:
     def watch(self) -> None:
         "From now on MLflow's writes in this process are steps."
         for verb in WRITES:
+
             def call(client, model, *args, _verb=verb, _write=getattr(MlflowClient, verb)):
                 return self.take(self._name(_verb, *args), lambda: _write(client, model, *args))
+
             setattr(MlflowClient, verb, call)
 
 
@@ -109,13 +146,20 @@ class WatchedJournal(Journal):
         return result
 
 
-def deployer(root: Path, url: str, steps: Steps | None = None, *, evaluator=None,
-             reload_timeout_s: float = 20) -> ModelDeployer:
+def deployer(
+    root: Path,
+    url: str,
+    steps: Steps | None = None,
+    *,
+    evaluator=None,
+    reload_timeout_s: float = 20,
+) -> ModelDeployer:
     s = make_settings(root, inference_url=url, reload_timeout_s=reload_timeout_s)
     client = InferenceClient(s, Secrets(), backoff_s=0.01)
     journal = WatchedJournal(s.path("var_dir") / "journal", steps or Steps())
-    return ModelDeployer(ModelRegistry(s), s, stage.Notices(root), evaluator, client=client,
-                         journal=journal)
+    return ModelDeployer(
+        ModelRegistry(s), s, stage.Notices(root), evaluator, client=client, journal=journal
+    )
 
 
 def decided(root: Path, verdict: str = "promote") -> str:
@@ -187,6 +231,7 @@ def watching(root: Path):
             except Exception as e:
                 failed.append(e)
             began.set()
+
     thread = threading.Thread(target=read)
     thread.start()
     try:
@@ -237,6 +282,7 @@ def assert_withdrawn(root: Path, url: str) -> None:
 
 # --- killed at every step ------------------------------------------------------------------------
 
+
 def test_these_are_all_the_steps_of_a_promotion(root, url):
     result, steps = told(deploy, root, url, decided(root))
     assert result["status"] == "promoted" and steps == PROMOTION
@@ -259,11 +305,11 @@ def test_a_killed_promotion_is_finished_by_the_next(end, root, url):
         result, _ = told(deploy, root, url, decision)
     # either nothing was moved yet, the alias alone, or alias and service: it depends on the point
     assert between in {("2", "2"), ("3", "2"), ("3", "3")}
-    assert result["status"] == "promoted"          # also if it was over: the outcome is looked up
+    assert result["status"] == "promoted"  # also if it was over: the outcome is looked up
     assert_promoted(root, url)
 
 
-@pytest.mark.parametrize("end", points(WITHDRAWAL[WITHDRAWAL.index("rolling_back"):]))
+@pytest.mark.parametrize("end", points(WITHDRAWAL[WITHDRAWAL.index("rolling_back") :]))
 def test_a_killed_rollback_is_finished_by_the_next(end, root, url):
     (root / "broken-3").touch()
     decision = decided(root)
@@ -291,6 +337,7 @@ def test_a_killed_rejection_is_on_record_after_the_next(end, root, url):
 
 # --- two at once ---------------------------------------------------------------------------------
 
+
 class Asking:
     "An evaluator that says when it compares, and answers when it is told to."
 
@@ -313,8 +360,8 @@ def test_of_two_deployers_one_wins_and_the_other_says_why(root, url):
     args = root, url, context.Barrier(2)
     with watching(root), process(compete, *args) as one, process(compete, *args) as other:
         said = [(child.pid, pipe, pipe.recv()) for child, pipe in (one, other)]
-        (winner, pipe, _), = [s for s in said if s[2] == "comparing"]
-        (_, _, loser), = [s for s in said if s[2] != "comparing"]
+        ((winner, pipe, _),) = [s for s in said if s[2] == "comparing"]
+        ((_, _, loser),) = [s for s in said if s[2] != "comparing"]
         who = rf"process {winner} on|a process that has just started"
         assert loser["status"] == "busy" and re.search(who, loser["reason"])
         assert aliases(ModelRegistry(make_settings(root)))["champion"] == "2"
@@ -324,6 +371,7 @@ def test_of_two_deployers_one_wins_and_the_other_says_why(root, url):
 
 
 # --- the service does not do as it is told -------------------------------------------------------
+
 
 async def error_500(scope, receive, send):
     await JSONResponse({"detail": "out of memory"}, 500)(scope, receive, send)
@@ -346,18 +394,23 @@ class Stray(Loader):
         return self.registry.get_version("1") if version.version == "3" else version
 
 
-@pytest.mark.parametrize("answer, loader, why", [
-    (error_500, Loader, "HTTP 500: out of memory"),
-    (silence, Loader, "no answer within 0.5 s"),
-    (empty_promise, Loader, "serves version 2 .*expected 3"),
-    (None, Stray, "loaded version 1, not 3"),
-], ids=["answers 500", "never answers", "says it did, serves another", "loads another"])
+@pytest.mark.parametrize(
+    "answer, loader, why",
+    [
+        (error_500, Loader, "HTTP 500: out of memory"),
+        (silence, Loader, "no answer within 0.5 s"),
+        (empty_promise, Loader, "serves version 2 .*expected 3"),
+        (None, Stray, "loaded version 1, not 3"),
+    ],
+    ids=["answers 500", "never answers", "says it did, serves another", "loads another"],
+)
 def test_what_the_service_can_not_serve_is_taken_back(root, answer, loader, why):
     service, reader = create_app(make_settings(root), Secrets(), loader(root)), Loader(root)
 
     async def app(scope, receive, send):
         told_v3 = scope.get("path") == "/reload" and reader.find("champion").version == "3"
         await (answer if told_v3 and answer else service)(scope, receive, send)
+
     with stage.serving(app) as url:
         httpx.post(f"{url}/reload").raise_for_status()
         with watching(root):

@@ -1,4 +1,5 @@
 """The chain of decision records in a real registry: kills, rivals and forgers."""
+
 import asyncio
 import inspect
 import json
@@ -47,7 +48,7 @@ def stored(settings, suffix: str) -> list:
     return sorted(settings.path("artifact_dir").rglob(f"decisions/*.{suffix}"))
 
 
-HONEST = Verified(decisions=4, moves=1, older=0)        # the first champion was made by hand
+HONEST = Verified(decisions=4, moves=1, older=0)  # the first champion was made by hand
 
 
 def test_an_honest_history(three, registry):
@@ -55,8 +56,10 @@ def test_an_honest_history(three, registry):
     assert three.list().verdict.tolist() == ["by hand", "promote", "reject", "promote"]
     record = three.show(three.list().id[2])
     assert record["previous"]["id"].startswith(three.list().id[1]) and record["code"] == "c2"
-    tags = {v.version: {k: t for k, t in v.tags.items() if k.startswith("decision.")}
-            for v in registry.versions()}
+    tags = {
+        v.version: {k: t for k, t in v.tags.items() if k.startswith("decision.")}
+        for v in registry.versions()
+    }
     assert [len(tags[n]) for n in "123"] == [3, 2, 1]
     assert set(tags["3"].values()) == {"promote (as challenger)"}
 
@@ -65,8 +68,9 @@ def test_a_recorded_comparison_names_its_record(registry, compare):
     comparison = compare()
     recorded = DecisionLog(registry).record(comparison, code="c")
     assert comparison["decision"] == "" and len(recorded["decision"]) == 64
-    assert {k: v for k, v in recorded.items() if k != "decision"} == \
-        {k: v for k, v in comparison.items() if k != "decision"}
+    assert {k: v for k, v in recorded.items() if k != "decision"} == {
+        k: v for k, v in comparison.items() if k != "decision"
+    }
 
 
 def test_a_record_from_before_a_check_existed_still_gives_its_verdict(compare):
@@ -116,7 +120,7 @@ def test_a_verdict_that_the_rows_do_not_give_is_noticed(three, registry, setting
     link = three.head()
     record = three._read_record(link)
     rows = three._file(link, f"{link['id']}.parquet")
-    record["comparison"]["settings"]["min_f1_gain"] = 0.5      # "that was the rule at the time"
+    record["comparison"]["settings"]["min_f1_gain"] = 0.5  # "that was the rule at the time"
     data = decisions.canonical_json(record)
     forged = {"id": decisions.sha256(data), "run_id": link["run_id"]}
     folder = next(f for f in stored(settings, "json") if f.stem == link["id"]).parent
@@ -172,17 +176,24 @@ def test_an_empty_history_is_sound(settings):
 
 # --- every move of @champion has its record ------------------------------------------------------
 
-MOVERS = {("mlops.model_registry", "client.set_registered_model_alias"),    # what all others end in
-          ("mlops.deployer", "self.registry.promote_challenger"),
-          ("mlops.deployer", "self.registry.rollback"),
-          ("mlops.deployer", "self.decisions.rollback"),                    # only writes the record
-          ("cli.main", "registry.promote_challenger"), ("cli.main", "deployer.rollback")}
+MOVERS = {
+    ("mlops.model_registry", "client.set_registered_model_alias"),  # what all others end in
+    ("mlops.deployer", "self.registry.promote_challenger"),
+    ("mlops.deployer", "self.registry.rollback"),
+    ("mlops.deployer", "self.decisions.rollback"),  # only writes the record
+    ("cli.main", "registry.promote_challenger"),
+    ("cli.main", "deployer.rollback"),
+}
 
 
 def test_these_are_all_the_places_that_move_the_champion():
     verbs = r"\.(promote_challenger|rollback|set_registered_model_alias)$"
-    assert {(name, use) for name, tree in parsed().items() for _, use in names_used(name, tree)
-            if re.search(verbs, use) and use != "db.rollback"} == MOVERS     # that one is a transaction's
+    assert {
+        (name, use)
+        for name, tree in parsed().items()
+        for _, use in names_used(name, tree)
+        if re.search(verbs, use) and use != "db.rollback"
+    } == MOVERS  # that one is a transaction's
 
 
 @pytest.mark.parametrize("verb", ["promote_challenger", "rollback"])
@@ -197,6 +208,7 @@ def test_no_move_can_be_asked_for_without_a_record(verb, registry):
 
 class Fakes:
     "Stands for `load_engine`: no model has to be trained."
+
     def __call__(self, registry, version, alias, settings):
         return ENGINES["champion" if version.version == "1" else "challenger"]
 
@@ -205,8 +217,11 @@ class Fakes:
 def by_command(registry, settings, monkeypatch):
     "What `content-arena deploy` calls, on fake engines."
     monkeypatch.setattr(evaluator, "load_engine", Fakes())
-    data = SimpleNamespace(id="t", frame=lambda split: TEST,
-                           fingerprints=lambda split: fingerprints(TEST.text.tolist()))
+    data = SimpleNamespace(
+        id="t",
+        frame=lambda split: TEST,
+        fingerprints=lambda split: fingerprints(TEST.text.tolist()),
+    )
     monkeypatch.setattr(entry, "prepare_dataset", lambda *a, **k: data)
     s = settings.model_copy(update={"gate_battle_rounds": 0, "inference_url": "http://127.0.0.1:9"})
     return lambda: asyncio.run(entry.evaluate_and_deploy(s))
@@ -214,10 +229,19 @@ def by_command(registry, settings, monkeypatch):
 
 def by_hand(registry, *arguments) -> dict:
     s = registry.settings
-    pairs = [f"{k}={getattr(s, k)}" for k in ("tracking_uri", "var_dir", "models_dir",
-                                              "artifact_dir")]
-    done = CliRunner().invoke(cli.app, [*arguments, "--json", "-p", "inference_url=http://127.0.0.1:9",
-                                        *(x for pair in pairs for x in ("-p", pair))])
+    pairs = [
+        f"{k}={getattr(s, k)}" for k in ("tracking_uri", "var_dir", "models_dir", "artifact_dir")
+    ]
+    done = CliRunner().invoke(
+        cli.app,
+        [
+            *arguments,
+            "--json",
+            "-p",
+            "inference_url=http://127.0.0.1:9",
+            *(x for pair in pairs for x in ("-p", pair)),
+        ],
+    )
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -228,14 +252,24 @@ def test_deploy_leaves_a_record_and_so_does_a_rollback(registry, by_command):
     assert (done["status"], registry.get_champion().version) == ("promoted", "2")
     assert registry.history()[-1]["decision"] == done["comparison"]["decision"] == log.head()["id"]
     assert log.verify() == Verified(decisions=2, moves=2, older=0)
-    assert by_hand(registry, "registry", "rollback", "--reason", "complaints")["status"] == \
-        "rolled_back"
+    assert (
+        by_hand(registry, "registry", "rollback", "--reason", "complaints")["status"]
+        == "rolled_back"
+    )
     assert log.list().verdict.tolist() == ["by hand", "promote", "rollback"]
     why = log.show(log.head()["id"])
     assert (why["by"], why["reason"], why["version"], why["champion"]) == (
-        whoami(), "complaints", "1", "2")
+        whoami(),
+        "complaints",
+        "1",
+        "2",
+    )
     assert by_hand(registry, "decisions", "verify") == {
-        "status": "verified", "decisions": 3, "moves": 3, "older": 0}
+        "status": "verified",
+        "decisions": 3,
+        "moves": 3,
+        "older": 0,
+    }
 
 
 def test_a_rejection_has_its_record_too(registry, by_command, monkeypatch):
@@ -257,8 +291,12 @@ def test_a_promotion_by_hand_says_who(registry):
 
 
 def test_a_deployer_can_not_be_given_a_verdict_that_nobody_recorded(registry, settings, compare):
-    d = ModelDeployer(registry, settings, stage.Notices(settings.path("var_dir")),
-                      client=InferenceClient(settings, Secrets(), backoff_s=0))
+    d = ModelDeployer(
+        registry,
+        settings,
+        stage.Notices(settings.path("var_dir")),
+        client=InferenceClient(settings, Secrets(), backoff_s=0),
+    )
     rejected = DecisionLog(registry).record(compare(challenger=Fake("2", 0.5)), code="c")
     for forged, why in (("ab" * 32, "not in the chain"), ("", "give test set and evaluator")):
         with pytest.raises(RuntimeError, match=why):
@@ -268,12 +306,14 @@ def test_a_deployer_can_not_be_given_a_verdict_that_nobody_recorded(registry, se
 
 
 def test_death_between_record_and_move_leaves_a_decision_that_moved_nothing(
-        registry, by_command, monkeypatch):
+    registry, by_command, monkeypatch
+):
     class Killed(BaseException):
         pass
 
     def die(*_, **__):
         raise Killed
+
     with monkeypatch.context() as m, pytest.raises(Killed):
         m.setattr(ModelRegistry, "promote_challenger", die)
         by_command()
@@ -285,10 +325,20 @@ def test_death_between_record_and_move_leaves_a_decision_that_moved_nothing(
 
 def test_a_move_past_the_registry_is_noticed(three, registry):
     registry._client.set_registered_model_alias(registry.name, "champion", "2")
-    with pytest.raises(DecisionError, match="@champion is v2, but .* made it v1: .*without a record"):
+    with pytest.raises(
+        DecisionError, match="@champion is v2, but .* made it v1: .*without a record"
+    ):
         three.verify()
-    forged = dict(action="promote", version="2", replaces="1", previous="1", reason="F1 +0.03",
-                  decision="", report="", time="2100-01-01T00:00:00.000000Z")
+    forged = dict(
+        action="promote",
+        version="2",
+        replaces="1",
+        previous="1",
+        reason="F1 +0.03",
+        decision="",
+        report="",
+        time="2100-01-01T00:00:00.000000Z",
+    )
     registry._client.set_registered_model_tag(registry.name, "event.2100", json.dumps(forged))
     with pytest.raises(DecisionError, match="promote v2 .*has no decision record"):
         three.verify()

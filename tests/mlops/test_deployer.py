@@ -1,4 +1,5 @@
 """Deployments that are killed, disturbed or raced: what a notebook can't show."""
+
 import asyncio
 import json
 import os
@@ -22,8 +23,9 @@ pytestmark = pytest.mark.long(40)
 
 STATES = ("intent", "promoted", "reloaded", "verified", "done")
 FORWARD = [f"{when}:{state}" for state in STATES for when in ("before", "after")] + ["in:promote"]
-BACKWARD = [f"{when}:{state}" for state in ("rolling_back", "rolled_back")
-            for when in ("before", "after")] + ["in:rollback"]
+BACKWARD = [
+    f"{when}:{state}" for state in ("rolling_back", "rolled_back") for when in ("before", "after")
+] + ["in:rollback"]
 
 
 @pytest.fixture
@@ -41,8 +43,11 @@ def deploy(folder, url, **kw):
 def decided(folder) -> str:
     "The record that says: 4 over 3; the one there is, or a new one."
     registry = stage.FileRegistry(folder)
-    known = [link["id"] for link, r in stage.DecisionChain(registry).backwards()
-             if r["kind"] == "comparison"]
+    known = [
+        link["id"]
+        for link, r in stage.DecisionChain(registry).backwards()
+        if r["kind"] == "comparison"
+    ]
     return known[0] if known else stage.recorded(registry, "3", "4")
 
 
@@ -72,6 +77,7 @@ def watching(registry):
                 assert registry.get_champion() is not None
             except Exception as e:
                 failed.append(e)
+
     reader = threading.Thread(target=read)
     reader.start()
     try:
@@ -83,6 +89,7 @@ def watching(registry):
 
 # --- killed at every step ------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("point", FORWARD)
 def test_a_killed_deployment_is_finished_by_the_next(point, folder):
     registry = stage.FileRegistry(folder)
@@ -93,7 +100,7 @@ def test_a_killed_deployment_is_finished_by_the_next(point, folder):
         assert between in {("3", "3"), ("4", "3"), ("4", "4")}
         result = deploy(folder, url)
         assert (registry.aliases()["champion"], served(url)) == ("4", "4")
-    assert result["status"] == "promoted"          # also if it was over: the outcome is looked up
+    assert result["status"] == "promoted"  # also if it was over: the outcome is looked up
     assert stage.deployer(folder, url).journal.read().state == "done"
     assert on_record(folder) == 1
     assert "promoted" in stage.Notices(folder).sent
@@ -128,12 +135,13 @@ def test_an_undecided_rollback_is_not_turned_around(folder):
 
 # --- two at once ---------------------------------------------------------------------------------
 
+
 def test_of_two_deployers_one_wins_and_the_other_says_why(folder):
     with stage.service(folder) as url, stage.process("deploy-slowly", str(folder), url) as p:
         said, _, number = p.stdout.readline().rpartition(" ")
         assert said == "comparing in"
         second = deploy(folder, url)
-        out, _ = p.communicate("\n", timeout=180)         # an evaluator brings torch
+        out, _ = p.communicate("\n", timeout=180)  # an evaluator brings torch
         first = json.loads(out)
         assert first["status"] == "promoted" and served(url) == "4"
     assert second["status"] == "busy" and f"process {int(number)} on" in second["reason"]
@@ -146,6 +154,7 @@ def test_somebody_moved_the_champion_while_we_compared(folder):
         def compare(self, test):
             registry.set(champion="9")
             return stage.compared("3", "4")
+
     with stage.service(folder) as url:
         result = asyncio.run(stage.deployer(folder, url, evaluator=Slow()).deploy_if_better("test"))
         assert served(url) == "9"
@@ -160,12 +169,14 @@ def test_the_challenger_was_withdrawn_while_we_compared(folder):
         def compare(self, test):
             registry.set(challenger=None)
             return stage.compared("3", "4")
+
     d = stage.deployer(folder, "http://127.0.0.1:9", evaluator=Slow())
     assert asyncio.run(d.deploy_if_better("test"))["status"] == "busy"
     assert registry.aliases()["champion"] == "3" and d.journal.read().closed
 
 
 # --- the service misbehaves ----------------------------------------------------------------------
+
 
 def test_a_model_that_kills_the_service_is_taken_back(folder):
     (folder / "deadly-4").touch()
@@ -178,8 +189,9 @@ def test_a_model_that_kills_the_service_is_taken_back(folder):
     assert stage.FileRegistry(folder).aliases()["champion"] == "3"
 
 
-@pytest.mark.parametrize("talk", [b"", b"HTTP/1.1 200 OK\r\nx-endless: "],
-                         ids=["silent", "trickling"])
+@pytest.mark.parametrize(
+    "talk", [b"", b"HTTP/1.1 200 OK\r\nx-endless: "], ids=["silent", "trickling"]
+)
 def test_a_service_that_hangs_is_given_up(talk, folder):
     stop = threading.Event()
 
@@ -199,6 +211,7 @@ def test_a_service_that_hangs_is_given_up(talk, folder):
                 threading.Thread(target=hang, args=[server.accept()[0]]).start()
             except TimeoutError:
                 pass
+
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.1)
         acceptor = threading.Thread(target=accept, args=[server])
@@ -229,13 +242,14 @@ def test_a_service_with_a_token_wants_it(folder):
         stage.FileRegistry(folder).set(champion="3", challenger="4")
         d = stage.deployer(folder, url)
         d.client = stage.InferenceClient(stage.settings(folder, inference_url=url), secret)
-        again = stage.recorded(stage.FileRegistry(folder), "3", "4")     # a record permits one move
+        again = stage.recorded(stage.FileRegistry(folder), "3", "4")  # a record permits one move
         result = asyncio.run(d.deploy_if_better(decision=again))
         assert (result["status"], served(url)) == ("promoted", "4")
     assert "s3cret" not in json.dumps(result) + d.journal.path.read_text()
 
 
 # --- interrupted, disk, registry, webhook --------------------------------------------------------
+
 
 def test_ctrl_c_during_the_move_waits_for_it(folder):
     d = stage.deployer(folder, "http://127.0.0.1:9")
@@ -246,6 +260,7 @@ def test_ctrl_c_during_the_move_waits_for_it(folder):
         moving.set()
         assert go_on.wait(30)
         move(decision)
+
     d.registry.promote_challenger = slow_move
 
     async def interrupted():
@@ -253,14 +268,15 @@ def test_ctrl_c_during_the_move_waits_for_it(folder):
         await asyncio.to_thread(moving.wait)
         first.cancel()
         for _ in range(10):
-            await asyncio.sleep(0)                     # let the cancellation arrive
+            await asyncio.sleep(0)  # let the cancellation arrive
         other = stage.deployer(folder, "http://127.0.0.1:9")
         second = await other.deploy_if_better(decision=decided(folder))
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await first
         return second["status"]
-    assert asyncio.run(interrupted()) == "busy"        # the lock was held until the move was over
+
+    assert asyncio.run(interrupted()) == "busy"  # the lock was held until the move was over
     assert stage.FileRegistry(folder).aliases()["champion"] == "4"
     with stage.service(folder) as url:
         assert deploy(folder, url)["status"] == "promoted"
@@ -282,6 +298,7 @@ def test_a_registry_that_goes_away_leaves_an_open_journal(folder):
         def away(*_):
             d.registry.get_champion = away
             raise ConnectionError("MLflow does not answer")
+
         d.registry.promote_challenger = away
         with pytest.raises(ConnectionError):
             asyncio.run(d.deploy_if_better(decision=decided(folder)))
@@ -299,6 +316,7 @@ def test_an_answer_that_got_lost_is_looked_up(folder):
         def promote(decision):
             move(decision)
             raise ConnectionError("connection lost")
+
         d.registry.promote_challenger = promote
         result = asyncio.run(d.deploy_if_better(decision=decided(folder)))
         assert (result["status"], served(url)) == ("promoted", "4")
@@ -328,6 +346,7 @@ def test_a_damaged_journal_is_for_a_person(folder):
 
 # --- with the real registry ----------------------------------------------------------------------
 
+
 class RegistryLoader(stage.FileLoader):
     "Finds what the model registry says, loads a Scorer for it."
 
@@ -344,6 +363,7 @@ def test_three_versions_through_the_model_registry(tmp_path):
     "Bootstrapped, promoted, rolled back; the aliases, the service and the version's tags agree."
     from forks import log_run, make_settings
     from content_arena.mlops.model_registry import ModelRegistry
+
     s = make_settings(tmp_path)
     registry = ModelRegistry(s)
     (tmp_path / "broken-3").touch()
@@ -352,8 +372,12 @@ def test_three_versions_through_the_model_registry(tmp_path):
         results = []
         for old, new in ((None, "1"), ("1", "2"), ("2", "3")):
             assert registry.register_challenger(log_run(s, f"model-{new}")).version == new
-            d = stage.ModelDeployer(registry, s, stage.Notices(tmp_path),
-                                    client=stage.InferenceClient(s, Secrets(), backoff_s=0.01))
+            d = stage.ModelDeployer(
+                registry,
+                s,
+                stage.Notices(tmp_path),
+                client=stage.InferenceClient(s, Secrets(), backoff_s=0.01),
+            )
             decision = stage.recorded(registry, old, new, "promote" if old else "bootstrap")
             results.append(asyncio.run(d.deploy_if_better(decision=decision)))
         metrics = httpx.get(f"{url}/metrics").text

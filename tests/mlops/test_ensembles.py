@@ -3,6 +3,7 @@
 Two tiny models are each half blind: one takes `friend` for an insult, the other `today`; both know
 `awful`. What they agree on is right, so their AND beats either.
 """
+
 import asyncio
 import json
 import shutil
@@ -52,8 +53,9 @@ class Words:
         for split, rows in (("train", 300), ("valid", 200), ("test", test_rows)):
             said = rng.choice(WORDS, size=rows, p=SHARES)
             texts = [f"{noise()} {word} {noise()} {noise()}" for word in said]
-            self.frames[split] = pd.DataFrame({
-                "text": texts, "label": np.isin(said, toxic).astype("int8"), "source": "made"})
+            self.frames[split] = pd.DataFrame(
+                {"text": texts, "label": np.isin(said, toxic).astype("int8"), "source": "made"}
+            )
 
     def frame(self, split: str) -> pd.DataFrame:
         return self.frames[split]
@@ -67,11 +69,23 @@ BLIND = {"1": Words(1, ("awful", "friend")), "2": Words(2, ("awful", "today"))}
 
 
 def make_settings(root: Path, **more):
-    return stage.settings(root, tracking_uri=f"sqlite:///{root}/mlflow.db", dtype="float32",
-                          artifact_dir=str(root / "artifacts"), models_dir=str(root / "models"),
-                          base_model=str(root / "tiny"), epochs=3, batch_tokens=512, eval_every=9,
-                          learning_rate=0.01, head_learning_rate=0.05, max_length=16,
-                          guarded_slices="source", min_samples=300, **more)
+    return stage.settings(
+        root,
+        tracking_uri=f"sqlite:///{root}/mlflow.db",
+        dtype="float32",
+        artifact_dir=str(root / "artifacts"),
+        models_dir=str(root / "models"),
+        base_model=str(root / "tiny"),
+        epochs=3,
+        batch_tokens=512,
+        eval_every=9,
+        learning_rate=0.01,
+        head_learning_rate=0.05,
+        max_length=16,
+        guarded_slices="source",
+        min_samples=300,
+        **more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +98,8 @@ def trained(empty_store, tmp_path_factory):
     registry = ModelRegistry(settings)
     for number, data in BLIND.items():
         run = QLoRATrainer(settings, progress=False).train(
-            data.frame("train"), data.frame("valid"), dataset=data)
+            data.frame("train"), data.frame("valid"), dataset=data
+        )
         assert registry.register(run).version == number
     registry.register_challenger(registry.get_version(1).run_id)
     registry.promote_challenger(DecisionChain(registry).by_hand("1", "first"))
@@ -116,21 +131,28 @@ def production(settings) -> dict[str, str]:
 
 def test_an_and_ensemble_is_evaluated_promoted_through_the_gate_and_served(home):
     from content_arena.serving.app import create_app
+
     settings, registry = home
     duo = create_ensemble(settings, "duo", "and", ["1", "2"], TRUTH, challenger=True)
     assert (duo.version, duo.aliases) == ("3", ("challenger",))
     texts = [f"{a} {b}" for a in WORDS for b in WORDS]
-    alone = [verdicts(load_engine(registry, registry.get_version(n), "", settings), texts)
-             for n in "12"]
+    alone = [
+        verdicts(load_engine(registry, registry.get_version(n), "", settings), texts) for n in "12"
+    ]
     with stage.serving(create_app(settings, Secrets())) as url:
         served = settings.model_copy(update={"inference_url": url})
-        classify = lambda: httpx.post(f"{url}/classify/batch", json={"texts": texts},
-                                      timeout=60).json()
+        classify = lambda: httpx.post(
+            f"{url}/classify/batch", json={"texts": texts}, timeout=60
+        ).json()
         httpx.post(f"{url}/reload", timeout=60).raise_for_status()
         assert classify()["model_version"] == "1"
-        deployer = ModelDeployer(registry, served, stage.Notices(settings.path("var_dir")),
-                                 ChampionChallengerEvaluator(registry, served),
-                                 client=InferenceClient(served, Secrets(), backoff_s=0.01))
+        deployer = ModelDeployer(
+            registry,
+            served,
+            stage.Notices(settings.path("var_dir")),
+            ChampionChallengerEvaluator(registry, served),
+            client=InferenceClient(served, Secrets(), backoff_s=0.01),
+        )
         result = asyncio.run(deployer.deploy_if_better(TRUTH))
         assert (result["status"], result["service"]) == ("promoted", "serving 3"), result
         assert production(settings) == {"champion": "3", "previous": "1"}
@@ -173,6 +195,7 @@ def test_test_rows_are_neither_read_nor_of_influence(home):
         def fingerprints(self, split):
             assert split != "test", "test rows were read"
             return super().fingerprints(split)
+
     sealed = Sealed(3, ("awful",))
     fitted = {}
     for mode in MODES:
@@ -182,7 +205,9 @@ def test_test_rows_are_neither_read_nor_of_influence(home):
     assert [len(fitted[m]["weights"]) for m in MODES] == [0, 0, 0, 2]
     assert [fitted[m]["threshold"] == 0.5 for m in ("and", "or")] == [True, True]
     listed = ensembles.registry_file(settings).read()["ensembles"]
-    assert {n: {k: e[k] for k in ("mode", "weights", "threshold")} for n, e in listed.items()} == fitted
+    assert {
+        n: {k: e[k] for k in ("mode", "weights", "threshold")} for n, e in listed.items()
+    } == fitted
 
 
 def test_the_lineage_of_every_member_is_certified(home):
@@ -201,8 +226,11 @@ def test_the_lineage_of_every_member_is_certified(home):
 
 def stored(settings, sha256: str) -> Path:
     "The folder in the artifact store of the model with this hash, the one logged last."
-    manifests = [p for p in settings.path("artifact_dir").rglob("manifest.json")
-                 if json.loads(p.read_text())["sha256"] == sha256]
+    manifests = [
+        p
+        for p in settings.path("artifact_dir").rglob("manifest.json")
+        if json.loads(p.read_text())["sha256"] == sha256
+    ]
     return max(manifests, key=lambda p: p.stat().st_mtime_ns).parent
 
 
@@ -227,16 +255,22 @@ def test_a_damaged_ensemble_or_member_is_named_and_not_loaded(home, restored_fil
         with pytest.raises(error, match=message):
             load_engine(registry, duo, "", settings)
         shutil.rmtree(cache)
+
     manifest = stored(settings, duo.sha256) / "manifest.json"
     whole = manifest.read_text()
     manifest.write_text(whole[:-20])
     refused(RegistryError, "v3, fetched from .*: model folder .*: manifest.json can't be read")
     manifest.write_text(whole.replace('"files"', '"files_"'))
-    refused(RegistryError, "v3, fetched from .*: model folder .*: content_filter.json is not listed")
+    refused(
+        RegistryError, "v3, fetched from .*: model folder .*: content_filter.json is not listed"
+    )
     manifest.write_text(whole)
     weights = stored(settings, registry.get_version(2).sha256) / "head.safetensors"
     weights.write_bytes(b"\0" * 100)
-    refused(RegistryError, "v2, fetched from .*: model folder .*: head.safetensors differs from its manifest")
+    refused(
+        RegistryError,
+        "v2, fetched from .*: model folder .*: head.safetensors differs from its manifest",
+    )
 
 
 def test_a_member_that_is_gone_is_named(home):
@@ -251,16 +285,23 @@ def test_members_on_different_bases_are_refused(home, trained):
     settings, registry = home
     other = make_tiny_base(trained / "other", seed=9)
     data = Words(5, ("awful",))
-    run = QLoRATrainer(settings.model_copy(update={"base_model": str(other), "epochs": 1}),
-                       progress=False).train(data.frame("train"), data.frame("valid"), dataset=data)
+    run = QLoRATrainer(
+        settings.model_copy(update={"base_model": str(other), "epochs": 1}), progress=False
+    ).train(data.frame("train"), data.frame("valid"), dataset=data)
     assert registry.register(run).version == "3"
     with pytest.raises(EnsembleError, match="v3 stands on .*other.* members share one base"):
         create_ensemble(settings, "mixed", "or", ["1", "3"], TRUTH)
 
 
-@pytest.mark.parametrize("mode, members, weights, message", [
-    ("and", "1", (), "1 member, give 2 to 5"), ("weighted", "12", (0.9, 0.4), "sum to 1.3"),
-    ("weighted", "12", (1.0,), "1 weights, 2 needed"), ("xor", "12", (), "none of and, or")])
+@pytest.mark.parametrize(
+    "mode, members, weights, message",
+    [
+        ("and", "1", (), "1 member, give 2 to 5"),
+        ("weighted", "12", (0.9, 0.4), "sum to 1.3"),
+        ("weighted", "12", (1.0,), "1 weights, 2 needed"),
+        ("xor", "12", (), "none of and, or"),
+    ],
+)
 def test_a_recipe_that_makes_no_sense_is_refused(mode, members, weights, message):
     with pytest.raises(EnsembleError, match=message):
         Recipe(mode, {m: m * 64 for m in members}, weights)
@@ -276,18 +317,23 @@ def test_check_lists_what_no_longer_fits(home):
     def edit(value):
         value["ensembles"]["duo"] |= {"weights": [0.9, 0.4], "members": ["1", "7"]}
         return value
+
     change_registry(store.file, edit)
     client = registry._client
     client.set_model_version_tag(registry.name, "1", "model_sha256", "f" * 64)
     client.delete_model_version(registry.name, "2")
     problems = "\n".join(Retention(store).check())
-    for line in ("ensembles/duo: its weights sum to 1.3, not 1",
-                 "ensembles/duo: members is ['1', '7'] in the file, ['1', '2'] in truth",
-                 "ensembles/duo: version 1 is model ffffffffffff, the ensemble was made of",
-                 "ensembles/duo: version 2, a member, is not in MLflow"):
+    for line in (
+        "ensembles/duo: its weights sum to 1.3, not 1",
+        "ensembles/duo: members is ['1', '7'] in the file, ['1', '2'] in truth",
+        "ensembles/duo: version 1 is model ffffffffffff, the ensemble was made of",
+        "ensembles/duo: version 2, a member, is not in MLflow",
+    ):
         assert line in problems
     client.delete_model_version(registry.name, "3")
-    assert "duo: version 3, the ensemble itself, is not in MLflow" in "\n".join(Retention(store).check())
+    assert "duo: version 3, the ensemble itself, is not in MLflow" in "\n".join(
+        Retention(store).check()
+    )
 
 
 # What must not be lost ---------------------------------------------------------------------------
@@ -295,12 +341,14 @@ def test_check_lists_what_no_longer_fits(home):
 
 class WithEnsemble(FakeRegistry):
     "As the file says, and one more: version 9, an ensemble of the models in `members`."
+
     members, aliases, sha256 = {}, (), "e" * 64
 
     def versions(self):
         tags = {"lineage": '["d0"]', "members": json.dumps(self.members)}
-        own = Version("content-filter", "9", "r", self.aliases, tags, self.sha256,
-                      datetime.now(timezone.utc))
+        own = Version(
+            "content-filter", "9", "r", self.aliases, tags, self.sha256, datetime.now(timezone.utc)
+        )
         return [*super().versions(), own]
 
 
@@ -311,8 +359,10 @@ def shelf(tmp_path):
     names = [store.publish(model(tmp_path / "sources" / x, x)).name for x in "abc"]
     store.registry = WithEnsemble(tmp_path / "registry.json")
     snapshots = store.shelf().snapshots
-    store.registry.members = {"1": snapshots[names[0]].model_sha256,
-                              "2": snapshots[names[1]].model_sha256}
+    store.registry.members = {
+        "1": snapshots[names[0]].model_sha256,
+        "2": snapshots[names[1]].model_sha256,
+    }
     return store, names
 
 
@@ -327,10 +377,17 @@ def test_members_of_an_ensemble_in_use_are_never_pruned(shelf, tmp_path, reason)
     if reason == "aliased":
         store.registry.aliases = ("previous",)
     elif reason == "listed":
+
         def listed(value):
-            value["ensembles"]["duo"] = {"mode": "and", "members": ["1", "2"], "weights": [],
-                                         "threshold": 0.5, "version": "9"}
+            value["ensembles"]["duo"] = {
+                "mode": "and",
+                "members": ["1", "2"],
+                "weights": [],
+                "threshold": 0.5,
+                "version": "9",
+            }
             return value
+
         change_registry(store.file, listed)
     else:
         own = store.publish(model(tmp_path / "sources" / "e", "ensemble"), tag="both")
@@ -350,10 +407,15 @@ def test_the_cache_keeps_members_of_an_ensemble_behind_an_alias(shelf):
     small.registry = store.registry
     for sha256 in (*store.registry.members.values(), "d" * 64):
         model(models / sha256, "cached")
-    cached = lambda: {i.path.name: i.action for i in Cleanup(small).plan() if i.kind == "model cache"}
+    cached = lambda: {
+        i.path.name: i.action for i in Cleanup(small).plan() if i.kind == "model cache"
+    }
     assert set(cached().values()) == {"delete"}
     store.registry.aliases = ("champion",)
-    assert cached() == {**dict.fromkeys(store.registry.members.values(), "keep"), "d" * 64: "delete"}
+    assert cached() == {
+        **dict.fromkeys(store.registry.members.values(), "keep"),
+        "d" * 64: "delete",
+    }
 
 
 def test_a_version_of_an_ensemble_is_restored_as_one(home):
@@ -385,6 +447,7 @@ def test_a_name_is_used_once_and_free_again_after_its_removal(home):
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_deployment_writes_the_registry_file_and_does_not_fail_with_it(home, monkeypatch, broken):
     from content_arena.workflows import deployment as module
+
     settings, registry = home
     create_ensemble(settings, "duo", "and", ["1", "2"], TRUTH, challenger=True)
     file = ensembles.registry_file(settings)
@@ -410,28 +473,41 @@ def test_a_deployment_writes_the_registry_file_and_does_not_fail_with_it(home, m
 def test_the_commands(home, monkeypatch):
     from content_arena.cli.main import app
     from content_arena.training import data_preparation
+
     settings, registry = home
     monkeypatch.setattr(data_preparation, "prepare_dataset", lambda s, progress: TRUTH)
-    for key in ("models_dir", "var_dir", "artifact_dir", "tracking_uri", "dtype", "guarded_slices",
-                "min_samples"):
+    for key in (
+        "models_dir",
+        "var_dir",
+        "artifact_dir",
+        "tracking_uri",
+        "dtype",
+        "guarded_slices",
+        "min_samples",
+    ):
         value = getattr(settings, key)
-        monkeypatch.setenv(f"CONTENT_ARENA_{key.upper()}",
-                           ",".join(value) if isinstance(value, tuple) else str(value))
+        monkeypatch.setenv(
+            f"CONTENT_ARENA_{key.upper()}",
+            ",".join(value) if isinstance(value, tuple) else str(value),
+        )
 
     def run(*arguments: str, code: int = 0) -> str:
         done = CliRunner().invoke(app, ["ensemble", *arguments])
         assert done.exit_code == code, done.output + str(done.exception)
         return done.output + str(done.exception) if code else done.stdout
-    made = json.loads(run("create", "duo", "--mode", "and", "--members", "1,v2",
-                          "--json").splitlines()[-1])
+
+    made = json.loads(
+        run("create", "duo", "--mode", "and", "--members", "1,v2", "--json").splitlines()[-1]
+    )
     assert (made["version"], made["members"], made["aliases"]) == ("3", ["1", "2"], [])
     assert "and of v1, v2" in run("list")
     shown = run("show", "duo")
     assert "200 rows; weights" in shown and "p95" in shown and "duo, version 3" in shown
     evaluated = run("evaluate", "duo")
     assert evaluated.startswith("promote") and "member v2" in evaluated
-    assert "only challenger" in run("create", "x", "--mode", "or", "--members", "1,2", "--alias",
-                                    "champion", code=2)
+    assert "only challenger" in run(
+        "create", "x", "--mode", "or", "--members", "1,2", "--alias", "champion", code=2
+    )
     assert "no version 8" in run("create", "x", "--mode", "or", "--members", "1,8", code=1)
     run("remove", "duo")
     assert "no ensembles yet" in run("list")

@@ -1,4 +1,5 @@
 """The decision: statistics against brute force, promise under simulation, a real registry."""
+
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -14,8 +15,7 @@ from comparisons import ENGINES, TEST, TEXTS, Fake, learn
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 from scipy.special import expit
 from scipy.stats import binom, norm, rankdata
-from sklearn.metrics import (
-    accuracy_score, f1_score, precision_score, recall_score, roc_auc_score)
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from content_arena.arena.battles.corpus import Corpus
 from content_arena.arena.coevolution.defence import fit_baseline
@@ -42,6 +42,7 @@ some_counts = st.lists(st.integers(0, 9), min_size=8, max_size=8).map(np.array)
 
 
 # --- statistics ----------------------------------------------------------------------------------
+
 
 def brute_force_swaps(counts) -> list[tuple[float, float]]:
     "(gain, probability) of every way to give the disputed rows to one model or the other."
@@ -113,6 +114,7 @@ def test_swap_test_of_many_disputed_rows():
 
 # --- the promise ---------------------------------------------------------------------------------
 
+
 def promoted(share: float, n: int, gain: float, s, trials: int, f1: float = 0.85) -> float:
     p = statistics.model_pair(share, f1, gain)
     draws = np.random.default_rng(7).multinomial(n, p, trials)
@@ -121,7 +123,7 @@ def promoted(share: float, n: int, gain: float, s, trials: int, f1: float = 0.85
 
 
 BARE = dict(significance=False, guarded_slices="")
-ONCE = dict(test_set_budget=0, guarded_slices="", bootstrap_resamples=500)   # uncorrected
+ONCE = dict(test_set_budget=0, guarded_slices="", bootstrap_resamples=500)  # uncorrected
 
 
 @pytest.mark.slow
@@ -156,15 +158,23 @@ def test_further_checks_only_ever_hold_back(counts, k):
 
 # --- battles at equal cost ------------------------------------------------------------------------
 
-def two_models(area: float, change: float = 0.0, rows: tuple[int, int] = (500, 500),
-               correlation: float = 0.8, seed: int = 0) -> tuple[np.ndarray, ...]:
+
+def two_models(
+    area: float,
+    change: float = 0.0,
+    rows: tuple[int, int] = (500, 500),
+    correlation: float = 0.8,
+    seed: int = 0,
+) -> tuple[np.ndarray, ...]:
     "Labels, and scores in [0, 1] of a champion of this AUC and of a challenger of `area + change`."
     rng = np.random.default_rng(seed)
     y = np.repeat([1, 0], rows)
-    shared = correlation ** 0.5 * rng.normal(size=len(y))
+    shared = correlation**0.5 * rng.normal(size=len(y))
     own = (1 - correlation) ** 0.5
-    return y, *(expit(y * 2 ** 0.5 * norm.ppf(a) + shared + own * rng.normal(size=len(y)) - 0.7)
-                for a in (area, area + change))
+    return y, *(
+        expit(y * 2**0.5 * norm.ppf(a) + shared + own * rng.normal(size=len(y)) - 0.7)
+        for a in (area, area + change)
+    )
 
 
 def battle_of(y, champion, challenger, thresholds=(0.35, 0.6)) -> dict:
@@ -172,9 +182,15 @@ def battle_of(y, champion, challenger, thresholds=(0.35, 0.6)) -> dict:
     results = []
     for scores, threshold in zip((champion, challenger), thresholds):
         area = statistics.auc(y, scores)
-        results.append({"scores": list(scores), "auc": area.value, "auc_error": area.error,
-                        "detection_rate": float((scores[y == 1] >= threshold).mean()),
-                        "false_positive_rate": float((scores[y == 0] >= threshold).mean())})
+        results.append(
+            {
+                "scores": list(scores),
+                "auc": area.value,
+                "auc_error": area.error,
+                "detection_rate": float((scores[y == 1] >= threshold).mean()),
+                "false_positive_rate": float((scores[y == 0] >= threshold).mean()),
+            }
+        )
     return FixedBattle.evidence(SimpleNamespace(labels=y, sha256="f" * 64), *results)
 
 
@@ -205,13 +221,19 @@ def promises_broken(rule, trials: int = 30) -> set[str]:
     """Of what a battle check must hold, over `GRID` on 500 disguised comments of each class, what
     `rule` does not: {name}."""
     broken = set()
+
     def promise(name: str, kept: bool) -> None:
         if not kept:
             broken.add(name)
+
     for area, correlation in GRID:
+
         def answers(change: float, rows=(500, 500)) -> Counter:
-            return Counter(rule(battle_of(*two_models(area, change, rows, correlation, seed)))
-                           for seed in range(trials))
+            return Counter(
+                rule(battle_of(*two_models(area, change, rows, correlation, seed)))
+                for seed in range(trials)
+            )
+
         equal, better = answers(0.0), answers(0.03)
         promise("equals pass", equal["pass"] >= 0.9 * trials)
         promise("equals are not failed", equal["fail"] <= 0.02 * trials)
@@ -221,11 +243,15 @@ def promises_broken(rule, trials: int = 30) -> set[str]:
         promise("small battles fail no equals", answers(0, (100, 100))["fail"] <= 0.05 * trials)
         y, old, new = two_models(area, 0.0, correlation=correlation)
         for limit in (0.0, 0.01, 0.99, 1.1):
-            promise("thresholds have no say",
-                    rule(battle_of(y, old, new, (0.35, limit))) == rule(battle_of(y, old, new)))
+            promise(
+                "thresholds have no say",
+                rule(battle_of(y, old, new, (0.35, limit))) == rule(battle_of(y, old, new)),
+            )
         for flat in (0.0, 0.5, 1.0):
-            promise("a constant never passes",
-                    rule(battle_of(y, old, np.full(len(y), flat), (0.35, 0.0))) != "pass")
+            promise(
+                "a constant never passes",
+                rule(battle_of(y, old, np.full(len(y), flat), (0.35, 0.0))) != "pass",
+            )
     return broken
 
 
@@ -235,24 +261,29 @@ def test_the_battle_check_keeps_its_promises():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cheat, caught_by", [
-    (by_evasion, {"thresholds have no say", "a constant never passes"}),
-    (without_bounds, {"equals pass", "weaker ones fail"}),
-    (lambda battle: "pass", {"weaker ones fail", "a constant never passes"}),
-    (lambda battle: "fail", {"equals pass", "better ones pass"}),
-    (lambda battle: "undecided", {"equals pass", "weaker ones fail"})])
+@pytest.mark.parametrize(
+    "cheat, caught_by",
+    [
+        (by_evasion, {"thresholds have no say", "a constant never passes"}),
+        (without_bounds, {"equals pass", "weaker ones fail"}),
+        (lambda battle: "pass", {"weaker ones fail", "a constant never passes"}),
+        (lambda battle: "fail", {"equals pass", "better ones pass"}),
+        (lambda battle: "undecided", {"equals pass", "weaker ones fail"}),
+    ],
+)
 def test_a_battle_check_that_cheats_is_caught(cheat, caught_by):
     assert promises_broken(cheat, trials=6) >= caught_by
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 50),
-       st.sampled_from([-0.06, -0.03, 0.0, 0.02]))
+@given(
+    st.floats(0, 1), st.floats(0, 1), st.integers(0, 50), st.sampled_from([-0.06, -0.03, 0.0, 0.02])
+)
 @hypothesis_settings(max_examples=30)
 def test_no_threshold_and_no_rising_transform_changes_the_answer(one, two, seed, change):
     y, old, new = two_models(0.85, change, (120, 150), seed=seed)
     expected = by_auc(battle_of(y, old, new))
     assert by_auc(battle_of(y, old, new, (one, two))) == expected
-    ranks = rankdata(new) / len(new)                    # the same order, other numbers
+    ranks = rankdata(new) / len(new)  # the same order, other numbers
     assert by_auc(battle_of(y, old, ranks, (one, two))) == expected
     assert by_auc(battle_of(y, rankdata(old), new, (one, two))) == expected
 
@@ -262,7 +293,7 @@ def test_ties_count_half_and_coarse_scores_are_still_compared():
     for scores in (new.round(1), new.round(0), np.zeros(len(y))):
         assert statistics.auc(y, scores).value == pytest.approx(roc_auc_score(y, scores))
     assert by_auc(battle_of(y, old.round(1), old)) == "pass"
-    assert by_auc(battle_of(y, old, old)) == "pass"           # the same scores: no error at all
+    assert by_auc(battle_of(y, old, old)) == "pass"  # the same scores: no error at all
     assert by_auc(battle_of(y, old, old.round(0))) == "fail"  # says yes or no, and loses by it
 
 
@@ -300,19 +331,23 @@ def test_more_data_is_not_rejected_for_sparing_clean_comments(data_dir):
     s = load_settings(env={}, data_dir=str(data_dir))
     rows = pd.concat([load_source(name, s).frame[["text", "label"]] for name in ("beep", "curse")])
     kodoli = pd.read_csv(data_dir / "kodoli.csv").dropna(subset="sentences")
-    kodoli = pd.DataFrame({"text": kodoli.sentences, "label":
-                           kodoli.offensiveness.isin(["LIKELY", "OFFEN"]).astype(int)})
+    kodoli = pd.DataFrame(
+        {
+            "text": kodoli.sentences,
+            "label": kodoli.offensiveness.isin(["LIKELY", "OFFEN"]).astype(int),
+        }
+    )
     kodoli = kodoli.sample(20_000, random_state=0)
     test = load_source("apeach", s).frame.drop_duplicates("text")
     fixed, results, clean = FixedBattle(Corpus.of_frame(test, "apeach")), [], []
     for frame in (rows, pd.concat([rows, kodoli])):
         frame = frame.drop_duplicates("text").sample(frac=1, random_state=0)
-        model = fit_baseline(frame[len(frame) // 10:], frame[:len(frame) // 10])
+        model = fit_baseline(frame[len(frame) // 10 :], frame[: len(frame) // 10])
         results.append(fixed.fight(model))
         clean.append(precision_score(test.label, model.scores(test.text) >= model.threshold))
     battle = fixed.evidence(*results)
     old, new = battle["champion"], battle["challenger"]
-    assert clean[1] > clean[0] + 0.03                          # more precise on what is undisguised
+    assert clean[1] > clean[0] + 0.03  # more precise on what is undisguised
     assert new["false_positive_rate"] < old["false_positive_rate"] - 0.05
     assert new["detection_rate"] < old["detection_rate"] - 0.02
     assert (by_evasion(battle), by_auc(battle)) == ("fail", "pass")
@@ -321,8 +356,12 @@ def test_more_data_is_not_rejected_for_sparing_clean_comments(data_dir):
 
 # --- the comparison, on a real registry ----------------------------------------------------------
 
+
 def test_a_comparison_finds_the_ancestors_data_in_other_runs(registry, settings):
-    given = {"champion": Fake("1", 0.80), "challenger": Fake("2", 0.88)}     # others close those they share
+    given = {
+        "champion": Fake("1", 0.80),
+        "challenger": Fake("2", 0.88),
+    }  # others close those they share
     result = ChampionChallengerEvaluator(registry, settings).compare(TEST, engines=given)
     assert result["verdict"] == "promote" and result["champion"]["version"] == "1"
     assert result["certificate"]["datasets"] == {"b": 3, "c": 2}
@@ -349,10 +388,11 @@ def test_three_planted_near_duplicates_refuse_the_comparison(registry, settings)
     with pytest.raises(LineageError, match="3 of 1200 test rows .* training data d") as error:
         compare(TEST, engines=ENGINES | {"challenger": Fake("3", 0.99)})
     assert all(sha in str(error.value) for sha in fingerprints([TEXTS[3], TEXTS[40]]).canonical_sha)
-    assert registry.notes("testset.") == {}                     # a refusal is no look
+    assert registry.notes("testset.") == {}  # a refusal is no look
     lenient = settings.model_copy(update={"max_test_overlap": 3})
     allowed = ChampionChallengerEvaluator(registry, lenient).compare(
-        TEST, engines=ENGINES | {"challenger": Fake("3", 0.99)})
+        TEST, engines=ENGINES | {"challenger": Fake("3", 0.99)}
+    )
     assert len(allowed["certificate"]["rows_hit"]) == 3
 
 
@@ -363,7 +403,7 @@ def test_a_dataset_without_fingerprints_refuses_the_comparison(registry, setting
 
 
 def test_a_damaged_fingerprint_file_is_named(registry, settings):
-    stored, = settings.path("artifact_dir").rglob("c.parquet")
+    (stored,) = settings.path("artifact_dir").rglob("c.parquet")
     stored.write_bytes(b"PAR1 but not really")
     with pytest.raises(LineageError, match="c.parquet of run .* can't be read"):
         ChampionChallengerEvaluator(registry, settings).compare(TEST, engines=ENGINES)
@@ -392,8 +432,9 @@ def test_budgets_are_measured_on_the_challenger(registry, settings):
 
 
 def test_shadow_and_battle_evidence_enter_the_record(registry, settings):
-    shadow = dict(rows=500, agreement=0.97, labelled=40, champion_accuracy=0.8,
-                  challenger_accuracy=0.9)
+    shadow = dict(
+        rows=500, agreement=0.97, labelled=40, champion_accuracy=0.8, challenger_accuracy=0.9
+    )
     y, old, new = two_models(0.9, change=-0.1)
     battle = battle_of(y, old, new, (0.4, 0.2))
     compare = ChampionChallengerEvaluator(registry, settings).compare
@@ -414,8 +455,12 @@ def test_a_record_of_the_gone_battle_rule_is_still_read(registry, settings):
     "Its other checks are derived again; what rested on evasion rates is not."
     result = ChampionChallengerEvaluator(registry, settings).compare(TEST, engines=ENGINES)
     old = result.to_dict()
-    old["evidence"]["battle"] = {"present": True, "rounds": 500, "champion_evasion": 0.104,
-                                 "challenger_evasion": 0.126}
+    old["evidence"]["battle"] = {
+        "present": True,
+        "rounds": 500,
+        "champion_evasion": 0.104,
+        "challenger_evasion": 0.126,
+    }
     old["verdict"] = "reject"
     old["checks"] = [c | {"result": "fail"} if c["name"] == "battle" else c for c in old["checks"]]
     assert differences_found(old, result.rows) == []
@@ -427,27 +472,45 @@ def test_traffic_that_shows_the_challenger_to_be_worse_rejects_it(registry, sett
     "Rows of this pair, since the challenger was registered, in the store of the settings."
     settings = settings.model_copy(update={"store_url": f"sqlite:///{tmp_path}/events.db"})
     compare = lambda: ChampionChallengerEvaluator(registry, settings).compare(
-        TEST, engines=ENGINES, shadow=partial(shadow_evidence, settings))
+        TEST, engines=ENGINES, shadow=partial(shadow_evidence, settings)
+    )
     shadow_result = lambda c: {x["name"]: x["result"] for x in c["checks"]}["shadow"]
     nothing = compare()
     assert nothing["verdict"] == "promote" and shadow_result(nothing) == "not_evaluated"
     assert not nothing["evidence"]["shadow"]["present"]
-    assert not (tmp_path / "events.db").exists()       # a comparison makes no store
+    assert not (tmp_path / "events.db").exists()  # a comparison makes no store
 
     since = registry.get_challenger().created
 
     def seen(n: int, challenger: str = "2", when=since, prefix: str = "") -> None:
         "`n` labelled comments on which the champion is right and the `challenger` is not."
         names = [text_sha256(f"{prefix}{i}") for i in range(n)]
-        store.add("shadow", [dict(time=when, text_sha256=t, lang="ko", length=9,
-                                  champion_version="1", champion_score=0.9, champion_toxic=True,
-                                  challenger_version=challenger, challenger_score=0.1,
-                                  challenger_toxic=False) for t in names])
-        store.add("feedback", [dict(text_sha256=t, label=1, source="moderator", reviewer="mo")
-                               for t in names])
+        store.add(
+            "shadow",
+            [
+                dict(
+                    time=when,
+                    text_sha256=t,
+                    lang="ko",
+                    length=9,
+                    champion_version="1",
+                    champion_score=0.9,
+                    champion_toxic=True,
+                    challenger_version=challenger,
+                    challenger_score=0.1,
+                    challenger_toxic=False,
+                )
+                for t in names
+            ],
+        )
+        store.add(
+            "feedback",
+            [dict(text_sha256=t, label=1, source="moderator", reviewer="mo") for t in names],
+        )
+
     with EventStore(settings) as store:
-        seen(50, challenger="7")                       # another version, and an earlier one
-        seen(50, when=since - timedelta(days=1), prefix="old ")       # that had the same number
+        seen(50, challenger="7")  # another version, and an earlier one
+        seen(50, when=since - timedelta(days=1), prefix="old ")  # that had the same number
         assert shadow_result(compare()) == "not_evaluated"
         seen(3, prefix="new ")
         few = compare()
@@ -460,14 +523,23 @@ def test_traffic_that_shows_the_challenger_to_be_worse_rejects_it(registry, sett
     again = decide_again(worse.to_dict(), worse.rows)  # from the record alone
     assert (again.verdict, list(again.reasons)) == ("reject", worse["reasons"])
     unguarded = settings.model_copy(update={"shadow_guard": False})
-    assert ChampionChallengerEvaluator(registry, unguarded).compare(
-        TEST, engines=ENGINES, shadow=worse["evidence"]["shadow"])["verdict"] == "promote"
+    assert (
+        ChampionChallengerEvaluator(registry, unguarded).compare(
+            TEST, engines=ENGINES, shadow=worse["evidence"]["shadow"]
+        )["verdict"]
+        == "promote"
+    )
 
 
-@pytest.mark.parametrize("fault, message", [
-    ({"label": 2}, "test row 0: label is not 0 or 1"), ({"label": None}, "test row 0: label"),
-    ({"text": None}, "test row 0: text is not a text"), ({"label": 1}, "no clean row"),
-])
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        ({"label": 2}, "test row 0: label is not 0 or 1"),
+        ({"label": None}, "test row 0: label"),
+        ({"text": None}, "test row 0: text is not a text"),
+        ({"label": 1}, "no clean row"),
+    ],
+)
 def test_what_can_be_no_test_set_is_refused(fault, message):
     with pytest.raises(EvaluationError, match=message):
         ev.as_test_set(TEST.assign(**fault))

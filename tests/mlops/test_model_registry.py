@@ -1,4 +1,5 @@
 """The registry under kills and under several processes: what a notebook can't show."""
+
 import json
 import shutil
 import socket
@@ -13,7 +14,17 @@ from content_arena.mlops.decision_records import DecisionChain, Moves
 from content_arena.core.mlflow_server import TrackingServerError, check_reachable
 from content_arena.mlops.model_registry import ModelRegistry, Move, RegistryError, RegistryReader
 
-from forks import WRITES, aliases, copy_store, die, killed, log_run, make_settings, process, statuses
+from forks import (
+    WRITES,
+    aliases,
+    copy_store,
+    die,
+    killed,
+    log_run,
+    make_settings,
+    process,
+    statuses,
+)
 
 pytestmark = pytest.mark.long(70)
 
@@ -26,6 +37,7 @@ def registry(tmp_path, three_versions_store) -> ModelRegistry:
 
 # --- death at every write ------------------------------------------------------------------------
 
+
 class Killed(BaseException):
     "Stands for the end of a process: no `except Exception` catches it."
 
@@ -33,11 +45,13 @@ class Killed(BaseException):
 def on_write(monkeypatch, writes: list, die_at: int | None = None) -> None:
     "List MLflow's writes in `seen`; die before number `die_at` reaches the store."
     for verb in WRITES:
+
         def call(self, *args, _original=getattr(mlflow.MlflowClient, verb), _verb=verb):
             if len(writes) == die_at:
                 raise Killed
             writes.append(_verb)
             _original(self, *args)
+
         monkeypatch.setattr(mlflow.MlflowClient, verb, call)
 
 
@@ -56,8 +70,9 @@ ACTIONS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("action", ACTIONS)
-def test_death_at_any_write_is_finished_or_undone(registry, monkeypatch, tmp_path, action,
-                                                  three_versions_store):
+def test_death_at_any_write_is_finished_or_undone(
+    registry, monkeypatch, tmp_path, action, three_versions_store
+):
     before, past = (aliases(registry), statuses(registry)), len(registry.history())
     with monkeypatch.context() as m:
         on_write(m, writes := [])
@@ -66,7 +81,7 @@ def test_death_at_any_write_is_finished_or_undone(registry, monkeypatch, tmp_pat
     assert done != before and in_file(registry) == done[0]
 
     ends = []
-    for n in range(len(writes)):                               # after write n is before write n + 1
+    for n in range(len(writes)):  # after write n is before write n + 1
         registry = copy_store(three_versions_store, tmp_path)
         assert registry.mirror() == ""
         with monkeypatch.context() as m, pytest.raises(Killed):
@@ -113,6 +128,7 @@ def test_death_between_creating_a_version_and_nominating_it(settings, monkeypatc
 
 # --- several processes ---------------------------------------------------------------------------
 
+
 def read(pipe, root: Path) -> None:
     "Read @champion until told to stop; send the number of reads and the failures."
     reader, reads, failures = RegistryReader(make_settings(root)), 0, []
@@ -149,11 +165,13 @@ def promote_and_die(pipe, root: Path, die_after: int) -> None:
             registry._move(Move("register", registry.get_previous().version))
     decision = DecisionChain(registry).by_hand(registry.get_challenger().version, "again")
     for verb in WRITES:
+
         def call(self, *args, _original=getattr(mlflow.MlflowClient, verb)):
             _original(self, *args)
             writes.append(verb)
             if len(writes) == die_after:
                 die()
+
         setattr(mlflow.MlflowClient, verb, call)
     registry.promote_challenger(decision)
 
@@ -186,7 +204,7 @@ def test_of_two_promoters_one_wins_and_the_other_says_why(registry, tmp_path):
 
 
 def test_a_held_lock_stops_writers_and_no_reader(registry):
-    registry.get_champion()                                     # the very first look takes the lock
+    registry.get_champion()  # the very first look takes the lock
     impatient = ModelRegistry(registry.settings, lock_timeout_s=0.05)
     with FileLock(impatient._lock.lock_file):
         assert impatient.get_champion().version == "2"
@@ -196,6 +214,7 @@ def test_a_held_lock_stops_writers_and_no_reader(registry):
 
 
 # --- MLflow in trouble ---------------------------------------------------------------------------
+
 
 def test_first_ever_set_is_tried_again(registry, monkeypatch):
     original, calls = mlflow.MlflowClient.set_registered_model_alias, []
@@ -208,7 +227,7 @@ def test_first_ever_set_is_tried_again(registry, monkeypatch):
 
     monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", racing)
     assert ACTIONS["promote"](registry).version == "3"
-    assert len(calls) == 4                                     # champion three times, previous once
+    assert len(calls) == 4  # champion three times, previous once
 
 
 def test_other_errors_are_not_tried_again(registry, monkeypatch):
@@ -226,8 +245,11 @@ def test_other_errors_are_not_tried_again(registry, monkeypatch):
 
 def test_a_move_by_another_machine_is_noticed(registry, monkeypatch):
     original = mlflow.MlflowClient.set_registered_model_alias
-    monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias",
-                        lambda self, name, alias, _: original(self, name, alias, "1"))
+    monkeypatch.setattr(
+        mlflow.MlflowClient,
+        "set_registered_model_alias",
+        lambda self, name, alias, _: original(self, name, alias, "1"),
+    )
     with pytest.raises(RegistryError, match="another machine moved it"):
         ACTIONS["promote"](registry)
 
@@ -239,16 +261,25 @@ def test_a_server_that_accepts_and_never_answers(tmp_path):
             check_reachable(uri, timeout_s=0.2)
 
 
-@pytest.mark.parametrize("verb", [
-    ModelRegistry.get_champion, ModelRegistry.versions, ModelRegistry.history, ModelRegistry.settle,
-    lambda r: r.rollback("x"), lambda r: r.promote_challenger("x"),
-    lambda r: r.register_challenger("r")])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ModelRegistry.get_champion,
+        ModelRegistry.versions,
+        ModelRegistry.history,
+        ModelRegistry.settle,
+        lambda r: r.rollback("x"),
+        lambda r: r.promote_challenger("x"),
+        lambda r: r.register_challenger("r"),
+    ],
+)
 def test_every_verb_says_that_nobody_is_there(tmp_path, verb):
     with pytest.raises(RegistryError, match="tracking_uri"):
         verb(ModelRegistry(make_settings(tmp_path, tracking_uri="http://127.0.0.1:9")))
 
 
 # --- files ---------------------------------------------------------------------------------------
+
 
 def cached(settings) -> list[str]:
     folder = settings.path("var_dir") / "cache" / "models"
@@ -258,7 +289,7 @@ def cached(settings) -> list[str]:
 def test_a_model_that_was_exchanged_in_the_store_is_refused(settings, tmp_path):
     registry = ModelRegistry(settings)
     version = registry.register_challenger(log_run(settings))
-    stored, = (tmp_path / "artifacts").rglob("content_filter.json")
+    (stored,) = (tmp_path / "artifacts").rglob("content_filter.json")
     good = stored.read_text()
     stored.write_text("exchanged")
     with pytest.raises(RegistryError, match="content-filter v1.*content_filter.json"):
@@ -278,7 +309,7 @@ def test_a_broken_download_leaves_nothing(settings, monkeypatch, tmp_path):
         (Path(dst_path) / "data" / "manifest.json").write_text("{")
         raise OSError("connection lost")
 
-    (tmp_path / "artifacts").rename(tmp_path / "far away")     # as with a server: not found by hash
+    (tmp_path / "artifacts").rename(tmp_path / "far away")  # as with a server: not found by hash
     with monkeypatch.context() as m, pytest.raises(RegistryError, match=r"\(connection lost\)"):
         m.setattr(mlflow.artifacts, "download_artifacts", half)
         registry.download(version)

@@ -1,4 +1,5 @@
 """Notices to a webhook on a real socket that accepts and hangs, drips, or is slow; and what becomes of them."""
+
 import json
 import socket
 import threading
@@ -29,6 +30,7 @@ def webhook(behave):
 
         def log_message(self, *args):
             pass
+
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -43,9 +45,10 @@ def behaving(how: str):
     "As `webhook`; `mute` takes a connection and reads nothing, as a machine that is overloaded."
     over = threading.Event()
 
-    def drip(handler):                                 # each byte in time, the whole never
+    def drip(handler):  # each byte in time, the whole never
         while not over.wait(TIMEOUT_S / 2):
             handler.wfile.write(b"H")
+
     hang = lambda handler: over.wait(30)
     good = lambda handler: (handler.send_response(200), handler.end_headers())
     try:
@@ -61,8 +64,9 @@ def behaving(how: str):
 
 def notifier(folder: Path, address: str, timeout_s: float = TIMEOUT_S) -> Notifier:
     settings = load_settings(env={}, var_dir=str(folder), notify_attempts=2)
-    return Notifier(settings, Secrets(slack_webhook_url=SecretStr(address)), timeout_s=timeout_s,
-                    backoff_s=0)
+    return Notifier(
+        settings, Secrets(slack_webhook_url=SecretStr(address)), timeout_s=timeout_s, backoff_s=0
+    )
 
 
 @pytest.mark.parametrize("how", ["hang", "drip", "mute"])
@@ -73,7 +77,7 @@ def test_a_webhook_that_hangs_costs_its_time_once_and_loses_nothing(tmp_path, ho
         took = time.perf_counter() - begun
         assert not first and first.attempts == 2 and "kept" in first.reason
         assert 2 * TIMEOUT_S <= took < 2 * 3 * TIMEOUT_S + 3
-        for number in range(8):                        # what waits is tried once, not each again
+        for number in range(8):  # what waits is tried once, not each again
             later = notifier(tmp_path, address).notify("failed", reason=f"later {number}")
             assert not later and later.attempts == 1
         assert "s3cret" not in str(first) + str(later)
@@ -94,6 +98,7 @@ def test_who_hangs_at_the_webhook_does_not_stop_the_other_process(tmp_path):
         leave.wait(30)
         handler.send_response(200)
         handler.end_headers()
+
     with webhook(stuck) as (address, got):
         slow = notifier(tmp_path, address, 30)
         sending = threading.Thread(target=slow.notify, args=("failed",), kwargs={"reason": "slow"})

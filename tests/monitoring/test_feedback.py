@@ -1,4 +1,5 @@
 """Labels that count and labels that don't; the sample; shadow numbers, counted again by hand."""
+
 import json
 import threading
 from datetime import datetime, timedelta, timezone
@@ -14,9 +15,17 @@ from content_arena.cli.main import app
 from content_arena.core.config import load_settings
 from content_arena.mlops.evaluator import evidence_record
 from content_arena.monitoring import feedback
-from content_arena.monitoring.feedback import (Estimate, confirmed_labels, draw_sample,
-                                               estimate_quality, label_counts, labels_by_text,
-                                               quarantine, strata_of, stratified_quality)
+from content_arena.monitoring.feedback import (
+    Estimate,
+    confirmed_labels,
+    draw_sample,
+    estimate_quality,
+    label_counts,
+    labels_by_text,
+    quarantine,
+    strata_of,
+    stratified_quality,
+)
 from content_arena.monitoring.shadow_statistics import ShadowEvaluator
 from content_arena.store.events import EventStore, text_sha256
 from content_arena.store.labels import add_labels
@@ -39,32 +48,54 @@ def sha(i) -> str:
 
 
 def label(i, value, source="user", reviewer=None, minute=0) -> dict:
-    return dict(text_sha256=sha(i), label=value, source=source, reviewer=reviewer,
-                time=NOON + timedelta(minutes=minute))
+    return dict(
+        text_sha256=sha(i),
+        label=value,
+        source=source,
+        reviewer=reviewer,
+        time=NOON + timedelta(minutes=minute),
+    )
 
 
 def states(store) -> dict:
     labels = labels_by_text(store, SETTINGS)
-    return {s: (r.state, None if r.label is None or r.state == "conflicting" else int(r.label))
-            for s, r in zip(labels.text_sha256, labels.itertuples())}
+    return {
+        s: (r.state, None if r.label is None or r.state == "conflicting" else int(r.label))
+        for s, r in zip(labels.text_sha256, labels.itertuples())
+    }
 
 
 # --- which labels count --------------------------------------------------------------------------
 
+
 def test_conflicting_labels_are_kept_and_resolved(store):
-    store.add("feedback", [
-        label(1, 0, "moderator", "a", 1), label(1, 1, "moderator", "a", 2),     # changed their mind
-        label(2, 1, "moderator", "a"), label(2, 0, "audit", "b"),               # a tie
-        label(3, 1, "moderator", "a"), label(3, 0, "audit", "b"), label(3, 1, "audit", "c"),
-        *[label(4, 1, "user", f"u{i}") for i in range(9)], label(4, 0, "moderator", "a"),
-        *[label(5, 1, "user", f"u{i}") for i in range(5)],
-        *[label(5, 0, "user", f"v{i}") for i in range(3)],                      # a lead of two
-        *[label(6, 1, "user", f"u{i}") for i in range(5)],
-        *[label(6, 0, "user", f"v{i}") for i in range(2)]])
+    store.add(
+        "feedback",
+        [
+            label(1, 0, "moderator", "a", 1),
+            label(1, 1, "moderator", "a", 2),  # changed their mind
+            label(2, 1, "moderator", "a"),
+            label(2, 0, "audit", "b"),  # a tie
+            label(3, 1, "moderator", "a"),
+            label(3, 0, "audit", "b"),
+            label(3, 1, "audit", "c"),
+            *[label(4, 1, "user", f"u{i}") for i in range(9)],
+            label(4, 0, "moderator", "a"),
+            *[label(5, 1, "user", f"u{i}") for i in range(5)],
+            *[label(5, 0, "user", f"v{i}") for i in range(3)],  # a lead of two
+            *[label(6, 1, "user", f"u{i}") for i in range(5)],
+            *[label(6, 0, "user", f"v{i}") for i in range(2)],
+        ],
+    )
     assert states(store) == {
-        sha(1): ("confirmed", 1), sha(2): ("conflicting", None), sha(3): ("confirmed", 1),
-        sha(4): ("confirmed", 0), sha(5): ("quarantined", 1), sha(6): ("confirmed", 1)}
-    assert len(store.read("feedback")) == 31           # the one who changed their mind said one thing
+        sha(1): ("confirmed", 1),
+        sha(2): ("conflicting", None),
+        sha(3): ("confirmed", 1),
+        sha(4): ("confirmed", 0),
+        sha(5): ("quarantined", 1),
+        sha(6): ("confirmed", 1),
+    }
+    assert len(store.read("feedback")) == 31  # the one who changed their mind said one thing
     assert set(quarantine(store, SETTINGS).text_sha256) == {sha(2), sha(5)}
 
 
@@ -92,11 +123,25 @@ def test_a_window_chooses_texts_and_not_votes(store):
 
 # --- the sample ----------------------------------------------------------------------------------
 
+
 def fill(store, flagged) -> None:
-    store.add("predictions", [dict(
-        id=f"p{i}", time=NOON + timedelta(seconds=i), text_sha256=sha(i), lang="ko", length=9,
-        toxic_score=float(f), is_toxic=f, model_version="3", model_alias="champion")
-        for i, f in enumerate(flagged)])
+    store.add(
+        "predictions",
+        [
+            dict(
+                id=f"p{i}",
+                time=NOON + timedelta(seconds=i),
+                text_sha256=sha(i),
+                lang="ko",
+                length=9,
+                toxic_score=float(f),
+                is_toxic=f,
+                model_version="3",
+                model_alias="champion",
+            )
+            for i, f in enumerate(flagged)
+        ],
+    )
 
 
 @pytest.mark.slow
@@ -109,10 +154,12 @@ def test_every_prediction_is_drawn_with_the_probability_that_is_noted(tmp_path):
                 times[i] += 1
         asked = store.read("label_requests")
     assert asked.groupby("stratum").probability.unique().map(list).to_dict() == {
-        "flagged": [1.0], "unflagged": [10 / 90]}
+        "flagged": [1.0],
+        "unflagged": [10 / 90],
+    }
     assert [times[f"p{i}"] for i in range(10)] == [100] * 10
     rest = np.array([times[f"p{i}"] for i in range(10, 100)])
-    assert rest.sum() == 1000 and rest.min() >= 1 and rest.max() <= 24     # 11.1 each; sd 3.1
+    assert rest.sum() == 1000 and rest.min() >= 1 and rest.max() <= 24  # 11.1 each; sd 3.1
 
 
 def test_a_census_gives_the_quality_exactly(store):
@@ -123,8 +170,11 @@ def test_a_census_gives_the_quality_exactly(store):
     store.add("feedback", [label(i, int(t), "audit", "ada") for i, t in enumerate(toxic)])
     q = estimate_quality(store, SETTINGS)
     hit = (toxic & flagged).sum()
-    for estimate, true in ((q.precision, hit / flagged.sum()), (q.recall, hit / toxic.sum()),
-                           (q.f1, f1_score(toxic, flagged))):
+    for estimate, true in (
+        (q.precision, hit / flagged.sum()),
+        (q.recall, hit / toxic.sum()),
+        (q.f1, f1_score(toxic, flagged)),
+    ):
         assert estimate == pytest.approx((true,) * 3)
     assert (q.population, q.labelled, q.open_draws) == (300, 300, 0)
 
@@ -143,8 +193,9 @@ def weeks(rate: float, labels: int, count=1000, rows=10_000, seed=0):
     first = np.minimum(size[:, 0], labels // 2)
     labelled = np.stack([first, labels - first], -1)
     of = np.stack([caught, toxic - caught], -1)
-    return (size, labelled, rng.hypergeometric(of, size - of, labelled)), \
-        2 * caught / (caught + size[:, 0] + toxic - caught)
+    return (size, labelled, rng.hypergeometric(of, size - of, labelled)), 2 * caught / (
+        caught + size[:, 0] + toxic - caught
+    )
 
 
 def broken(estimate: Estimate, truth: np.ndarray, ideal: float) -> list[str]:
@@ -169,9 +220,11 @@ def test_the_interval_holds_the_truth_and_is_not_wide():
             ideal = ideal_width(f1.value, truth)
             faults += [(rate, labels, fault) for fault in broken(f1, truth, ideal)]
             guess = np.full(1000, 0.7)
-            for name, cheat in (("all", Estimate(f1.value, 0 * guess, 0 * guess + 1)),
-                                ("point", Estimate(f1.value, f1.value, f1.value)),
-                                ("constant", Estimate(guess, guess - ideal / 2, guess + ideal / 2))):
+            for name, cheat in (
+                ("all", Estimate(f1.value, 0 * guess, 0 * guess + 1)),
+                ("point", Estimate(f1.value, f1.value, f1.value)),
+                ("constant", Estimate(guess, guess - ideal / 2, guess + ideal / 2)),
+            ):
                 cheats[name] += broken(cheat, truth, ideal)
     assert faults == []
     assert "width" in cheats["all"] and "coverage" in cheats["point"]
@@ -197,14 +250,27 @@ def overlapping_week(rate: float, seed: int, rows=4000):
             most = min(n // 2, len(among))
             taken[among[np.argsort(hashes[key][among])[:most]]] = True
             share[stratum] = most / max(len(among), 1)
-        draws.append((key, times[int(begin * rows)], times[-1] + pd.Timedelta(1, "s"), None,
-                      share[True], share[False]))
-    draws = pd.DataFrame(draws, columns="seed window_since window_until window_version"
-                                        " share_flagged share_unflagged".split())
-    rows = pd.DataFrame({"answered": times, "by": "3", "is_toxic": flagged,
-                         "truth": toxic.astype(float)})[taken]
-    return strata_of(rows, draws, {True: flagged.sum(), False: (~flagged).sum()}), \
-        2 * (toxic & flagged).sum() / (toxic.sum() + flagged.sum())      # its F1
+        draws.append(
+            (
+                key,
+                times[int(begin * rows)],
+                times[-1] + pd.Timedelta(1, "s"),
+                None,
+                share[True],
+                share[False],
+            )
+        )
+    draws = pd.DataFrame(
+        draws,
+        columns="seed window_since window_until window_version"
+        " share_flagged share_unflagged".split(),
+    )
+    rows = pd.DataFrame(
+        {"answered": times, "by": "3", "is_toxic": flagged, "truth": toxic.astype(float)}
+    )[taken]
+    return strata_of(rows, draws, {True: flagged.sum(), False: (~flagged).sum()}), 2 * (
+        toxic & flagged
+    ).sum() / (toxic.sum() + flagged.sum())  # its F1
 
 
 @pytest.mark.slow
@@ -252,13 +318,17 @@ def test_drawing_again_asks_for_nothing_and_changes_nothing(store):
     label_all(store, toxic, drawn(draw_sample(store, 200, **week)))
     before = estimate_quality(store, SETTINGS)
     assert set(drawn(draw_sample(store, 200, until=NOON + timedelta(hours=2)))) == set(
-        drawn(draw_sample(store, 200, **week)))
-    for n in (10, 3, 3, 120):                          # smaller: these are labelled already
+        drawn(draw_sample(store, 200, **week))
+    )
+    for n in (10, 3, 3, 120):  # smaller: these are labelled already
         draw_sample(store, n, until=NOON + timedelta(hours=3 + n))
         assert estimate_quality(store, SETTINGS).f1 == pytest.approx(before.f1, rel=1e-9)
     half = NOON + timedelta(seconds=1000)
-    more = [draw_sample(store, 100, seed=4, since=half), draw_sample(store, 400, seed=5),
-            draw_sample(store, 450)]                   # not labelled yet
+    more = [
+        draw_sample(store, 100, seed=4, since=half),
+        draw_sample(store, 400, seed=5),
+        draw_sample(store, 450),
+    ]  # not labelled yet
     waits = estimate_quality(store, SETTINGS)
     assert (waits.labelled, waits.open_draws) == (before.labelled, 3)
     assert waits.f1 == pytest.approx(before.f1, rel=1e-9)
@@ -273,10 +343,17 @@ def test_drawing_again_asks_for_nothing_and_changes_nothing(store):
 
 def test_a_draw_of_before_windows_were_noted_is_of_the_one_version_that_answered():
     "Of two versions, it is of both: its window names none."
-    asked = pd.DataFrame({
-        "draw_id": [1, 1, 2, 2], "by": ["7", "7", "7", "8"], "is_toxic": [True, False] * 2,
-        "answered": [NOON + timedelta(minutes=m) for m in (0, 2, 1, 5)], "truth": [1, 0, None, 0],
-        "probability": 0.5} | dict.fromkeys(("seed", "window_since", "window_until", "window_version")))
+    asked = pd.DataFrame(
+        {
+            "draw_id": [1, 1, 2, 2],
+            "by": ["7", "7", "7", "8"],
+            "is_toxic": [True, False] * 2,
+            "answered": [NOON + timedelta(minutes=m) for m in (0, 2, 1, 5)],
+            "truth": [1, 0, None, 0],
+            "probability": 0.5,
+        }
+        | dict.fromkeys(("seed", "window_since", "window_until", "window_version"))
+    )
     draws = feedback._draws(asked)
     assert draws.window_version.fillna("").tolist() == ["7", ""]
     assert draws.window_since.tolist() == [NOON, NOON + timedelta(minutes=1)]
@@ -299,8 +376,12 @@ def test_draws_of_an_older_database_are_read_as_they_were(store):
     label_all(store, toxic, drawn(draw_sample(store, 200)))
     now = estimate_quality(store, SETTINGS)
     with store.engine.begin() as connection:
-        connection.execute(sa.text("update label_requests set seed = null, window_since = null,"
-                                   " window_until = null, window_version = null"))
+        connection.execute(
+            sa.text(
+                "update label_requests set seed = null, window_since = null,"
+                " window_until = null, window_version = null"
+            )
+        )
     old = estimate_quality(store, SETTINGS)
     assert (old.labelled, old.requested, old.open_draws) == (200, 200, 0)
     assert 0.95 * now.population < old.population <= now.population == 1000
@@ -311,30 +392,59 @@ def test_draws_of_an_older_database_are_read_as_they_were(store):
 
 def test_a_version_has_its_own_quality(store):
     fill(store, [i % 2 == 0 for i in range(100)])
-    store.add("predictions", [dict(
-        id=f"q{i}", time=NOON + timedelta(seconds=i), text_sha256=sha(i), lang="ko", length=9,
-        toxic_score=0.5, is_toxic=i % 2 == 1, model_version="4", model_alias="champion")
-        for i in range(100)])
+    store.add(
+        "predictions",
+        [
+            dict(
+                id=f"q{i}",
+                time=NOON + timedelta(seconds=i),
+                text_sha256=sha(i),
+                lang="ko",
+                length=9,
+                toxic_score=0.5,
+                is_toxic=i % 2 == 1,
+                model_version="4",
+                model_alias="champion",
+            )
+            for i in range(100)
+        ],
+    )
     draw_sample(store, 1000, model_version="3")
     draw_sample(store, 1000)
     label_all(store, [i % 2 == 0 for i in range(100)], range(100))
-    right, wrong, both = (estimate_quality(store, SETTINGS, model_version=v) for v in ("3", "4", None))
+    right, wrong, both = (
+        estimate_quality(store, SETTINGS, model_version=v) for v in ("3", "4", None)
+    )
     assert (right.f1.value, wrong.f1.value, both.f1.value) == (1, 0, 0.5)
     assert (right.population, wrong.population, both.population) == (100, 100, 200)
 
 
 # --- shadow --------------------------------------------------------------------------------------
 
+
 def replay(store, n=2000, labelled=700, seed=0):
     "Shadow rows of `n` comments, labels for some: truth, champion's and challenger's answers."
     rng = np.random.default_rng(seed)
     truth = rng.random(n) < 0.3
     champion, challenger = (truth ^ (rng.random(n) < e) for e in (0.2, 0.12))
-    store.add("shadow", [dict(
-        time=NOON + timedelta(seconds=i), text_sha256=sha(i), lang=("ko", "en")[i % 2],
-        length=i % 200, champion_version="3", champion_score=0.5,
-        champion_toxic=champion[i], challenger_version="4", challenger_score=0.5,
-        challenger_toxic=challenger[i]) for i in range(n)])
+    store.add(
+        "shadow",
+        [
+            dict(
+                time=NOON + timedelta(seconds=i),
+                text_sha256=sha(i),
+                lang=("ko", "en")[i % 2],
+                length=i % 200,
+                champion_version="3",
+                champion_score=0.5,
+                champion_toxic=champion[i],
+                challenger_version="4",
+                challenger_score=0.5,
+                challenger_toxic=challenger[i],
+            )
+            for i in range(n)
+        ],
+    )
     store.add("feedback", [label(i, int(truth[i]), "moderator", "mo") for i in range(labelled)])
     store.add("feedback", [label(i, 1, "user", "mallory") for i in range(n)])
     return truth, champion, challenger
@@ -369,7 +479,8 @@ def test_the_shadow_report_matches_a_count_by_hand(store, store_url):
     korean = next(s for s in said["slices"] if s["value"] == "ko")
     assert korean["rows"] == 1000
     assert korean["champion_accuracy"]["value"] == np.mean(
-        [champion[i] == truth[i] for i in range(0, 700, 2)])
+        [champion[i] == truth[i] for i in range(0, 700, 2)]
+    )
     text = run(store_url, "shadow", "report")
     for number in (agree / 2000, right / 700, right_new / 700):
         assert f"{number:.1%}" in text
@@ -395,19 +506,41 @@ def test_versions_are_not_mixed(store):
 
 # --- the command line ----------------------------------------------------------------------------
 
+
 def add_file(store_url, tmp_path, text: str):
     "`feedback add --file` of a CSV: exit code, JSON or error."
     (tmp_path / "labels.csv").write_text(text, "utf-8-sig")
-    done = CliRunner().invoke(app, ["feedback", "add", "--file", str(tmp_path / "labels.csv"), "--json",
-                                    "-p", f"store_url={store_url}", "-p", f"var_dir={tmp_path}"])
+    done = CliRunner().invoke(
+        app,
+        [
+            "feedback",
+            "add",
+            "--file",
+            str(tmp_path / "labels.csv"),
+            "--json",
+            "-p",
+            f"store_url={store_url}",
+            "-p",
+            f"var_dir={tmp_path}",
+        ],
+    )
     lines = done.output.splitlines()
     return done.exit_code, json.loads(lines[-1]) if lines else str(done.exception)
 
 
 def test_every_row_of_a_file_is_accounted_for(store, store_url, tmp_path):
     fill(store, [True, False])
-    rows = [f",{sha(5)},1,ann", ",,1,ann", "p0,,1,ann", f",{sha(0)},0,ann",    # the same comment
-            "p-none,,1,ann", f",{sha(6)},7,ann", f"p1,{sha(0)},1,ann", "p1,,0,", "p1,,1,"]
+    rows = [
+        f",{sha(5)},1,ann",
+        ",,1,ann",
+        "p0,,1,ann",
+        f",{sha(0)},0,ann",  # the same comment
+        "p-none,,1,ann",
+        f",{sha(6)},7,ann",
+        f"p1,{sha(0)},1,ann",
+        "p1,,0,",
+        "p1,,1,",
+    ]
     table = "prediction_id,text_sha256,label,reviewer\n" + "\n".join(rows)
     code, said = add_file(store_url, tmp_path, table)
     counts = {k: said[k] for k in ("added", "replaced", "unknown", "refused")}
@@ -416,21 +549,40 @@ def test_every_row_of_a_file_is_accounted_for(store, store_url, tmp_path):
     assert [p["line"] for p in said["problems"]] == [3, 6, 7, 8]
     assert "p-none is unknown, or older than 90 days" in said["problems"][1]["reason"]
     assert "not of the same comment" in said["problems"][3]["reason"]
-    kept = {(r.text_sha256, r.reviewer if isinstance(r.reviewer, str) else None): r.label
-            for r in store.read("feedback").itertuples()}
+    kept = {
+        (r.text_sha256, r.reviewer if isinstance(r.reviewer, str) else None): r.label
+        for r in store.read("feedback").itertuples()
+    }
     assert kept == {(sha(5), "ann"): 1, (sha(0), "ann"): 0, (sha(1), None): 1}
-    code, again = add_file(store_url, tmp_path, table)              # mended or not: no row is doubled
+    code, again = add_file(store_url, tmp_path, table)  # mended or not: no row is doubled
     assert (again["added"], again["replaced"]) == (0, 5) and len(store.read("feedback")) == 3
-    for odd, says in (("label,label\n1,0\n", "column label is there more than once"),
-                      ("text_sha256,lable\n", "no column label"), ("", "no column label")):
+    for odd, says in (
+        ("label,label\n1,0\n", "column label is there more than once"),
+        ("text_sha256,lable\n", "no column label"),
+        ("", "no column label"),
+    ):
         assert says in add_file(store_url, tmp_path, odd)[1]
 
 
-def test_a_label_for_a_prediction_that_does_not_exist_is_refused_by_name(store, store_url, tmp_path):
+def test_a_label_for_a_prediction_that_does_not_exist_is_refused_by_name(
+    store, store_url, tmp_path
+):
     fill(store, [True])
-    add = lambda id: CliRunner().invoke(app, [
-        "feedback", "add", "--prediction-id", id, "--label", "1", "-p", f"store_url={store_url}",
-        "-p", f"var_dir={tmp_path}"])
+    add = lambda id: CliRunner().invoke(
+        app,
+        [
+            "feedback",
+            "add",
+            "--prediction-id",
+            id,
+            "--label",
+            "1",
+            "-p",
+            f"store_url={store_url}",
+            "-p",
+            f"var_dir={tmp_path}",
+        ],
+    )
     lost = add("p-none")
     assert lost.exit_code == 1 and "0 added" in lost.output and "p-none" in lost.output
     assert store.read("feedback").empty
@@ -439,16 +591,39 @@ def test_a_label_for_a_prediction_that_does_not_exist_is_refused_by_name(store, 
 
 
 def test_a_label_for_a_prediction_that_still_waits_in_a_spool_is_joined(store, store_url, tmp_path):
-    row = dict(id="e1", text_sha256=sha(1), lang="ko", length=9, toxic_score=0.9, is_toxic=True,
-               model_version="3", model_alias="champion")
-    writer = EventWriter(lambda: EventStore.open("postgresql://arena@127.0.0.1:1/events"),
-                         tmp_path / "spool", max_age_s=0.01)
+    row = dict(
+        id="e1",
+        text_sha256=sha(1),
+        lang="ko",
+        length=9,
+        toxic_score=0.9,
+        is_toxic=True,
+        model_version="3",
+        model_alias="champion",
+    )
+    writer = EventWriter(
+        lambda: EventStore.open("postgresql://arena@127.0.0.1:1/events"),
+        tmp_path / "spool",
+        max_age_s=0.01,
+    )
     writer.put("predictions", row)
     wait = threading.Event()
     while not writer.stats().in_spool:
         wait.wait(0.01)
-    said = json.loads(run(store_url, "feedback", "add", "--prediction-id", "e1", "--label", "1", "--json",
-                          "-p", f"var_dir={tmp_path}"))
+    said = json.loads(
+        run(
+            store_url,
+            "feedback",
+            "add",
+            "--prediction-id",
+            "e1",
+            "--label",
+            "1",
+            "--json",
+            "-p",
+            f"var_dir={tmp_path}",
+        )
+    )
     writer.close()
     assert said["added"] == 1 and store.read("feedback").text_sha256.tolist() == [sha(1)]
 
@@ -456,16 +631,25 @@ def test_a_label_for_a_prediction_that_still_waits_in_a_spool_is_joined(store, s
 def test_one_label_per_reviewer_and_comment_in_every_figure(store, store_url, tmp_path):
     "Clicked ten times by one, five times by nobody in particular of two sources; ann changes her mind."
     fill(store, [True, False, True])
-    with store.engine.begin() as connection:           # as an older version kept repeated labels
+    with store.engine.begin() as connection:  # as an older version kept repeated labels
         for i in range(4):
-            connection.execute(sa.text(
-                "insert into feedback (id, time, text_sha256, label, source, reviewer) values"
-                f" ('old{i}', '2026-01-01 12:0{i}:00', '{sha(1)}', 0, 'moderator', 'ann')"))
-        connection.execute(sa.text("insert into feedback (id, time, prediction_id, label, source)"
-                                   " values ('lost', '2026-01-01 12:00:00', 'p-none', 1, 'user')"))
+            connection.execute(
+                sa.text(
+                    "insert into feedback (id, time, text_sha256, label, source, reviewer) values"
+                    f" ('old{i}', '2026-01-01 12:0{i}:00', '{sha(1)}', 0, 'moderator', 'ann')"
+                )
+            )
+        connection.execute(
+            sa.text(
+                "insert into feedback (id, time, prediction_id, label, source)"
+                " values ('lost', '2026-01-01 12:00:00', 'p-none', 1, 'user')"
+            )
+        )
     labels = [dict(prediction_id="p0", label=1, source="user", reviewer="bob")] * 10
     labels += [dict(prediction_id="p0", label=1, source=s) for s in ("user", "app") * 5]
-    labels += [dict(prediction_id="p1", label=v, source="moderator", reviewer="ann") for v in (1, 0)]
+    labels += [
+        dict(prediction_id="p1", label=v, source="moderator", reviewer="ann") for v in (1, 0)
+    ]
     taken = add_labels(store, labels, tmp_path, 90, 0)
     assert [t.outcome for t in taken].count("added") == 4
     settings = load_settings(env={}, store_text=True)
@@ -495,8 +679,10 @@ def test_a_sample_is_handed_out_labelled_and_reported(store, store_url):
 
 def test_purge_goes_by_the_retention_setting(store, store_url):
     now = datetime.now(timezone.utc)
-    store.add("feedback", [label(i, 0) | {"time": now - timedelta(days=d)}
-                           for i, d in enumerate((1, 89, 91))])
+    store.add(
+        "feedback",
+        [label(i, 0) | {"time": now - timedelta(days=d)} for i, d in enumerate((1, 89, 91))],
+    )
     said = json.loads(run(store_url, "store", "purge", "--json"))
     assert said["deleted"] == {"predictions": 0, "shadow": 0, "feedback": 1, "label_requests": 0}
     status = json.loads(run(store_url, "store", "status", "--json"))

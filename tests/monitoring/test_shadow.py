@@ -1,4 +1,5 @@
 """The challenger sees what the champion answered: which texts, how many may wait, what is dropped and why, what is noted."""
+
 import asyncio
 from contextlib import suppress
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ def answered(*texts: str, version: str = "1", toxic: bool = False) -> list[Answe
 
 class Slot:
     "A challenger whose threshold is 0.3 and whose scores are told beforehand."
+
     def __init__(self, version: str = "2", scores: dict[str, float] | None = None, fails: int = 0):
         self.version, self.scores, self.fails = version, scores or {}, fails
         self.scorer, self.asked = SimpleNamespace(threshold=0.3), []
@@ -33,7 +35,7 @@ class Slot:
 
 
 def runner_of(slot: Slot | None, **options) -> ShadowRunner:
-    idle = iter([False, False])                        # the champion is busy at first
+    idle = iter([False, False])  # the champion is busy at first
     champion = SimpleNamespace(wait_idle=lambda: next(idle, True))
     rows: list[dict] = []
     made = ShadowRunner(champion, SimpleNamespace(slot=slot), Metrics(), rows.append, **options)
@@ -47,6 +49,7 @@ def value(runner: ShadowRunner, name: str, label: str) -> float:
 
 def compare(runner: ShadowRunner) -> None:
     "Run until nothing is left to do."
+
     async def until_it_waits():
         task = asyncio.create_task(runner.run())
         await asyncio.sleep(0)
@@ -55,16 +58,30 @@ def compare(runner: ShadowRunner) -> None:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
     LOOP.run_until_complete(until_it_waits())
 
 
 def test_a_row_says_what_both_said():
     [answer] = answered("나쁜 말", toxic=True)
     row = shadow_row(answer, Slot("7"), 0.29, 12.5)
-    assert row == {"prediction_id": "p-나쁜 말", "text": "나쁜 말", "text_sha256": text_sha256("나쁜 말"), "lang": "ko",
-                   "length": 4, "champion_version": "1", "champion_score": 0.37, "champion_toxic": True,
-                   "challenger_version": "7", "challenger_score": 0.29, "challenger_toxic": False, "latency_ms": 12.5}
-    assert shadow_row(answer, Slot(), 0.3, 1.0)["challenger_toxic"] is True          # its own threshold, reached
+    assert row == {
+        "prediction_id": "p-나쁜 말",
+        "text": "나쁜 말",
+        "text_sha256": text_sha256("나쁜 말"),
+        "lang": "ko",
+        "length": 4,
+        "champion_version": "1",
+        "champion_score": 0.37,
+        "champion_toxic": True,
+        "challenger_version": "7",
+        "challenger_score": 0.29,
+        "challenger_toxic": False,
+        "latency_ms": 12.5,
+    }
+    assert (
+        shadow_row(answer, Slot(), 0.3, 1.0)["challenger_toxic"] is True
+    )  # its own threshold, reached
 
 
 def test_everything_answered_is_compared_in_small_steps(monkeypatch):
@@ -73,9 +90,16 @@ def test_everything_answered_is_compared_in_small_steps(monkeypatch):
     runner.offer(answered("a", "b", "c"))
     compare(runner)
     assert slot.asked == [["a", "b"], ["c"]] and STEP == 2
-    assert [(r["text"], r["challenger_toxic"]) for r in runner.rows] == [("a", False), ("b", True), ("c", False)]
-    assert value(runner, "shadow_compared", "true") == 2 and value(runner, "shadow_compared", "false") == 1
-    assert next(runner.idle, "waited") == "waited"     # until the champion was idle
+    assert [(r["text"], r["challenger_toxic"]) for r in runner.rows] == [
+        ("a", False),
+        ("b", True),
+        ("c", False),
+    ]
+    assert (
+        value(runner, "shadow_compared", "true") == 2
+        and value(runner, "shadow_compared", "false") == 1
+    )
+    assert next(runner.idle, "waited") == "waited"  # until the champion was idle
     assert all(0 <= r["latency_ms"] < 1000 for r in runner.rows)
 
 
@@ -84,6 +108,7 @@ def test_latency_is_milliseconds_a_text():
         async def score(self, texts):
             await asyncio.sleep(0.2)
             return await super().score(texts)
+
     runner = runner_of(Slow())
     runner.offer(answered("a", "b"))
     compare(runner)
@@ -138,8 +163,11 @@ def test_a_challenger_that_fails_again_and_again_is_left_alone():
         runner.offer(answered(f"a{i}", f"b{i}"))
     compare(runner)
     assert len(slot.asked) == FAILURES == 5 and runner.rows == []
-    assert value(runner, "shadow_dropped", "failed") == 10 and value(runner, "shadow_dropped", "suspended") == 4
-    runner.challenger.slot = Slot("3")                 # another one is asked
+    assert (
+        value(runner, "shadow_dropped", "failed") == 10
+        and value(runner, "shadow_dropped", "suspended") == 4
+    )
+    runner.challenger.slot = Slot("3")  # another one is asked
     runner.offer(answered("x"))
     compare(runner)
     assert [r["challenger_version"] for r in runner.rows] == ["3"]
@@ -152,7 +180,7 @@ def test_failures_count_in_a_row_and_for_one_challenger():
         runner.offer(answered(f"a{i}", f"b{i}"))
     compare(runner)
     assert len(runner.rows) == 2
-    slot.fails = FAILURES - 1                          # it answered in between: counted from the start
+    slot.fails = FAILURES - 1  # it answered in between: counted from the start
     for i in range(FAILURES):
         runner.offer(answered(f"c{i}", f"d{i}"))
     compare(runner)

@@ -3,6 +3,7 @@
 Two models are each half blind: one takes `friend` for an insult, the other `today`; both know
 `awful`. What they agree on is right.
 """
+
 import json
 import re
 from pathlib import Path
@@ -25,8 +26,12 @@ def write_words(file: Path, rows: int, seed: int, toxic: tuple[str, ...]) -> str
     rng = np.random.default_rng(seed)
     noise = lambda: "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=7))
     said = rng.choice(WORDS, size=rows, p=SHARES)
-    pd.DataFrame({"text": [f"{noise()} {word} {noise()} {noise()}" for word in said],
-                  "label": np.isin(said, toxic).astype(int)}).to_csv(file, index=False)
+    pd.DataFrame(
+        {
+            "text": [f"{noise()} {word} {noise()} {noise()}" for word in said],
+            "label": np.isin(said, toxic).astype(int),
+        }
+    ).to_csv(file, index=False)
     return f"csv:{file}"
 
 
@@ -49,6 +54,7 @@ def service(home):
             if address := re.search(r"http://127\.0\.0\.1:\d+", line):
                 return address[0]
         raise AssertionError("the service ended")
+
     yield start
     for process in started:
         process.terminate()
@@ -57,18 +63,41 @@ def service(home):
 
 def test_from_two_versions_to_the_report(home, service):
     folder, environment = home
-    source = {name: write_words(folder / f"{name}.csv", rows, seed, toxic) for name, rows, seed, toxic
-              in (("first", 400, 1, ("awful", "friend")), ("second", 400, 2, ("awful", "today")),
-                  ("both", 400, 3, ("awful",)), ("truth", 1200, 4, ("awful",)))}
-    environment |= {f"CONTENT_ARENA_{k}": v for k, v in {
-        "SOURCES": source["both"], "TEST_SOURCES": source["truth"], "EPOCHS": "4",
-        "GATE_BATTLE_ROUNDS": "200", "BOOTSTRAP_RESAMPLES": "500"}.items()}
+    source = {
+        name: write_words(folder / f"{name}.csv", rows, seed, toxic)
+        for name, rows, seed, toxic in (
+            ("first", 400, 1, ("awful", "friend")),
+            ("second", 400, 2, ("awful", "today")),
+            ("both", 400, 3, ("awful",)),
+            ("truth", 1200, 4, ("awful",)),
+        )
+    }
+    environment |= {
+        f"CONTENT_ARENA_{k}": v
+        for k, v in {
+            "SOURCES": source["both"],
+            "TEST_SOURCES": source["truth"],
+            "EPOCHS": "4",
+            "GATE_BATTLE_ROUNDS": "200",
+            "BOOTSTRAP_RESAMPLES": "500",
+        }.items()
+    }
     for name, status in (("first", "bootstrapped"), ("second", "rejected")):
         trained = run(environment, "train", "-p", f"sources={source[name]}")["mlflow_run_id"]
         assert run(environment, "deploy", "--run-id", trained)["status"] == status
 
-    listed = run(environment, "ensemble", "create", "strict", "--mode", "and", "--members", "1,2",
-                 "--alias", "challenger")
+    listed = run(
+        environment,
+        "ensemble",
+        "create",
+        "strict",
+        "--mode",
+        "and",
+        "--members",
+        "1,2",
+        "--alias",
+        "challenger",
+    )
     assert (listed["version"], listed["aliases"]) == ("3", ["challenger"])
     environment["CONTENT_ARENA_INFERENCE_URL"] = url = service()
     decided = run(environment, "deploy")
@@ -80,12 +109,16 @@ def test_from_two_versions_to_the_report(home, service):
     assert said["model_version"] == "3"
     assert [r["is_toxic"] for r in said["results"]] == list(texts.values())
     file = json.loads((folder / "models" / "MODEL_REGISTRY.json").read_text())
-    assert file["production"]["champion"]["version"] == file["ensembles"]["strict"]["version"] == "3"
+    assert (
+        file["production"]["champion"]["version"] == file["ensembles"]["strict"]["version"] == "3"
+    )
     assert run(environment, "registry", "check")["status"] == "agrees"
 
     report = Path(run(environment, "pipeline", "run", "-p", "epochs=1")["run_dir"])
-    record, beside = (json.loads((report / f"{name}.json").read_text())
-                      for name in ("comparison", "members_champion"))
+    record, beside = (
+        json.loads((report / f"{name}.json").read_text())
+        for name in ("comparison", "members_champion")
+    )
     assert list(beside) == ["v3 (and)", "member v1", "member v2"]
     for metric in ("f1", "precision"):
         own = beside["v3 (and)"][metric]

@@ -1,4 +1,5 @@
 """The sentences of a report, read back against the record that they were made from."""
+
 import re
 from itertools import product
 
@@ -9,8 +10,10 @@ from content_arena.reports import battle as battle_reports, evaluation as report
 from content_arena.mlops.evaluator import evidence_record
 from content_arena.mlops.lineage import Certificate
 
-SIDES = {"champion": dict(auc=0.871, detection_rate=0.896, false_positive_rate=0.426, attacked=503),
-         "challenger": dict(auc=0.912, detection_rate=0.842, false_positive_rate=0.226, attacked=503)}
+SIDES = {
+    "champion": dict(auc=0.871, detection_rate=0.896, false_positive_rate=0.426, attacked=503),
+    "challenger": dict(auc=0.912, detection_rate=0.842, false_positive_rate=0.226, attacked=503),
+}
 
 
 def side(role: str) -> dict:
@@ -18,28 +21,50 @@ def side(role: str) -> dict:
     names = ("detection_rate", "false_positive_rate", "false_positive_rate_unattacked")
     part = SIDES[role] | {"false_positive_rate_unattacked": 0.1}
     part |= {"intervals": {n: [part[n] - 0.02, part[n] + 0.02] for n in names}}
-    return part | {"auc_error": 0.01, "detection_at_cost": part["detection_rate"],
-                   "clean_attacked": 497, "seen": part, "held_out": part}
+    return part | {
+        "auc_error": 0.01,
+        "detection_at_cost": part["detection_rate"],
+        "clean_attacked": 497,
+        "seen": part,
+        "held_out": part,
+    }
 
 
 def record_of(champion: bool, fought: bool, promoted: bool) -> dict:
     old = side("champion") if champion else None
-    battle = dict(sha256="0f" * 32, toxic=503, clean=497, champion=old, challenger=side("challenger"),
-                  cost=0.426, auc_change=0.041 if champion else None,
-                  auc_change_error=0.008 if champion else None)
+    battle = dict(
+        sha256="0f" * 32,
+        toxic=503,
+        clean=497,
+        champion=old,
+        challenger=side("challenger"),
+        cost=0.426,
+        auc_change=0.041 if champion else None,
+        auc_change_error=0.008 if champion else None,
+    )
     lineages = {"1": ["a"]} if champion else {}
     certificate = Certificate(1200, {"a": 5}, lineages | {"2": ["a"]}, 0.8, 0, ())
-    return {"champion": {"version": "1"} if champion else None, "challenger": {"version": "2"},
-            "should_promote": promoted, "certificate": certificate.to_dict(),
-            "evidence": evidence_record(1200, None, battle if fought else None)}
+    return {
+        "champion": {"version": "1"} if champion else None,
+        "challenger": {"version": "2"},
+        "should_promote": promoted,
+        "certificate": certificate.to_dict(),
+        "evidence": evidence_record(1200, None, battle if fought else None),
+    }
 
 
 def page_of(record: dict) -> str:
     "Everything that a report says about its evidence, as plain text."
     table = battle_reports.show_fixed_battle(record)
     shown = table.to_string() if isinstance(table, pd.DataFrame) else table.data
-    return "\n".join([reports.evidence_lines(record), shown, record["certificate"]["sentence"],
-                      reports.how_to_roll_back(record)])
+    return "\n".join(
+        [
+            reports.evidence_lines(record),
+            shown,
+            record["certificate"]["sentence"],
+            reports.how_to_roll_back(record),
+        ]
+    )
 
 
 def contradictions(page: str, record: dict) -> list[str]:
@@ -54,14 +79,19 @@ def contradictions(page: str, record: dict) -> list[str]:
     if not record["should_promote"] and "back, in the registry" in page:
         problems.append("a rollback of what was not promoted")
     for role in ("champion", "challenger"):
-        figures = re.search(rf"the {role} detects ([\d.]+)% .*? flags ([\d.]+)% .*?AUC ([\d.]+)", page)
+        figures = re.search(
+            rf"the {role} detects ([\d.]+)% .*? flags ([\d.]+)% .*?AUC ([\d.]+)", page
+        )
         here = battle.get(role)
         if bool(figures) != bool(here):
             problems.append(f"{role}: a sentence without a record, or a record without one")
         elif figures and [float(x) for x in figures.groups()] != pytest.approx(
-                [100 * here["detection_rate"], 100 * here["false_positive_rate"], here["auc"]]):
+            [100 * here["detection_rate"], 100 * here["false_positive_rate"], here["auc"]]
+        ):
             problems.append(f"{role}: other numbers")
-    if battle["present"] and re.search(r"([\d,]+) disguised toxic", page)[1] != str(battle["toxic"]):
+    if battle["present"] and re.search(r"([\d,]+) disguised toxic", page)[1] != str(
+        battle["toxic"]
+    ):
         problems.append("another number of comments")
     return problems
 
@@ -72,10 +102,15 @@ def test_a_report_says_what_its_record_says(champion, fought, promoted):
     assert contradictions(page_of(record), record) == []
 
 
-@pytest.mark.parametrize("said", [
-    "Battle: absent: no battle evidence was gathered", "the datasets behind both models",
-    "the champion detects 1.0% of the toxic ones and flags 2.0% of the clean ones (AUC 0.5",
-    "brings version 1 back, in the registry"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Battle: absent: no battle evidence was gathered",
+        "the datasets behind both models",
+        "the champion detects 1.0% of the toxic ones and flags 2.0% of the clean ones (AUC 0.5",
+        "brings version 1 back, in the registry",
+    ],
+)
 def test_a_sentence_that_is_not_of_the_record_is_found(said):
     "What the first model's reports said, and the like."
     record = record_of(champion=False, fought=True, promoted=False)

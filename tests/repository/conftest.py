@@ -1,4 +1,5 @@
 """A small repository with whatever a rule has to find."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,13 @@ from repository_files import PACKAGE
 @pytest.fixture
 def plant(tmp_path: Path) -> Callable[..., Path]:
     "plant(('00_core/00_config', 'config', 'x = 1'), ...): a repository of notebooks and modules."
+
     def make(*specs: tuple[str, str, str]) -> Path:
         for path, module, source in specs:
-            cells = [nbformat.v4.new_code_cell(f"#| default_exp {module}"),
-                     nbformat.v4.new_code_cell(f"#| export\n{source}")]
+            cells = [
+                nbformat.v4.new_code_cell(f"#| default_exp {module}"),
+                nbformat.v4.new_code_cell(f"#| export\n{source}"),
+            ]
             file = tmp_path / "nbs" / f"{path}.ipynb"
             file.parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(nbformat.v4.new_notebook(cells=cells), file)
@@ -22,4 +26,5 @@ def plant(tmp_path: Path) -> Callable[..., Path]:
             made.write_text(source)
             (made.parent / "__init__.py").touch()
         return tmp_path
+
     return make

@@ -1,4 +1,5 @@
 """Lint is asked of notebooks, tests and scripts alike, by `scripts/test lint` and by whoever uses pre-commit."""
+
 import re
 import shutil
 import subprocess
@@ -39,7 +40,7 @@ def lint(root: Path) -> tuple[int, str]:
 
 def test_a_fault_is_found_wherever_it_is(small: Path):
     assert lint(small)[0] == 0, lint(small)[1]
-    (small / "content_arena/made.py").write_text("import os\n")             # generated: not asked
+    (small / "content_arena/made.py").write_text("import os\n")  # generated: not asked
     assert lint(small)[0] == 0
     notebook(small, "import os")
     assert lint(small)[0] == 1 and "F401" in lint(small)[1]
@@ -50,11 +51,18 @@ def test_a_fault_is_found_wherever_it_is(small: Path):
     assert lint(small)[0] == 1 and "F821" in lint(small)[1]
 
 
+def test_tests_and_scripts_are_laid_out_by_ruff_and_notebooks_by_hand(small: Path):
+    notebook(small, "if 'a': x = [1,2]\nx")
+    assert lint(small)[0] == 0, lint(small)[1]
+    (small / "scripts/map").write_text("#!/usr/bin/env python3\nprint( [1,2])\n")
+    assert lint(small)[0] == 1 and "--> scripts/map:2:7" in lint(small)[1]
+
+
 def test_the_hooks_are_local_and_call_what_is_here():
     repos = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
     assert [repo["repo"] for repo in repos] == ["local"]
     hooks = {hook["id"]: hook for hook in repos[0]["hooks"]}
-    assert set(hooks) == {"ruff", "codespell", "export"}
+    assert set(hooks) == {"ruff", "ruff-format", "codespell", "export"}
     for hook in hooks.values():
         program, *arguments = hook["entry"].split()
         assert hook["language"] == "system" and (BIN / Path(program).name).exists(), hook["entry"]

@@ -1,4 +1,5 @@
 """What tests need from outside: skipped and named without it, a failure where it is required, installed by CI."""
+
 import os
 import re
 import shlex
@@ -33,10 +34,22 @@ def outcome(folder: Path, *options: str, sample: str = SAMPLE) -> tuple[dict[str
     for file in ("conftest.py", "support/needs.py"):
         shutil.copy(ROOT / "tests" / file, folder)
     (folder / "test_sample.py").write_text(sample)
-    (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\nmarkers = needs(part): x\n")
-    env = {"PATH": str(folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=folder, env=env, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    (folder / "pytest.ini").write_text(
+        "[pytest]\naddopts = --strict-markers\nmarkers = needs(part): x\n"
+    )
+    env = {
+        "PATH": str(folder),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        cwd=folder,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     counts = re.findall(r"(\d+) (passed|skipped|failed|errors?)", done.stdout.splitlines()[-1])
     return {what: int(n) for n, what in counts}, done.stdout
 
@@ -46,7 +59,9 @@ def test_without_a_part_its_tests_are_skipped_and_named_with_the_remedy(tmp_path
     assert counts == {"passed": 1, "skipped": 2}
     lines = [line for line in said.splitlines() if line.startswith("not tested ")]
     assert [line.partition("; ")[2] for line in lines] == [
-        "1 in test_sample.py: test_of_a_fixture", "1 in test_sample.py: test_marked"]
+        "1 in test_sample.py: test_of_a_fixture",
+        "1 in test_sample.py: test_marked",
+    ]
     assert "without data (CONTENT_ARENA_DATA_DIR is not set)" in lines[0]
     assert "no prometheus, promtool, prometheus-alertmanager, amtool on the PATH" in lines[1]
     assert "scripts/setup-tests prometheus" in lines[1]
@@ -65,9 +80,14 @@ def test_where_something_is_required_no_other_skip_passes(tmp_path: Path):
     assert counts == {"failed": 1} and "not by tests/support/needs.py: not today" in said
 
 
-@pytest.mark.parametrize("option, names", [
-    ("", set()), ("data", {"data"}), ("postgres,prometheus,chromium,data",
-                                      {"postgres", "prometheus", "chromium", "data"})])
+@pytest.mark.parametrize(
+    "option, names",
+    [
+        ("", set()),
+        ("data", {"data"}),
+        ("postgres,prometheus,chromium,data", {"postgres", "prometheus", "chromium", "data"}),
+    ],
+)
 def test_any_of_the_parts_may_be_required(option: str, names: set[str]):
     assert chosen(option) == names
 
@@ -92,7 +112,9 @@ def used() -> set[str]:
 
 def calls_of(script: str) -> list[list[str]]:
     "The commands in a workflow's or a shell script's text that call scripts/test or scripts/setup-tests."
-    calls = re.findall(r"^\s*(?:run: )?(scripts/(?:test|setup-tests)\b[^|\n]*)", script, re.MULTILINE)
+    calls = re.findall(
+        r"^\s*(?:run: )?(scripts/(?:test|setup-tests)\b[^|\n]*)", script, re.MULTILINE
+    )
     return [shlex.split(line.strip()) for line in calls]
 
 
@@ -106,18 +128,30 @@ def problems_of_ci(script: str, needed: set[str], listed: set[str]) -> list[str]
         else:
             runs += 1
             option = next((a for a in arguments if a.startswith("--require=")), "--require=")
-            required.append(chosen(option.removeprefix("--require=").replace(
-                "$required", variable[1] if variable else "")))
+            required.append(
+                chosen(
+                    option.removeprefix("--require=").replace(
+                        "$required", variable[1] if variable else ""
+                    )
+                )
+            )
     problems = ["no call of scripts/test"] * (not runs)
     for names in required:
-        problems += [f"tests need {n}, but it is not required" for n in sorted(needed - listed - names)]
+        problems += [
+            f"tests need {n}, but it is not required" for n in sorted(needed - listed - names)
+        ]
         problems += [f"{n} may be missing, but is required" for n in sorted(listed & names)]
-        problems += [f"{n} is required, but not installed" for n in sorted(names)
-                     if PARTS[n].remedy == f"scripts/setup-tests {n}" and n not in installed]
+        problems += [
+            f"{n} is required, but not installed"
+            for n in sorted(names)
+            if PARTS[n].remedy == f"scripts/setup-tests {n}" and n not in installed
+        ]
     return problems
 
 
-@pytest.mark.parametrize("file", [".ci/run", ".github/workflows/test.yaml", ".github/workflows/train.yaml"])
+@pytest.mark.parametrize(
+    "file", [".ci/run", ".github/workflows/test.yaml", ".github/workflows/train.yaml"]
+)
 def test_ci_requires_and_installs_what_tests_need(file: str):
     assert {"postgres", "prometheus", "data"} < used()
     script = (ROOT / file).read_text(encoding="utf-8")
@@ -128,14 +162,23 @@ def test_what_may_be_missing_says_why_and_is_needed_by_a_test():
     assert set(MAY_BE_MISSING) <= used() and all(MAY_BE_MISSING.values())
 
 
-@pytest.mark.parametrize("script, faults", [
-    ("run: scripts/setup-tests postgres\nrun: scripts/test --require=postgres", []),
-    ("scripts/setup-tests postgres\nrequired=postgres\nscripts/test --require=$required || x", []),
-    ("scripts/test", ["tests need postgres, but it is not required"]),
-    ("scripts/test --require=postgres", ["postgres is required, but not installed"]),
-    ("scripts/setup-tests postgres\nscripts/test --require=postgres,data", ["data may be missing, but is required"]),
-    ("scripts/setup-tests postgres", ["no call of scripts/test"]),
-])
+@pytest.mark.parametrize(
+    "script, faults",
+    [
+        ("run: scripts/setup-tests postgres\nrun: scripts/test --require=postgres", []),
+        (
+            "scripts/setup-tests postgres\nrequired=postgres\nscripts/test --require=$required || x",
+            [],
+        ),
+        ("scripts/test", ["tests need postgres, but it is not required"]),
+        ("scripts/test --require=postgres", ["postgres is required, but not installed"]),
+        (
+            "scripts/setup-tests postgres\nscripts/test --require=postgres,data",
+            ["data may be missing, but is required"],
+        ),
+        ("scripts/setup-tests postgres", ["no call of scripts/test"]),
+    ],
+)
 def test_a_part_that_ci_forgets_is_found(script: str, faults: list[str]):
     assert problems_of_ci(script, {"postgres", "data"}, {"data"}) == faults
 

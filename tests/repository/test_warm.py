@@ -1,4 +1,5 @@
 """What tests start as a fork of a warm Python ends, prints and is signalled as an ordinary Python is."""
+
 import os
 import signal
 import subprocess
@@ -24,19 +25,24 @@ def ended(program: str, code: str, **more) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr.strip().rpartition("\n")[2]
 
 
-@pytest.mark.parametrize("code", [
-    "import sys, os; print(sys.argv, os.getcwd(), sys.stdin.read())",
-    "import sys; sys.exit(3)",
-    "import sys; sys.exit('it does not work')",
-    "1 / 0",
-    "import atexit; atexit.register(print, 'at the end')",
-    "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-    "import os; print(os.environ['CONTENT_ARENA_SEED'], os.environ.get('CONTENT_ARENA_PORT'))",
-    "import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', 'print(5)']))",
-])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys, os; print(sys.argv, os.getcwd(), sys.stdin.read())",
+        "import sys; sys.exit(3)",
+        "import sys; sys.exit('it does not work')",
+        "1 / 0",
+        "import atexit; atexit.register(print, 'at the end')",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        "import os; print(os.environ['CONTENT_ARENA_SEED'], os.environ.get('CONTENT_ARENA_PORT'))",
+        "import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', 'print(5)']))",
+    ],
+)
 def test_a_fork_is_seen_as_an_ordinary_process(code: str, tmp_path):
     env = os.environ | {"CONTENT_ARENA_SEED": "7"}
-    warm, ordinary = (ended(p, code, cwd=tmp_path, input="said", env=env) for p in (python(), sys.executable))
+    warm, ordinary = (
+        ended(p, code, cwd=tmp_path, input="said", env=env) for p in (python(), sys.executable)
+    )
     assert warm == ordinary
 
 
@@ -52,9 +58,9 @@ def test_a_fork_dies_with_the_program_that_stands_for_it():
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     with subprocess.Popen([python(), "-c", code], stdout=subprocess.PIPE, text=True) as process:
         number = int(process.stdout.readline())
-        assert number != process.pid                   # it is a fork
+        assert number != process.pid  # it is a fork
         process.kill()
-        assert process.stdout.read() == ""             # ends when the fork, which has it open, does
+        assert process.stdout.read() == ""  # ends when the fork, which has it open, does
     until(lambda: not psutil.pid_exists(number))
 
 

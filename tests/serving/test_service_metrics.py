@@ -1,4 +1,5 @@
 """The service's page for Prometheus: what is on it when all goes wrong, and that it does not grow."""
+
 import subprocess
 import threading
 import time
@@ -14,7 +15,13 @@ from content_arena.disguises.families import STRATEGIES  # noqa: F401 - register
 from content_arena.disguises.rules import RULES
 from content_arena.core.config import Secrets
 from content_arena.mlops.metrics import (
-    ALIASES, ATTACK_CLASSES, LABELLERS, OUTCOMES, RESULTS, TRIGGERS)
+    ALIASES,
+    ATTACK_CLASSES,
+    LABELLERS,
+    OUTCOMES,
+    RESULTS,
+    TRIGGERS,
+)
 from content_arena.monitoring.run_metrics import FEATURES, GROUPS, RunFiles, publish, read_group
 from content_arena.serving.app import create_app
 from content_arena.store.events import EventStore
@@ -26,8 +33,11 @@ from watch import DEPLOY, wait_until
 def series(url: str) -> dict[tuple, float]:
     "Every series on the page: (name, labels) -> value."
     page = httpx.get(f"{url}/metrics", timeout=10).text
-    return {(s.name, tuple(sorted(s.labels.items()))): s.value
-            for family in text_string_to_metric_families(page) for s in family.samples}
+    return {
+        (s.name, tuple(sorted(s.labels.items()))): s.value
+        for family in text_string_to_metric_families(page)
+        for s in family.samples
+    }
 
 
 def value(url: str, name: str, **labels: str) -> float | None:
@@ -38,13 +48,16 @@ def value(url: str, name: str, **labels: str) -> float | None:
 def started(tmp_path: Path):
     "Starts a service over a registry whose champion is version 3; yields a function of settings."
     from contextlib import ExitStack
+
     FileRegistry(tmp_path).set(champion="3")
     with ExitStack() as stack:
+
         def start(**explicit) -> str:
             app = create_app(settings(tmp_path, **explicit), Secrets(), FileLoader(tmp_path))
             url = stack.enter_context(serving(app))
             httpx.post(f"{url}/reload").raise_for_status()
             return url
+
         yield start
 
 
@@ -58,10 +71,14 @@ def test_feedback_is_counted_and_malformed_feedback_makes_no_series(started):
     send = lambda **body: httpx.post(f"{url}/feedback", json=body).status_code
     assert send(text="a comment", label=1, source="moderator", reviewer="ann") == 202
     assert send(text="another", label=0, source="the-neighbour", reviewer="bob") == 202
-    for body in ({}, {"text": "x"}, {"text": "x", "label": 7, "source": "moderator", "reviewer": "a"},
-                 {"text": "x", "label": 1, "source": "a b\n", "reviewer": "a"},
-                 {"label": 1, "source": "moderator", "reviewer": "a"},
-                 {"text": "x" * 99_999, "label": 1, "source": "moderator", "reviewer": "a"}):
+    for body in (
+        {},
+        {"text": "x"},
+        {"text": "x", "label": 7, "source": "moderator", "reviewer": "a"},
+        {"text": "x", "label": 1, "source": "a b\n", "reviewer": "a"},
+        {"label": 1, "source": "moderator", "reviewer": "a"},
+        {"text": "x" * 99_999, "label": 1, "source": "moderator", "reviewer": "a"},
+    ):
         assert send(**body) == 422
     for content in (b"{", b"\xff\xfe", b"[]", b"null"):
         # either it can not be decoded or it is no label
@@ -77,14 +94,21 @@ def test_a_store_that_is_down_is_seen_and_stops_nothing(started, tmp_path: Path)
     for _ in range(3):
         assert httpx.post(f"{url}/classify", json={"text": "hello"}).status_code == 200
     wait_until(lambda: value(url, "event_store_up") == 0, "the store is noticed to be away", 20)
-    wait_until(lambda: value(url, "event_store_pending_events", place="spool") == 3, "3 events wait")
+    wait_until(
+        lambda: value(url, "event_store_pending_events", place="spool") == 3, "3 events wait"
+    )
     begun = time.perf_counter()
     series(url)
     assert time.perf_counter() - begun < 2
     assert value(url, "observed_timestamp_seconds", source="store") is None
     assert value(url, "observed_timestamp_seconds", source="registry") > 0
-    assert httpx.post(f"{url}/feedback", json={"text": "x", "label": 1, "reviewer": "ann",
-                                               "source": "moderator"}).status_code == 202
+    assert (
+        httpx.post(
+            f"{url}/feedback",
+            json={"text": "x", "label": 1, "reviewer": "ann", "source": "moderator"},
+        ).status_code
+        == 202
+    )
 
 
 def test_a_half_written_file_of_run_metrics_is_left_out(started, tmp_path: Path):
@@ -114,8 +138,9 @@ def test_a_process_that_is_killed_while_it_publishes_leaves_whole_files(tmp_path
     """
     folder, numbers = tmp_path / "metrics", []
     for _ in range(3):
-        writer = subprocess.Popen([python(), "-c", program, str(tmp_path)],
-                                  stdout=subprocess.PIPE, text=True)
+        writer = subprocess.Popen(
+            [python(), "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
         try:
             assert writer.stdout.readline() == "begun\n"
             for _ in range(200):
@@ -123,10 +148,10 @@ def test_a_process_that_is_killed_while_it_publishes_leaves_whole_files(tmp_path
                 assert set(scores) == set(FEATURES) and len(set(scores.values())) == 1
                 numbers.append(scores["lang"])
         finally:
-            writer.kill()                              # in the middle of a file, most likely
+            writer.kill()  # in the middle of a file, most likely
             writer.communicate()
         read_group(folder / "drift.prom")
-    assert len(set(numbers)) > 10                      # it did write while we read
+    assert len(set(numbers)) > 10  # it did write while we read
     page = CollectorRegistry()
     page.register(RunFiles(folder))
     assert page.get_sample_value("content_arena_metrics_files_unreadable") == 0
@@ -138,10 +163,13 @@ def test_the_page_does_not_grow_with_traffic_and_stays_small(started):
     def work(i: int) -> None:
         httpx.post(f"{url}/classify", json={"text": "y" * (i % 90)})
         httpx.post(f"{url}/classify/batch", json={"texts": ["a", "b" * (i % 50)] * (1 + i % 9)})
-        httpx.post(f"{url}/feedback", json={"text": f"t{i}", "label": i % 2, "source": f"s{i}",
-                                              "reviewer": "ann"})
+        httpx.post(
+            f"{url}/feedback",
+            json={"text": f"t{i}", "label": i % 2, "source": f"s{i}", "reviewer": "ann"},
+        )
         httpx.get(f"{url}/nowhere-{i}")
         httpx.post(f"{url}/reload")
+
     for i in range(5):
         work(i)
     wait_until(lambda: value(url, "observed_timestamp_seconds", source="store"), "a look", 20)
@@ -154,6 +182,7 @@ def test_the_page_does_not_grow_with_traffic_and_stays_small(started):
 
 # --- a day ---------------------------------------------------------------------------------------
 
+
 class Moody(FileLoader):
     "Models that break on `boom` and are too slow for `wait`."
 
@@ -165,8 +194,9 @@ class Moody(FileLoader):
             if "boom" in texts:
                 raise MemoryError("out of memory")
             if "wait" in texts:
-                threading.Event().wait(0.2)   # plays the computation
+                threading.Event().wait(0.2)  # plays the computation
             return own(texts)
+
         scorer.scores = scores
         return scorer
 
@@ -175,8 +205,11 @@ def battle(number: int) -> dict:
     "A row of a battle against another version; classes come and go, one of them unheard of."
     classes = [c for i, c in enumerate(ATTACK_CLASSES) if (i + number) % 3] + [f"class {number}"]
     rates = {c: {"detection_rate": 0.5} for c in classes}
-    return {"status": "completed", "model_version": str(number), "result": {
-        "alias": "champion", "detection_rate": 0.5, "by_class": rates}}
+    return {
+        "status": "completed",
+        "model_version": str(number),
+        "result": {"alias": "champion", "detection_rate": 0.5, "by_class": rates},
+    }
 
 
 def retraining(number: int) -> list[dict]:
@@ -189,22 +222,45 @@ def an_hour(url: str, folder: Path, number: int) -> None:
     "Another version behind each alias, and all that a client, right or wrong, can make happen."
     registry = FileRegistry(folder)
     registry.set(champion=str(2 * number + 3), challenger=str(2 * number + 4))
-    (folder / f"broken-{2 * number + 4 - number % 2}").touch()     # champion or challenger
+    (folder / f"broken-{2 * number + 4 - number % 2}").touch()  # champion or challenger
     with httpx.Client(base_url=url, timeout=30) as c:
-        got = [c.post("/reload"), *(c.get(path) for path in (
-            "/health", "/ready", "/openapi.json", "/api/v1/battles", f"/nowhere-{number}",
-            f"/api/v1/battles/{number:016}", f"/api/v1/battles/{number:016}/stats", "/classify"))]
+        got = [
+            c.post("/reload"),
+            *(
+                c.get(path)
+                for path in (
+                    "/health",
+                    "/ready",
+                    "/openapi.json",
+                    "/api/v1/battles",
+                    f"/nowhere-{number}",
+                    f"/api/v1/battles/{number:016}",
+                    f"/api/v1/battles/{number:016}/stats",
+                    "/classify",
+                )
+            ),
+        ]
         for text in ("hi", "a toxic one", "boom", "wait", "", "x" * 30_000, f"user {number}"):
             got.append(c.post("/classify", json={"text": text}))
         for n in (1, 7, 300):
             got.append(c.post("/classify/batch", json={"texts": ["hi", "a toxic one"] * n}))
         for body in (b"{", b"[]", b"x" * 2_000_000):
-            got.append(c.post("/classify", content=body, headers={
-                "content-type": "application/json"}))
+            got.append(
+                c.post("/classify", content=body, headers={"content-type": "application/json"})
+            )
         for source in (*LABELLERS, f"source-{number}"):
             for label in (0, 1, 2):
-                got.append(c.post("/feedback", json={"text": f"t{number}", "label": label,
-                                                     "source": source, "reviewer": "ann"}))
+                got.append(
+                    c.post(
+                        "/feedback",
+                        json={
+                            "text": f"t{number}",
+                            "label": label,
+                            "source": source,
+                            "reviewer": "ann",
+                        },
+                    )
+                )
         got.append(c.post("/api/v1/battles", json={"strategy": f"strategy {number}"}))
         got.append(c.post("/api/v1/sample", json={"n": 5}))
         got.append(c.get("/metrics", headers={"accept": "application/openmetrics-text"}))
@@ -226,17 +282,23 @@ def test_a_day_of_everything_makes_fewer_than_2000_series(tmp_path: Path):
             store.add("retrain_events", retraining(number))
             an_hour(url, tmp_path, number)
             looked = value(url, "observed_timestamp_seconds", source="store") or 0
-            wait_until(lambda: (value(url, "observed_timestamp_seconds", source="store") or 0)
-                       > looked, "a look", 20)
+            wait_until(
+                lambda: (value(url, "observed_timestamp_seconds", source="store") or 0) > looked,
+                "a look",
+                20,
+            )
             known |= set(series(url))
             hours.append(len(known))
     labels = {name for _, pairs in known for name, _ in pairs}
     assert {"attack_class", "trigger_reason", "feature", "source", "alias"} <= labels
     retrained = [pairs for name, pairs in known if name == "content_arena_retrain_events_total"]
     assert len(retrained) == (len(TRIGGERS) + 1) * len(OUTCOMES)
-    rules = [r for file in ("rules.yml", "alerts.yml")
-             for g in yaml.safe_load((DEPLOY / "prometheus" / file).read_text())["groups"]
-             for r in g["rules"]]
-    kinds = (len(ALIASES) + 1) * (len(RESULTS) + 1)    # a rule keeps at most these two labels
+    rules = [
+        r
+        for file in ("rules.yml", "alerts.yml")
+        for g in yaml.safe_load((DEPLOY / "prometheus" / file).read_text())["groups"]
+        for r in g["rules"]
+    ]
+    kinds = (len(ALIASES) + 1) * (len(RESULTS) + 1)  # a rule keeps at most these two labels
     assert hours[-1] == hours[3], f"series keep coming: {hours}"
     assert hours[-1] + len(rules) * kinds + 10 < 2000, hours[-1]

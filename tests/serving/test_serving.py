@@ -1,4 +1,5 @@
 """The service on a real socket: under load, under attack, and while it is being ended."""
+
 import json
 import socket
 import threading
@@ -38,6 +39,7 @@ class Keeping(stage.FileLoader):
 
 # --- hot reload ----------------------------------------------------------------------------------
 
+
 def slowest(got, began):
     "Seconds of the slowest request that was not over at `began`."
     return max(a.ended - a.began for a in got if a.ended > began)
@@ -51,10 +53,10 @@ def reload_beside(url, folder, got, pool):
     calm, gate = slowest(got[:], began), folder / "load-held"
     gate.touch()
     began, before, loading = time.perf_counter(), len(got), pool.submit(reload, url)
-    until(lambda: len(got) >= before + 8)             # nobody waits for the load
+    until(lambda: len(got) >= before + 8)  # nobody waits for the load
     gate.unlink()
     answered, before = loading.result(60), len(got)
-    until(lambda: len(got) >= before + 4)             # those that were being answered then
+    until(lambda: len(got) >= before + 4)  # those that were being answered then
     return answered, calm, slowest(got[:], began)
 
 
@@ -86,7 +88,7 @@ def test_hot_reload_under_load_fails_and_delays_no_request(folder):
                     times.append(seconds)
                     before = len(got)
                 wanted = str(int(v) - 1) if v in broken else v
-                for client in range(4):                # its first may have begun before the reload
+                for client in range(4):  # its first may have begun before the reload
                     later = lambda: [a.version for a in got[before:] if a.client == client][1:]
                     until(later)
                     assert set(later()) == {wanted}
@@ -103,8 +105,11 @@ def test_hot_reload_under_load_fails_and_delays_no_request(folder):
 def test_a_reload_that_delays_requests_would_be_noticed(folder, monkeypatch):
     "The bound above, with a fault planted: the swap holds the event loop."
     from content_arena.serving.model_host import ModelHost
+
     own, times = ModelHost._swap, []
-    monkeypatch.setattr(ModelHost, "_swap", lambda host, fresh: (time.sleep(1), own(host, fresh))[1])
+    monkeypatch.setattr(
+        ModelHost, "_swap", lambda host, fresh: (time.sleep(1), own(host, fresh))[1]
+    )
     with stage.service(folder) as url, load(url) as got, ThreadPoolExecutor(1) as pool:
         for v in "234":
             stage.FileRegistry(folder).set(champion=v)
@@ -131,7 +136,7 @@ def test_the_old_model_finishes_what_it_began_and_is_freed(folder):
         assert asked.result(30).json()["model_version"] == "1"
         until(lambda: loader.loaded[0].closed)
         assert not loader.loaded[1].closed
-    assert loader.loaded[1].closed                     # by the shutdown
+    assert loader.loaded[1].closed  # by the shutdown
 
 
 def test_concurrent_reloads_share_one_load(folder):
@@ -163,12 +168,16 @@ def test_scoring_does_not_stop_the_rest(folder):
 
 # --- starting and ending -------------------------------------------------------------------------
 
+
 def test_it_starts_without_a_champion_and_takes_one_up(tmp_path):
     with stage.service_process(tmp_path) as (_, url):
         lives = httpx.get(f"{url}/health")
         assert (lives.status_code, httpx.get(f"{url}/ready").status_code) == (200, 503)
-        assert lives.json() == {"status": "no model", "model_version": None,
-                                "model_alias": "champion"}
+        assert lives.json() == {
+            "status": "no model",
+            "model_version": None,
+            "model_alias": "champion",
+        }
         assert httpx.post(f"{url}/classify", json={"text": "hi"}).status_code == 503
         until(lambda: "no champion" in httpx.get(f"{url}/ready").json()["detail"])
         assert "pipeline run" in httpx.get(f"{url}/ready").json()["action"]
@@ -199,11 +208,15 @@ def test_an_occupied_port_is_said(folder):
         port = taken.getsockname()[1]
         said = f"127.0.0.1:{port}.*already in use.*CONTENT_ARENA_PORT"
         with pytest.raises(ServeError, match=said):
-            run(stage.settings(folder, port=port), secrets=Secrets(),
-                loader=stage.FileLoader(folder))
+            run(
+                stage.settings(folder, port=port),
+                secrets=Secrets(),
+                loader=stage.FileLoader(folder),
+            )
 
 
 # --- what clients send ---------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
@@ -215,9 +228,12 @@ def url(tmp_path_factory):
 
 def is_problem(r) -> bool:
     p = r.json()
-    return (r.headers["content-type"] == "application/problem+json"
-            and p["status"] == r.status_code and p["request_id"] == r.headers["x-request-id"]
-            and {"type", "title", "detail"} <= set(p))
+    return (
+        r.headers["content-type"] == "application/problem+json"
+        and p["status"] == r.status_code
+        and p["request_id"] == r.headers["x-request-id"]
+        and {"type", "title", "detail"} <= set(p)
+    )
 
 
 HTTP = httpx.Client(timeout=30, headers={"content-type": "application/json"})
@@ -227,10 +243,23 @@ def post(url, content, path="/classify"):
     return HTTP.post(url + path, content=content)
 
 
-@pytest.mark.parametrize("content", [
-    b"[" * 4000, b'{"a":' * 800, b"9" * 4000, b'{"text": ' + b"9" * 4000, b"\xff\xfe", b"\x00", b"",
-    b'{"text": NaN}', b'{"text": "\\ud800"}', b'{"\\udfff": "a"}', b'{"text": "a", "text": null}',
-    b'"text"'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 4000,
+        b'{"a":' * 800,
+        b"9" * 4000,
+        b'{"text": ' + b"9" * 4000,
+        b"\xff\xfe",
+        b"\x00",
+        b"",
+        b'{"text": NaN}',
+        b'{"text": "\\ud800"}',
+        b'{"\\udfff": "a"}',
+        b'{"text": "a", "text": null}',
+        b'"text"',
+    ],
+)
 def test_odd_bodies_are_refused_with_a_problem(url, content):
     for path in ("/classify", "/classify/batch"):
         r = post(url, content, path)
@@ -238,16 +267,27 @@ def test_odd_bodies_are_refused_with_a_problem(url, content):
         assert r.status_code in (400, 413, 422) and is_problem(r)
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=50),
-                    lambda inner: st.lists(inner, max_size=5)
-                    | st.dictionaries(st.sampled_from(["text", "texts", "x"]) | st.text(max_size=5),
-                                      inner, max_size=3), max_leaves=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=50),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(
+            st.sampled_from(["text", "texts", "x"]) | st.text(max_size=5), inner, max_size=3
+        )
+    ),
+    max_leaves=8,
+)
 
 
-@hypothesis_settings(max_examples=150, deadline=None,
-                     suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(body=JSON | st.builds(lambda t: {"text": t}, JSON | st.text())
-       | st.builds(lambda t: {"texts": t}, st.lists(st.text(), max_size=5)), path=st.booleans())
+@hypothesis_settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    body=JSON
+    | st.builds(lambda t: {"text": t}, JSON | st.text())
+    | st.builds(lambda t: {"texts": t}, st.lists(st.text(), max_size=5)),
+    path=st.booleans(),
+)
 def test_no_body_is_a_server_error(url, body, path):
     r = post(url, json.dumps(body).encode(), "/classify/batch" if path else "/classify")
     # either a verdict or a refusal that says why
@@ -258,8 +298,9 @@ def test_no_body_is_a_server_error(url, body, path):
             assert v["is_toxic"] == (v["toxic_score"] >= stage.THRESHOLDS["champion"])
 
 
-@hypothesis_settings(max_examples=50, deadline=None,
-                     suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(content=st.binary(max_size=200))
 def test_no_bytes_are_a_server_error(url, content):
     r = post(url, content)
@@ -289,7 +330,7 @@ def test_a_body_without_a_length_is_counted(url, total):
             for chunk in chunks(total):
                 s.sendall(b"%x\r\n%s\r\n" % (len(chunk), chunk))
                 sent += len(chunk)
-        except OSError:                                # it hung up on us: just what it should do
+        except OSError:  # it hung up on us: just what it should do
             assert sent > 4096
         answer = received(s)
     # either it answers or it hangs up on one who never ends
@@ -318,9 +359,14 @@ def test_the_service_still_lives_after_all_that(url):
     r = httpx.post(f"{url}/classify", json={"text": "감사합니다"})
     assert len(r.json()["prediction_id"]) == 32
     assert {k: v for k, v in r.json().items() if k != "prediction_id"} == {
-        "toxic_score": 0.5, "threshold": 0.35, "margin": 0.15, "is_toxic": True, "confidence": 0.5,
+        "toxic_score": 0.5,
+        "threshold": 0.35,
+        "margin": 0.15,
+        "is_toxic": True,
+        "confidence": 0.5,
         "model_version": "1",
-        "model_alias": "champion"}
+        "model_alias": "champion",
+    }
 
 
 def test_openapi_states_the_limits_and_every_error(url):
@@ -328,13 +374,18 @@ def test_openapi_states_the_limits_and_every_error(url):
     text = api["components"]["schemas"]["ClassifyRequest"]["properties"]["text"]
     texts = api["components"]["schemas"]["ClassifyBatchRequest"]["properties"]["texts"]
     assert (text["maxLength"], texts["maxItems"]) == (1000, 256)
-    for path, status in (("/classify", "422"), ("/classify", "503"), ("/reload", "401"),
-                         ("/ready", "503")):
+    for path, status in (
+        ("/classify", "422"),
+        ("/classify", "503"),
+        ("/reload", "401"),
+        ("/ready", "503"),
+    ):
         [(_, route)] = api["paths"][path].items()
         assert "application/problem+json" in route["responses"][status]["content"]
 
 
 # --- with real models ----------------------------------------------------------------------------
+
 
 @pytest.mark.slow
 def test_it_serves_the_champion_of_the_model_registry(tmp_path):
@@ -342,8 +393,13 @@ def test_it_serves_the_champion_of_the_model_registry(tmp_path):
     from content_arena.mlops.decision_records import DecisionChain
     from content_arena.mlops.model_registry import ModelRegistry
     from content_arena.testing.tiny_base import make_tiny_base
-    s = stage.settings(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", dtype="float32",
-                       artifact_dir=str(tmp_path / "artifacts"))
+
+    s = stage.settings(
+        tmp_path,
+        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+        dtype="float32",
+        artifact_dir=str(tmp_path / "artifacts"),
+    )
     base, registry = make_tiny_base(tmp_path / "base"), ModelRegistry(s)
     first = register(s, base, seed=1)
     registry.promote_challenger(DecisionChain(registry).by_hand(first.version, "first"))
@@ -357,8 +413,9 @@ def test_it_serves_the_champion_of_the_model_registry(tmp_path):
 
         second = register(s, base, seed=2)
         registry.promote_challenger(DecisionChain(registry).by_hand(second.version, "?"))
-        newest = max((tmp_path / "artifacts").rglob("head.safetensors"),
-                     key=lambda f: f.stat().st_mtime_ns)
+        newest = max(
+            (tmp_path / "artifacts").rglob("head.safetensors"), key=lambda f: f.stat().st_mtime_ns
+        )
         newest.write_bytes(b"\0" * 100)
         answer = reload(url)
         assert answer.status_code == 503 and "head.safetensors" in answer.json()["detail"]
@@ -368,6 +425,7 @@ def test_it_serves_the_champion_of_the_model_registry(tmp_path):
 
 
 # --- shadow traffic, events, labels --------------------------------------------------------------
+
 
 class Shadowed(stage.FileLoader):
     "Versions above 1 are `challenger`s that do what `behaviour` says with the texts they get."
@@ -385,13 +443,13 @@ class Shadowed(stage.FileLoader):
 
 
 def crash(own, texts):
-    if "some comment" in texts:                        # not while it is warmed up
+    if "some comment" in texts:  # not while it is warmed up
         raise MemoryError("out of memory")
     return own(texts)
 
 
 def stand_still(own, texts):
-    time.sleep(0.5)                                    # plays a model that is far too slow
+    time.sleep(0.5)  # plays a model that is far too slow
     return own(texts)
 
 
@@ -423,19 +481,24 @@ def value(service, name, **labels):
 
 def test_what_the_challenger_says_is_recorded_and_not_answered(folder):
     from content_arena.store.events import EventStore
+
     texts = ["x" * n for n in range(1, 41)]
     invert = lambda own, texts: 1 - own(texts)
     with shadowed(folder, invert) as (url, service):
         got, _ = answers(url, texts)
-        until(lambda: sum(value(service, "shadow_compared_total", agreed=a)
-                          for a in ("true", "false")) == 40)
+        until(
+            lambda: (
+                sum(value(service, "shadow_compared_total", agreed=a) for a in ("true", "false"))
+                == 40
+            )
+        )
     assert [a["toxic_score"] for a in got] == [min(len(t) / 10, 1) for t in texts]
     assert {a["model_version"] for a in got} == {"1"}
     with EventStore.open(f"sqlite:///{folder}/events.db") as store:
         rows, kept = store.read("shadow"), store.read("predictions")
     assert set(rows.prediction_id) == {a["prediction_id"] for a in got} == set(kept.id)
     assert (rows.champion_score + rows.challenger_score).round(6).eq(1).all()
-    for role, threshold in stage.THRESHOLDS.items():   # each by its own
+    for role, threshold in stage.THRESHOLDS.items():  # each by its own
         assert rows[f"{role}_toxic"].eq(rows[f"{role}_score"] >= threshold).all()
     assert {a["is_toxic"] for a in got if 0.35 <= a["toxic_score"] < 0.65} == {True}
     assert set(rows.challenger_version) == {"2"} and rows.text.isna().all()
@@ -443,6 +506,7 @@ def test_what_the_challenger_says_is_recorded_and_not_answered(folder):
 
 def test_a_reload_tells_what_became_of_the_challenger(folder, monkeypatch):
     from content_arena.serving import app as serving_app
+
     hold = threading.Event()
 
     class Held(stage.FileLoader):
@@ -464,7 +528,7 @@ def test_a_reload_tells_what_became_of_the_challenger(folder, monkeypatch):
         assert "version 3 can't be loaded" in failed["reason"]
         registry.set(champion="2", challenger="4")
         monkeypatch.setattr(serving_app, "CHALLENGER_S", 0.05)
-        answer = reload(url).json()                    # the champion does not wait for it
+        answer = reload(url).json()  # the champion does not wait for it
         assert (answer["model_version"], answer["challenger"]["result"]) == ("2", "loading")
         monkeypatch.undo()
         hold.set()
@@ -488,11 +552,12 @@ def test_a_bad_challenger_is_not_noticed_by_clients(folder, behaviour, reason):
         reload(url)
         until(lambda: service.challenger.slot is None)
         _, without = answers(url, texts)
-    assert with_shadow < 4 * without                   # the slow one takes 0.5 s for a step
+    assert with_shadow < 4 * without  # the slow one takes 0.5 s for a step
 
 
 def test_labels_are_kept_by_whom_and_wrong_ones_refused(folder):
     from content_arena.store.events import EventStore
+
     with stage.service(folder) as url:
         verdict = httpx.post(f"{url}/classify", json={"text": "hello"}).json()
         label = {"label": 1, "source": "moderator", "reviewer": "kim"}
@@ -510,10 +575,11 @@ def test_labels_are_kept_by_whom_and_wrong_ones_refused(folder):
 
 def test_a_label_is_joined_to_its_verdict_at_once_or_refused(folder):
     from content_arena.store.events import EventStore, text_sha256
+
     with stage.service(folder) as url:
         label = {"label": 1, "source": "moderator", "reviewer": "kim"}
         send = lambda **more: httpx.post(f"{url}/feedback", json=label | more)
-        for n in range(20):                            # sooner than any verdict is in the database
+        for n in range(20):  # sooner than any verdict is in the database
             verdict = httpx.post(f"{url}/classify", json={"text": f"hello {n}"}).json()
             about = {"prediction_id": verdict["prediction_id"]}
             assert send(**about).json()["status"] == "added"
@@ -523,12 +589,19 @@ def test_a_label_is_joined_to_its_verdict_at_once_or_refused(folder):
         page = httpx.get(f"{url}/metrics").text
     assert (lost.status_code, mixed.status_code) == (404, 422) and is_problem(lost)
     assert "0" * 32 in lost.json()["detail"] and "90 days" in lost.json()["detail"]
-    for result, count in (("toxic", 20), ("clean", 0), ("replaced", 2), ("unknown", 1), ("refused", 1)):
+    for result, count in (
+        ("toxic", 20),
+        ("clean", 0),
+        ("replaced", 2),
+        ("unknown", 1),
+        ("refused", 1),
+    ):
         assert f'feedback_total{{result="{result}",source="moderator"}} {count}.0' in page
     with EventStore.open(f"sqlite:///{folder}/events.db") as store:
         kept = store.read("feedback")
     assert len(kept) == 21 and set(kept.text_sha256) == {
-        text_sha256(f"hello {n}") for n in range(20)}
+        text_sha256(f"hello {n}") for n in range(20)
+    }
 
 
 def test_without_a_store_what_was_just_answered_can_be_labelled(folder):
@@ -537,7 +610,9 @@ def test_without_a_store_what_was_just_answered_can_be_labelled(folder):
     with stage.service(folder, store_url=f"sqlite:///{folder}/taken/events.db") as url:
         verdict = httpx.post(f"{url}/classify", json={"text": "hello"}).json()
         label = {"label": 1, "source": "moderator", "reviewer": "kim"}
-        send = lambda id: httpx.post(f"{url}/feedback", json=label | {"prediction_id": id}, timeout=30)
+        send = lambda id: httpx.post(
+            f"{url}/feedback", json=label | {"prediction_id": id}, timeout=30
+        )
         assert send(verdict["prediction_id"]).status_code == 202
         other = send("0" * 32)
     assert other.status_code == 503 and is_problem(other) and other.headers["retry-after"]
@@ -546,6 +621,7 @@ def test_without_a_store_what_was_just_answered_can_be_labelled(folder):
 @given(score=st.floats(0, 1), threshold=st.floats(0.01, 0.99))
 def test_the_sign_of_the_margin_is_the_verdict(score, threshold):
     from content_arena.serving.schemas import verdict
+
     v = verdict(score, threshold)
     assert (v.margin >= 0) == v.is_toxic == (score >= threshold) and v.threshold == threshold
     assert abs(v.margin - (score - threshold)) < 2e-6
@@ -553,6 +629,7 @@ def test_the_sign_of_the_margin_is_the_verdict(score, threshold):
 
 def test_a_preview_of_a_sample_is_not_noted(folder):
     from content_arena.store.events import EventStore
+
     with stage.service(folder, batch_wait_ms=0) as url:
         answers(url, ["x" * n for n in range(1, 11)])
         ask = lambda query="": httpx.post(f"{url}/api/v1/sample{query}", json={"n": 4}).json()
@@ -567,17 +644,19 @@ def test_a_preview_of_a_sample_is_not_noted(folder):
 @pytest.mark.parametrize("keep_text", [False, True])
 def test_a_sample_is_handed_out_to_who_may_have_it(folder, keep_text):
     from content_arena.store.events import EventStore
+
     s = stage.settings(folder, store_text=keep_text, batch_wait_ms=0)
     texts = ["x" * n for n in range(1, 11)]
     secrets = Secrets(api_token="s3cret", feedback_token="front-end")
     with stage.serving(create_app(s, secrets, stage.FileLoader(folder))) as url:
         bearer = lambda token: {"Authorization": f"Bearer {token}"}
-        ask = lambda token="s3cret", **body: httpx.post(f"{url}/api/v1/sample", json=body,
-                                                        headers=bearer(token))
+        ask = lambda token="s3cret", **body: httpx.post(
+            f"{url}/api/v1/sample", json=body, headers=bearer(token)
+        )
         assert httpx.post(f"{url}/reload", headers=bearer("s3cret")).status_code == 200
         verdicts, _ = answers(url, texts)
         until(lambda: len(ask(n=10).json()["rows"]) == 10)
-        for token in ("guess", "front-end"):           # labels may be given, texts not taken
+        for token in ("guess", "front-end"):  # labels may be given, texts not taken
             assert ask(token).status_code == 401
         for wrong in (dict(n=0), dict(n=1001), dict(hours=0), dict(seed=-1), dict(since="7d")):
             refused = ask(**wrong)
@@ -625,7 +704,9 @@ def test_a_full_queue_is_refused_and_nothing_accepted_is_lost(folder):
 
 
 def test_a_watching_service_follows_the_aliases_by_itself(folder):
-    app = create_app(stage.settings(folder, reload_poll_s=0.02, shadow_sample=1), Secrets(), Keeping(folder))
+    app = create_app(
+        stage.settings(folder, reload_poll_s=0.02, shadow_sample=1), Secrets(), Keeping(folder)
+    )
     with stage.serving(app) as url:
         until(lambda: httpx.get(f"{url}/health").json()["model_version"] == "1")
         stage.FileRegistry(folder).set(champion="2", challenger="3")

@@ -1,4 +1,5 @@
 """The event store on both databases: schema, migrations, writing twice, reading, forgetting."""
+
 import multiprocessing
 import threading
 import time
@@ -17,8 +18,13 @@ from content_arena.store import migrations as store_migrations, schema as store_
 from content_arena.store.events import EventStore, store_address
 from content_arena.store.migrations import VERSION_TABLE, scripts
 from content_arena.store.lease import Lease
-from content_arena.store.schema import (RowRefused, StoreError, StoreUnavailable, metadata,
-                                        text_sha256)
+from content_arena.store.schema import (
+    RowRefused,
+    StoreError,
+    StoreUnavailable,
+    metadata,
+    text_sha256,
+)
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
 SECRET = "아무도 보면 안 되는 말"
@@ -32,9 +38,21 @@ def store(store_url):
 
 def answer(i: int, **more) -> dict:
     text = f"comment {i}"
-    return dict(id=f"p{i:04}", time=NOON + timedelta(seconds=i), text_sha256=text_sha256(text),
-                text=text, lang="en", length=len(text), toxic_score=i % 10 / 10,
-                is_toxic=i % 10 >= 5, model_version="3", model_alias="champion") | more
+    return (
+        dict(
+            id=f"p{i:04}",
+            time=NOON + timedelta(seconds=i),
+            text_sha256=text_sha256(text),
+            text=text,
+            lang="en",
+            length=len(text),
+            toxic_score=i % 10 / 10,
+            is_toxic=i % 10 >= 5,
+            model_version="3",
+            model_alias="champion",
+        )
+        | more
+    )
 
 
 def tables(store) -> set[str]:
@@ -43,6 +61,7 @@ def tables(store) -> set[str]:
 
 
 # --- migrations ----------------------------------------------------------------------------------
+
 
 def differences(store) -> list:
     with store.engine.connect() as connection:
@@ -71,16 +90,18 @@ def open_together(url: str, barrier, results) -> None:
     def counted(*args):
         ran.append(1)
         upgrade(*args)
+
     barrier.wait()
     with patch.object(store_migrations, "_upgrade", counted), EventStore.open(url) as store:
         results.put((store.revision, len(ran)))
 
 
 def test_one_process_migrates_and_the_others_wait(store_url):
-    fork = multiprocessing.get_context("fork")         # its imports are done: all start at once
+    fork = multiprocessing.get_context("fork")  # its imports are done: all start at once
     barrier, results = fork.Barrier(4), fork.Queue()
-    opened = [fork.Process(target=open_together, args=(store_url, barrier, results))
-              for _ in range(4)]
+    opened = [
+        fork.Process(target=open_together, args=(store_url, barrier, results)) for _ in range(4)
+    ]
     for p in opened:
         p.start()
     said = sorted(results.get(timeout=60) for _ in opened)
@@ -95,6 +116,7 @@ def test_a_migration_that_fails_leaves_nothing(store_url):
     def half(connection, known):
         upgrade(connection, known)
         raise RuntimeError("killed here")
+
     with patch.object(store_migrations, "_upgrade", half), pytest.raises(RuntimeError):
         EventStore.open(store_url)
     bare = sa.create_engine(store_address(store_url))
@@ -114,17 +136,23 @@ def test_a_database_that_is_newer_than_the_code_is_left_alone(store_url):
 
 # --- writing -------------------------------------------------------------------------------------
 
+
 def test_a_batch_may_be_sent_twice(store):
     rows = [answer(i) for i in range(50)]
     assert [store.add("predictions", rows[:30]), store.add("predictions", rows)] == [30, 20]
     assert store.read("predictions").id.tolist() == [r["id"] for r in rows]
     assert store.add("predictions", [answer(0, toxic_score=1.0)]) == 0
-    assert store.read("predictions").toxic_score[0] == 0.0     # what was written first stays
+    assert store.read("predictions").toxic_score[0] == 0.0  # what was written first stays
 
 
 def test_what_is_read_is_what_was_written(store):
-    odd = dict(time=datetime(2026, 1, 1, 21, 0, 0, 123456, timezone(timedelta(hours=9))),
-               text="한\0글 😀 \ud800", toxic_score=0.1 + 0.2, latency_ms=None, request_id="r")
+    odd = dict(
+        time=datetime(2026, 1, 1, 21, 0, 0, 123456, timezone(timedelta(hours=9))),
+        text="한\0글 😀 \ud800",
+        toxic_score=0.1 + 0.2,
+        latency_ms=None,
+        request_id="r",
+    )
     store.add("predictions", [answer(1, **odd)])
     row = store.read("predictions").iloc[0]
     assert row.time.to_pydatetime() == odd["time"] and row.time.utcoffset() == timedelta(0)
@@ -155,7 +183,7 @@ def test_texts_are_kept_only_if_asked_for(store_url):
 def test_no_error_quotes_a_comment_or_a_password(store, store_url):
     bad = dict(text_sha256="0" * 64, text=SECRET, label=2, source="user")
     with patch.object(store_schema, "_check"), pytest.raises(RowRefused) as refused:
-        store.add("feedback", [bad])                   # refused by the database itself
+        store.add("feedback", [bad])  # refused by the database itself
     assert "ck_feedback_label" in str(refused.value)
     assert SECRET not in str(refused.value) and refused.value.__cause__ is None
     with pytest.raises(StoreUnavailable) as away:
@@ -172,6 +200,7 @@ def test_writers_and_a_reader_at_once(store):
                 store.add("predictions", [answer(1000 * k + 10 * i + j) for j in range(10)])
         except Exception as e:
             failed.append(e)
+
     threads = [threading.Thread(target=write, args=(k,)) for k in range(3)]
     for t in threads:
         t.start()
@@ -184,9 +213,11 @@ def test_writers_and_a_reader_at_once(store):
 
 # --- reading and forgetting ----------------------------------------------------------------------
 
+
 def test_a_stream_misses_and_repeats_nothing(store):
-    store.add("predictions", [answer(i, time=NOON + timedelta(seconds=i // 100))
-                              for i in range(450)])
+    store.add(
+        "predictions", [answer(i, time=NOON + timedelta(seconds=i // 100)) for i in range(450)]
+    )
     pieces = list(store.stream("predictions", columns=["id"], chunk=64))
     assert [len(p) for p in pieces] == [64] * 7 + [2]
     assert [i for p in pieces for i in p.id] == [f"p{i:04}" for i in range(450)]
@@ -196,29 +227,48 @@ def test_a_stream_misses_and_repeats_nothing(store):
 
 
 def test_a_later_label_of_a_reviewer_replaces_the_earlier_in_any_order(store):
-    said = [dict(text_sha256="0" * 64, label=i % 2, source="user", reviewer="ann",
-                 time=NOON + timedelta(minutes=i)) for i in range(4)]
+    said = [
+        dict(
+            text_sha256="0" * 64,
+            label=i % 2,
+            source="user",
+            reviewer="ann",
+            time=NOON + timedelta(minutes=i),
+        )
+        for i in range(4)
+    ]
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1]):
         added = [store.add("feedback", [said[i]]) for i in order]
         kept = store.read("feedback")
-        assert (added, kept.label.tolist(), kept.time.tolist()) == ([1, 0, 0, 0], [1], [said[3]["time"]])
+        assert (added, kept.label.tolist(), kept.time.tolist()) == (
+            [1, 0, 0, 0],
+            [1],
+            [said[3]["time"]],
+        )
         store.purge(NOON + timedelta(days=1))
-    assert store.add("feedback", [*said, said[0] | {"reviewer": "bob"}]) == 2      # in one statement
-    assert store.add("feedback", [said[0] | {"source": "moderator"}, said[0] | {"reviewer": None}]) == 2
+    assert store.add("feedback", [*said, said[0] | {"reviewer": "bob"}]) == 2  # in one statement
+    assert (
+        store.add("feedback", [said[0] | {"source": "moderator"}, said[0] | {"reviewer": None}])
+        == 2
+    )
 
 
 def test_a_database_of_the_first_revision_keeps_its_label_requests(store_url):
     from alembic.migration import MigrationContext as Context
     from alembic.operations import Operations
     from content_arena.store.revisions import v0001_events
+
     with EventStore.open(store_url) as store, store.engine.begin() as connection:
         metadata.drop_all(connection)
         with Operations.context(Context.configure(connection)):
             v0001_events.upgrade()
         connection.execute(sa.text(f"update {VERSION_TABLE} set version_num = '0001'"))
-        connection.execute(sa.text(
-            "insert into label_requests (id, time, draw_id, prediction_id, text_sha256, stratum,"
-            " probability, is_toxic) values ('r', '2026-01-01', 'd', 'p', 't', 'flagged', 0.5, true)"))
+        connection.execute(
+            sa.text(
+                "insert into label_requests (id, time, draw_id, prediction_id, text_sha256, stratum,"
+                " probability, is_toxic) values ('r', '2026-01-01', 'd', 'p', 't', 'flagged', 0.5, true)"
+            )
+        )
     with EventStore.open(store_url) as store:
         [row] = store.read("label_requests").to_dict("records")
         assert store.revision == "0003" and differences(store) == []
@@ -227,41 +277,60 @@ def test_a_database_of_the_first_revision_keeps_its_label_requests(store_url):
 
 def test_a_lease_of_an_older_version_goes_on_and_its_process_hears_of_the_move(store_url):
     until = NOON + timedelta(seconds=60)
+
     def was(token: int, **more) -> dict:
-        return {"id": f"lease-retrain-{token:09}", "status": "lease", "reason": "retrain",
-                "result": {"holder": "old:1", "until": until.isoformat(), "ttl_s": 60} | more}
-    with EventStore.open(store_url) as older:                     # its process goes on all the while
+        return {
+            "id": f"lease-retrain-{token:09}",
+            "status": "lease",
+            "reason": "retrain",
+            "result": {"holder": "old:1", "until": until.isoformat(), "ttl_s": 60} | more,
+        }
+
+    with EventStore.open(store_url) as older:  # its process goes on all the while
         with older.engine.begin() as connection:
             connection.execute(sa.text("drop table leases"))
             connection.execute(sa.text(f"update {VERSION_TABLE} set version_num = '0002'"))
-        older.add("retrain_events", [was(6, released=True), was(7), {
-            "id": "run-000000006", "status": "promoted", "reason": "drift"}])
+        older.add(
+            "retrain_events",
+            [
+                was(6, released=True),
+                was(7),
+                {"id": "run-000000006", "status": "promoted", "reason": "drift"},
+            ],
+        )
         with EventStore.open(store_url) as newer:
             assert newer.revision == "0003" and differences(newer) == []
             clock = [until - timedelta(seconds=1)]
             lease = Lease(newer, "retrain", 60, clock=lambda: clock[0])
-            assert lease.held_by() == "old:1" and not lease.acquire()       # it is respected
+            assert lease.held_by() == "old:1" and not lease.acquire()  # it is respected
             clock[0] = until + timedelta(seconds=1)
-            assert lease.acquire() and lease.token == 8                     # until it runs out
+            assert lease.acquire() and lease.token == 8  # until it runs out
         # what the older code asks: is mine the highest? may I have the next?
         left = older.read("retrain_events", match={"status": "lease"})
         [row] = left.to_dict("records")
         assert row["id"] == "lease-retrain-000000008"
         assert row["result"]["holder"] == "a newer version of content_arena"
         assert datetime.fromisoformat(row["result"]["until"]) > NOON + timedelta(days=9999)
-        assert row["result"]["ttl_s"] > 1e9                       # or older code would cut it to its length
+        assert row["result"]["ttl_s"] > 1e9  # or older code would cut it to its length
         with pytest.raises(StoreError, match="no row with id lease-retrain-000000007"):
             older.update("retrain_events", "lease-retrain-000000007", result={})
         assert older.add("retrain_events", [was(8)]) == 0
-        assert older.read("retrain_events", match={"status": "promoted"}).id.tolist() == ["run-000000006"]
+        assert older.read("retrain_events", match={"status": "promoted"}).id.tolist() == [
+            "run-000000006"
+        ]
 
 
 def test_a_label_finds_its_text_by_the_prediction(store):
     store.add("predictions", [answer(1)])
     about = dict(label=1, source="user")
-    store.add("feedback", [dict(about, id="f1", prediction_id="p0001", time=NOON),
-                           dict(about, id="f2", text_sha256="0" * 64, time=NOON),
-                           dict(about, id="f3", prediction_id="gone", time=NOON)])
+    store.add(
+        "feedback",
+        [
+            dict(about, id="f1", prediction_id="p0001", time=NOON),
+            dict(about, id="f2", text_sha256="0" * 64, time=NOON),
+            dict(about, id="f3", prediction_id="gone", time=NOON),
+        ],
+    )
     labels = store.read_labels()
     assert labels.text_sha256.fillna("-").tolist() == [text_sha256("comment 1"), "0" * 64, "-"]
     assert labels.text.fillna("-").tolist() == ["comment 1", "-", "-"]
@@ -269,8 +338,13 @@ def test_a_label_finds_its_text_by_the_prediction(store):
 
 def test_old_rows_are_deleted_in_small_transactions(store):
     store.add("predictions", [answer(i) for i in range(100)])
-    store.add("feedback", [dict(text_sha256="0" * 64, label=0, source="user", time=NOON),
-                           dict(text_sha256="1" * 64, label=0, source="user")])
+    store.add(
+        "feedback",
+        [
+            dict(text_sha256="0" * 64, label=0, source="user", time=NOON),
+            dict(text_sha256="1" * 64, label=0, source="user"),
+        ],
+    )
     store.add("battles", [dict(id="b", status="done", time=NOON)])
     store.add("battle_rounds", [dict(battle_id="b", round=1, time=NOON)])
     sizes = []
@@ -278,14 +352,15 @@ def test_old_rows_are_deleted_in_small_transactions(store):
     def count(connection, cursor, statement, parameters, context, many):
         if statement.lstrip().upper().startswith("DELETE"):
             sizes.append(cursor.rowcount)
+
     sa.event.listen(store.engine, "after_cursor_execute", count)
     gone = store.purge(NOON + timedelta(seconds=70), batch=32)
     assert gone == {"predictions": 70, "shadow": 0, "feedback": 1, "label_requests": 0}
     assert sizes[:3] == [32, 32, 6]
     assert store.read("predictions").id.tolist()[0] == "p0070"
-    assert len(store.read("battles")) == 1             # history stays unless it is named ...
+    assert len(store.read("battles")) == 1  # history stays unless it is named ...
     store.purge(NOON + timedelta(days=1), tables=["battles"])
-    assert store.read("battle_rounds").empty           # ... and takes its rounds along
+    assert store.read("battle_rounds").empty  # ... and takes its rounds along
 
 
 def test_a_store_says_that_its_database_is_gone(postgres):
@@ -299,7 +374,7 @@ def test_a_store_says_that_its_database_is_gone(postgres):
                 store.add("predictions", [answer(1)])
         finally:
             postgres.start()
-        assert store.add("predictions", [answer(1)]) == 1      # a new connection, by itself
+        assert store.add("predictions", [answer(1)]) == 1  # a new connection, by itself
 
 
 def test_a_file_that_is_no_database(tmp_path: Path):
@@ -309,17 +384,21 @@ def test_a_file_that_is_no_database(tmp_path: Path):
 
 
 def test_sqlite_is_opened_as_promised(tmp_path: Path):
-    with EventStore.open(f"sqlite:///{tmp_path / 'new' / 'events.db'}") as store, \
-            closing(store.engine.raw_connection()) as connection:
-        pragmas = [connection.cursor().execute(f"pragma {p}").fetchone()[0] for p in
-                   ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")]
+    with (
+        EventStore.open(f"sqlite:///{tmp_path / 'new' / 'events.db'}") as store,
+        closing(store.engine.raw_connection()) as connection,
+    ):
+        pragmas = [
+            connection.cursor().execute(f"pragma {p}").fetchone()[0]
+            for p in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        ]
     assert pragmas == ["wal", 1, 1, 5000]
     assert (tmp_path / "new" / "events.db").stat().st_mode & 0o077 == 0
 
 
 def test_the_databases_clock_knows_what_came_a_moment_ago(store):
     "A clock of whole seconds would have its `until` lie before what was just added."
-    for i in range(20):                                # in one second, somewhere in it
+    for i in range(20):  # in one second, somewhere in it
         store.add("battles", [{"id": f"b{i}", "status": "completed"}])
         time.sleep(0.002)
         assert len(store.read("battles", until=store.now())) == i + 1

@@ -1,4 +1,5 @@
 """The spool on its own: what is on disk after each call, flushed, in whose folder, and what is counted."""
+
 import json
 import os
 import stat
@@ -22,7 +23,7 @@ def numbers(taken: list[Event]) -> list[int]:
 
 @pytest.fixture
 def spool(tmp_path: Path):
-    made = Spool(tmp_path / "a/b", 1e6, segment_bytes=2 * len(to_line(events(1)[0])))       # two events
+    made = Spool(tmp_path / "a/b", 1e6, segment_bytes=2 * len(to_line(events(1)[0])))  # two events
     yield made
     made.close()
 
@@ -32,7 +33,14 @@ def test_a_line_is_read_as_it_was_written():
     read = from_line(to_line(event))
     assert read == Event("labels", {"at": "2026-01-02T00:00:00+00:00", "text": "한"}, 1.5)
     assert to_line(event).endswith(b"]\n") and to_line(event).count(b"\n") == 1
-    for torn in (to_line(event)[:-1], to_line(event)[:20] + b"\n", b"\n", b"3\n", b'["a", 1, 2]\n', b'["a", {}]\n'):
+    for torn in (
+        to_line(event)[:-1],
+        to_line(event)[:20] + b"\n",
+        b"\n",
+        b"3\n",
+        b'["a", 1, 2]\n',
+        b'["a", {}]\n',
+    ):
         assert from_line(torn) is None, torn
 
 
@@ -45,7 +53,9 @@ def test_folders_are_made_private_and_locked(spool: Spool, tmp_path: Path):
     assert not FileLock(f"{spool.folder}.lock").is_locked
     with pytest.raises(TimeoutError):
         FileLock(f"{spool.folder}.lock").acquire(timeout=0)
-    assert Spool(tmp_path / "a/b", 1).segment_bytes == SEGMENT_BYTES == 4_000_000      # an existing folder is none's fault
+    assert (
+        Spool(tmp_path / "a/b", 1).segment_bytes == SEGMENT_BYTES == 4_000_000
+    )  # an existing folder is none's fault
 
 
 def test_what_is_appended_is_flushed_with_the_name_of_its_file(spool: Spool, monkeypatch):
@@ -56,6 +66,7 @@ def test_what_is_appended_is_flushed_with_the_name_of_its_file(spool: Spool, mon
         size = os.fstat(fd).st_size
         flushed.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else size)
         real(fd)
+
     monkeypatch.setattr(store_spool.os, "fsync", fsync)
     spool.append(events(1))
     size = spool.bytes()
@@ -79,7 +90,7 @@ def test_segments_are_of_limited_size_and_go_when_read(spool: Spool):
     assert spool.pending == 5 and spool.oldest() == 101
     taken = []
     while part := spool.take(2):
-        assert spool.take(2) == part                    # it stays until done
+        assert spool.take(2) == part  # it stays until done
         assert spool.oldest() == part[0].at
         taken += numbers(part)
         spool.done()
@@ -102,10 +113,10 @@ def test_done_twice_forgets_nothing_more(spool: Spool):
     spool.append(events(1, 2, 3))
     assert numbers(spool.take(1)) == [1]
     spool.done()
-    spool.done()                                        # as after a batch that was written, and again
+    spool.done()  # as after a batch that was written, and again
     assert spool.pending == 2
     assert numbers(spool.take(5)) == [2, 3]
-    spool.append(events(4))                             # into the file that is being read
+    spool.append(events(4))  # into the file that is being read
     spool.done()
     assert spool.pending == 1 and numbers(spool.take(5)) == [4]
 
@@ -117,7 +128,7 @@ def test_torn_lines_are_skipped_and_counted(spool: Spool, caplog):
         f.write(b"torn\n")
     spool._file = None
     spool.append(events(2))
-    spool.pending += 1                                  # as `adopt` counts lines
+    spool.pending += 1  # as `adopt` counts lines
     assert numbers(spool.take(5)) == [1]
     spool.done()
     assert (spool.pending, spool.torn) == (1, 1) and "skipped 1 torn lines" in caplog.text
@@ -142,10 +153,12 @@ def test_the_bound_is_exact_and_counts_everybodys_bytes(tmp_path: Path):
     with pytest.raises(SpoolFull, match=r"holds 0\.0 MB, \[store\] store_spool_mb allows"):
         two.append(events(1))
     assert two.pending == 2 and two.bytes() == 3 * size
-    two.append([])                                      # nothing needs no room
+    two.append([])  # nothing needs no room
 
 
-def test_a_failed_write_leaves_the_file_as_it_was_and_goes_elsewhere_next(spool: Spool, monkeypatch):
+def test_a_failed_write_leaves_the_file_as_it_was_and_goes_elsewhere_next(
+    spool: Spool, monkeypatch
+):
     spool.append(events(1))
     [file], real = spool._segments(), os.write
 
@@ -153,6 +166,7 @@ def test_a_failed_write_leaves_the_file_as_it_was_and_goes_elsewhere_next(spool:
         if len(data) > 5:
             return real(fd, data[:5])
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(store_spool.os, "write", write)
     before = file.read_bytes()
     with pytest.raises(SpoolFull, match="No space left"):
@@ -167,13 +181,13 @@ def test_the_files_of_those_who_are_gone_are_taken_over(tmp_path: Path):
     gone, alive, heir = (Spool(tmp_path, 1e6) for _ in range(3))
     gone.append(events(1, 2))
     alive.append(events(3))
-    gone._owner.release()                               # its process died
+    gone._owner.release()  # its process died
     assert heir.adopt() == 2 and heir.pending == 2
     assert numbers(heir.take(9)) == [1, 2] and alive.pending == 1
     assert not gone.folder.exists() and not Path(f"{gone.folder}.lock").exists()
     assert alive.folder.exists() and numbers(alive.take(9)) == [3]
     alive._owner.release()
-    assert heir.adopt() == 0                            # its own come first
+    assert heir.adopt() == 0  # its own come first
     heir.done()
     assert heir.adopt() == 1 and numbers(heir.take(9)) == [3]
 

@@ -1,4 +1,5 @@
 """The writer when things go wrong: the database stops, hangs, is full; the process is killed."""
+
 import multiprocessing
 import os
 import resource
@@ -24,8 +25,17 @@ SECRET = "아무도 보면 안 되는 말"
 
 
 def event(i: int) -> dict:
-    return dict(id=f"e{i:06}", text_sha256=text_sha256(str(i)), text=SECRET, lang="ko", length=3,
-                toxic_score=0.5, is_toxic=True, model_version="3", model_alias="champion")
+    return dict(
+        id=f"e{i:06}",
+        text_sha256=text_sha256(str(i)),
+        text=SECRET,
+        lang="ko",
+        length=3,
+        toxic_score=0.5,
+        is_toxic=True,
+        model_version="3",
+        model_alias="champion",
+    )
 
 
 def label(i: int) -> dict:
@@ -44,6 +54,7 @@ def ids(url: str, table: str = "predictions") -> list[str]:
 
 # --- the database ------------------------------------------------------------------------------
 
+
 def test_a_database_that_restarts_under_load_loses_nothing(postgres, tmp_path):
     url = postgres.new()
     writer, took, labels, stop = start(url, tmp_path, queue=100_000), [], [], threading.Event()
@@ -58,6 +69,7 @@ def test_a_database_that_restarts_under_load_loses_nothing(postgres, tmp_path):
             i += 1
             if i % 40 == 0:
                 labels.append(writer.put_durable("feedback", label(i)))
+
     thread = threading.Thread(target=load)
     thread.start()
     try:
@@ -67,7 +79,7 @@ def test_a_database_that_restarts_under_load_loses_nothing(postgres, tmp_path):
             try:
                 before = len(took), len(labels)
                 until(lambda: not writer.stats().database_up and writer.stats().in_spool > 200)
-                until(lambda: len(labels) > before[1] + 5)     # labels are taken all the while
+                until(lambda: len(labels) > before[1] + 5)  # labels are taken all the while
             finally:
                 postgres.start()
             until(lambda: writer.stats().database_up)
@@ -101,7 +113,7 @@ def test_a_database_that_never_answers_stops_nobody(postgres, tmp_path):
     writer = start(url, tmp_path, queue=500)
     assert writer.put("predictions", event(0)) and writer.flush()
     with postgres.connect(url.rpartition("/")[2]) as other, other.transaction():
-        other.execute("lock table predictions in access exclusive mode")   # every insert hangs
+        other.execute("lock table predictions in access exclusive mode")  # every insert hangs
         begun = time.monotonic()
         assert sum(writer.put("predictions", event(i)) for i in range(1, 2000)) >= 500
         writer.put_durable("feedback", label(1))
@@ -127,6 +139,7 @@ def test_one_bad_row_costs_itself_only(store_url, tmp_path):
 
 # --- the process -------------------------------------------------------------------------------
 
+
 def fill_spool(folder: Path, pipe) -> None:
     "A writer without a database, until it is killed; says how many events are on disk."
     writer, i = start(NOBODY, folder), 0
@@ -147,12 +160,12 @@ def test_events_of_a_killed_process_are_written_by_the_next(store_url, tmp_path)
         assert here.poll(30)
         sure = here.recv()
     neighbour = start(store_url, tmp_path, adopt_every_s=0.05)
-    time.sleep(0.2)                                     # long enough for several looks
+    time.sleep(0.2)  # long enough for several looks
     assert ids(store_url) == [], "the spool of a living process was taken"
     os.kill(child.pid, signal.SIGKILL)
     child.join()
     last = max(tmp_path.glob("spool/*/*.jsonl"))
-    with open(last, "ab") as f:                         # as a power cut in a write would leave it
+    with open(last, "ab") as f:  # as a power cut in a write would leave it
         f.write(b'["predictions", {"id": "torn')
     until(lambda: neighbour.stats().dropped.get("torn") == 1)
     assert neighbour.flush() and neighbour.close()
@@ -169,6 +182,7 @@ def die_between_writing_and_forgetting(url: str, folder: Path) -> None:
         if writer.stats().in_spool:
             os.kill(os.getpid(), signal.SIGKILL)
         done()
+
     writer.spool.done = killed
     for i in range(10):
         writer.put_durable("feedback", label(i))
@@ -207,6 +221,7 @@ def test_a_label_is_flushed_to_the_disk_before_it_is_acknowledged(tmp_path, monk
         honest(fd)
         file = Path(os.readlink(f"/proc/self/fd/{fd}"))
         flushed.append((file, file.read_text() if file.is_file() else None))
+
     monkeypatch.setattr(os, "fsync", fsync)
     writer = start(NOBODY, tmp_path)
     until(lambda: writer.stats().error or writer.put("predictions", event(0)))
@@ -215,8 +230,9 @@ def test_a_label_is_flushed_to_the_disk_before_it_is_acknowledged(tmp_path, monk
     for i in range(3):
         flushed.clear()
         kept = writer.put_durable("feedback", label(i))
-        assert [file for file, text in list(flushed) if text and text.endswith("\n") and kept in text], \
-            "acknowledged before it was on the disk"
+        assert [
+            file for file, text in list(flushed) if text and text.endswith("\n") and kept in text
+        ], "acknowledged before it was on the disk"
     made = {file for file, text in flushed if text} - segments
     assert made <= {file.parent for file in segments} | segments
     assert writer.close()
@@ -224,13 +240,16 @@ def test_a_label_is_flushed_to_the_disk_before_it_is_acknowledged(tmp_path, monk
 
 def test_the_name_of_a_new_file_is_flushed_too(tmp_path, monkeypatch):
     flushed, honest = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (
-        honest(fd), flushed.append(Path(os.readlink(f"/proc/self/fd/{fd}")))))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (honest(fd), flushed.append(Path(os.readlink(f"/proc/self/fd/{fd}")))),
+    )
     spool = Spool(tmp_path / "spool", 1e6)
     for i in range(2):
         spool.append([Event("feedback", {"id": f"f{i}"}, 0.0)])
     [file] = tmp_path.glob("spool/*/*.jsonl")
-    assert flushed == [file, file.parent, file]        # its folder once, when it was made
+    assert flushed == [file, file.parent, file]  # its folder once, when it was made
     spool.close()
 
 
@@ -251,6 +270,7 @@ def test_a_row_is_found_wherever_it_is(store_url, tmp_path):
 
 
 # --- the disk ----------------------------------------------------------------------------------
+
 
 def on_a_full_disk(url: str, folder: Path, pipe) -> None:
     "Not one byte more can be written anywhere, until the limit is lifted."
@@ -307,14 +327,21 @@ def test_the_spool_keeps_to_its_bound(tmp_path):
     assert stats.in_spool + stats.dropped["closed"] == accepted
     assert stats.dropped["queue_full"] == 5000 - accepted
     kept = "".join(f.read_text() for f in sorted(tmp_path.glob("spool/*/*.jsonl")))
-    assert kept.count("\n") == stats.in_spool and '"e000000"' in kept      # the oldest
+    assert kept.count("\n") == stats.in_spool and '"e000000"' in kept  # the oldest
 
 
 # --- settings ----------------------------------------------------------------------------------
 
+
 def test_the_settings_reach_the_writer(tmp_path):
-    settings = load_settings(env={}, var_dir=str(tmp_path), store_queue=7, store_spool_mb=3,
-                             store_text=True, store_url=f"sqlite:///{tmp_path}/e.db")
+    settings = load_settings(
+        env={},
+        var_dir=str(tmp_path),
+        store_queue=7,
+        store_spool_mb=3,
+        store_text=True,
+        store_url=f"sqlite:///{tmp_path}/e.db",
+    )
     writer = EventWriter.from_settings(settings)
     writer.put("predictions", event(1))
     assert writer.flush() and writer.close()

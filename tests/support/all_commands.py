@@ -3,6 +3,7 @@
 A case is `{"arguments": [...], "environment": {...}, "without": [...], "stdout": an encoding or "/dev/full",
 "time_s": until it gets Ctrl-C}`; only the first must be there.
 """
+
 import io
 import json
 import os
@@ -29,10 +30,20 @@ def leaves(group, path=()):
 def run(case: dict) -> dict:
     "Exit code of a command, and what it printed: `code`, `out`, `err`."
     from warm import python
+
     case = {"environment": {}, "without": [], "stdout": "utf-8", "time_s": TIME_S} | case
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open("/dev/full", "wb") as full:
-        done = subprocess.run([python(), __file__, json.dumps(case)], cwd=ROOT, stdin=subprocess.DEVNULL,
-                              stdout=full if case["stdout"] == "/dev/full" else out, stderr=err)
+    with (
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+        open("/dev/full", "wb") as full,
+    ):
+        done = subprocess.run(
+            [python(), __file__, json.dumps(case)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=full if case["stdout"] == "/dev/full" else out,
+            stderr=err,
+        )
         said = []
         for file in (out, err):
             file.seek(0)
@@ -46,8 +57,12 @@ def _become(case: dict) -> None:
     try:
         encoding = case["stdout"] if case["stdout"] != "/dev/full" else "utf-8"
         sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), encoding)
-        sys.stderr = io.TextIOWrapper(open(2, "wb", closefd=False, buffering=0), encoding,
-                                      "backslashreplace", write_through=True)
+        sys.stderr = io.TextIOWrapper(
+            open(2, "wb", closefd=False, buffering=0),
+            encoding,
+            "backslashreplace",
+            write_through=True,
+        )
         for name in [n for n in os.environ if n.startswith("CONTENT_ARENA_")] + case["without"]:
             os.environ.pop(name, None)
         os.environ.update(case["environment"])
@@ -55,6 +70,7 @@ def _become(case: dict) -> None:
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         signal.setitimer(signal.ITIMER_REAL, case["time_s"])
         from content_arena.cli.main import main
+
         try:
             main()
             code = 0

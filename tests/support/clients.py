@@ -1,4 +1,5 @@
 """Clients of a running service, and waiting for what has no event."""
+
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ def until(happened, seconds=30):
 
 class Asked(NamedTuple):
     "What a client got (`status`: HTTP, or the error), and when, seconds."
+
     client: int
     status: int | str
     version: str | None
@@ -40,6 +42,7 @@ def load(url, clients=4):
                 except httpx.HTTPError as e:
                     status = repr(e)
                 got.append(Asked(client, status, version, began, time.perf_counter()))
+
     with ThreadPoolExecutor(clients) as pool:
         asking = [pool.submit(ask, i) for i in range(clients)]
         try:

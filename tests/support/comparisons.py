@@ -1,4 +1,5 @@
 """Two versions that can be compared: a test set, engines that are right on a share of it, and their lineage."""
+
 import hashlib
 import json
 
@@ -10,22 +11,29 @@ from content_arena.data.grouping import fingerprints
 from content_arena.mlops.model_registry import ModelRegistry, Move
 
 N = 1200
-TEXTS = [hashlib.sha256(f"test {i}".encode()).hexdigest()[:30 + i % 30] for i in range(N)]
-TEST = pd.DataFrame({"text": TEXTS, "label": np.arange(N) % 2, "source": "made",
-                     "lang": ["ko", "en", "ko"] * (N // 3)})
+TEXTS = [hashlib.sha256(f"test {i}".encode()).hexdigest()[: 30 + i % 30] for i in range(N)]
+TEST = pd.DataFrame(
+    {
+        "text": TEXTS,
+        "label": np.arange(N) % 2,
+        "source": "made",
+        "lang": ["ko", "en", "ko"] * (N // 3),
+    }
+)
 
 
 class Fake:
     "Right on a share of the rows."
+
     size_mb = 2.0
 
     def __init__(self, version: str, right: float):
         self.version, self.sha256 = version, f"sha{version}"
         self.threshold, self.closed = {"1": 0.3, "2": 0.7}.get(version, 0.6), False
-        wrong = np.random.default_rng(int(version)).permutation(N)[int(right * N):]
+        wrong = np.random.default_rng(int(version)).permutation(N)[int(right * N) :]
         flip = np.zeros(N, int)
         flip[wrong] = 1
-        near = self.threshold - 0.1 + 0.2 * (TEST.label.to_numpy() ^ flip)     # not near another's
+        near = self.threshold - 0.1 + 0.2 * (TEST.label.to_numpy() ^ flip)  # not near another's
         self.answers = dict(zip(TEXTS, near))
 
     def scores(self, texts):
@@ -45,7 +53,8 @@ def learn(settings, number: str, lineage: list[str], rows: list[str] | None) -> 
     "Version `number`, made challenger; its run logged fingerprints of `rows`, and of one more."
     client = mlflow.MlflowClient(settings.mlflow_uri())
     experiment = client.get_experiment_by_name("e") or client.get_experiment(
-        client.create_experiment("e", artifact_location=settings.path("artifact_dir").as_uri()))
+        client.create_experiment("e", artifact_location=settings.path("artifact_dir").as_uri())
+    )
     run = client.create_run(experiment.experiment_id)
     if rows is not None:
         file = settings.path("var_dir") / f"{lineage[-1]}.parquet"

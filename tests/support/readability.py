@@ -9,6 +9,7 @@ It is a proxy, no person. It sees that most letters of every word are still ther
 it does not see whether two shapes look alike, whether a Chinese character sounds or means what it
 stands for (`UNJUDGED`), or that the letters that went were a negation; and a word of few letters
 may change more than a long one before it is noticed (`LEAST`)."""
+
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
@@ -17,38 +18,57 @@ from itertools import accumulate
 from better_profanity import profanity
 from confusables import normalize
 
-LEAST = 5        # letters: shorter words count as that long, or one letter would be half a word
+LEAST = 5  # letters: shorter words count as that long, or one letter would be half a word
+
 
 @dataclass(frozen=True)
 class Distance:
     "Edits per letter: of the whole comment (`total`), and of the word that fares `worst`; 0.."
+
     total: float
     worst: float
 
-    def within(self, bound: "Distance") -> bool: return (
-        self.total <= bound.total and self.worst <= bound.worst)
+    def within(self, bound: "Distance") -> bool:
+        return self.total <= bound.total and self.worst <= bound.worst
 
 
 #: the most that a variant of a linguistic class may differ, at any intensity
-BOUNDS = {"Korean phonological": Distance(0.3, 0.5), "Korean iconological": Distance(0.35, 0.7),
-          "Korean transliteration": Distance(0.2, 0.5), "Korean syntactic": Distance(0.3, 0.75),
-          "iconological": Distance(0.3, 0.5), "phonological": Distance(0.3, 0.6),
-          "syntactic": Distance(0.3, 0.5), "pragmatic": Distance(0, 0), "invisible": Distance(0, 0)}
+BOUNDS = {
+    "Korean phonological": Distance(0.3, 0.5),
+    "Korean iconological": Distance(0.35, 0.7),
+    "Korean transliteration": Distance(0.2, 0.5),
+    "Korean syntactic": Distance(0.3, 0.75),
+    "iconological": Distance(0.3, 0.5),
+    "phonological": Distance(0.3, 0.6),
+    "syntactic": Distance(0.3, 0.5),
+    "pragmatic": Distance(0, 0),
+    "invisible": Distance(0, 0),
+}
 
 #: rules that this judge has no say about, and why
 UNJUDGED = {
     "hanja": "which syllable a Chinese character stands for is no matter of shape; the order of"
-             " KS X 1001, which is by sound, vouches for the table",
+    " KS X 1001, which is by sound, vouches for the table",
     "semantic": "no table here says what a Chinese character means",
     "cross_script": "Unicode knows few of these strokes as confusable with Hangul letters",
     "look_alike": "both letters of a syllable change at once; that the two look alike is for eyes",
-    "rotation": "no table here says what a syllable looks like upside down"}
+    "rotation": "no table here says what a syllable looks like upside down",
+}
 
 #: a sign, and the letters that it may stand for; `*` stands for any letter, so for none
-SIGNS = {sign: frozenset(c for c, signs in profanity.CHARS_MAPPING.items() if sign in signs)
-         for signs in profanity.CHARS_MAPPING.values() for sign in signs if sign != "*"}
-_KEYS = dict(zip("qwertyuiopasdfghjklzxcvbnmQWERTOP",
-                 "ㅂㅈㄷㄱㅅㅛㅕㅑㅐㅔㅁㄴㅇㄹㅎㅗㅓㅏㅣㅋㅌㅊㅍㅠㅜㅡㅃㅉㄸㄲㅆㅒㅖ", strict=True))
+SIGNS = {
+    sign: frozenset(c for c, signs in profanity.CHARS_MAPPING.items() if sign in signs)
+    for signs in profanity.CHARS_MAPPING.values()
+    for sign in signs
+    if sign != "*"
+}
+_KEYS = dict(
+    zip(
+        "qwertyuiopasdfghjklzxcvbnmQWERTOP",
+        "ㅂㅈㄷㄱㅅㅛㅕㅑㅐㅔㅁㄴㅇㄹㅎㅗㅓㅏㅣㅋㅌㅊㅍㅠㅜㅡㅃㅉㄸㄲㅆㅒㅖ",
+        strict=True,
+    )
+)
 
 
 def typed(text: str) -> str:
@@ -58,8 +78,10 @@ def typed(text: str) -> str:
 
 def romanised(text: str) -> str:
     "`text` with each Hangul syllable as Unicode spells it in its name."
-    return "".join(unicodedata.name(c, "").removeprefix("HANGUL SYLLABLE ").lower()
-                   if "가" <= c <= "힣" else c for c in unicodedata.normalize("NFC", text))
+    return "".join(
+        unicodedata.name(c, "").removeprefix("HANGUL SYLLABLE ").lower() if "가" <= c <= "힣" else c
+        for c in unicodedata.normalize("NFC", text)
+    )
 
 
 @cache
@@ -68,7 +90,7 @@ def _seen(c: str) -> str:
     if unicodedata.category(c) in ("Mn", "Me", "Cf", "Cc", "Cs"):
         return ""
     name = unicodedata.name(c, "")
-    if name.startswith("HANGUL JONGSEONG"):     # a closing consonant is the letter that opens one
+    if name.startswith("HANGUL JONGSEONG"):  # a closing consonant is the letter that opens one
         parts = name.removeprefix("HANGUL JONGSEONG ")
         try:
             return unicodedata.lookup(f"HANGUL CHOSEONG {parts}")
@@ -87,8 +109,12 @@ def letters(text: str) -> list[str]:
 
 def unread(text: str) -> set[str]:
     "Letters in `text` that this judge can't read: neither Hangul nor ASCII."
-    return {c for word in letters(text) for c in word
-            if not c.isascii() and not unicodedata.name(c, "").startswith("HANGUL")}
+    return {
+        c
+        for word in letters(text)
+        for c in word
+        if not c.isascii() and not unicodedata.name(c, "").startswith("HANGUL")
+    }
 
 
 def _cost(a: str, b: str) -> int:
@@ -126,8 +152,10 @@ def edits(words: list[str], new: str) -> list[int]:
 def _distance(text: str, variant: str) -> Distance:
     words = letters(text)
     costs = edits(words, "".join(letters(variant)))
-    return Distance(sum(costs) / max(LEAST, sum(map(len, words))),
-                    max((n / max(LEAST, len(w)) for n, w in zip(costs, words)), default=0))
+    return Distance(
+        sum(costs) / max(LEAST, sum(map(len, words))),
+        max((n / max(LEAST, len(w)) for n, w in zip(costs, words)), default=0),
+    )
 
 
 def distance(text: str, variant: str) -> Distance:
@@ -135,5 +163,6 @@ def distance(text: str, variant: str) -> Distance:
     ways = [str]
     if any("가" <= c <= "힣" for c in text) and any(c.isascii() and c.isalpha() for c in variant):
         ways += [typed, romanised]
-    return min((_distance(way(text), way(variant)) for way in ways),
-               key=lambda d: (d.worst, d.total))
+    return min(
+        (_distance(way(text), way(variant)) for way in ways), key=lambda d: (d.worst, d.total)
+    )

@@ -1,4 +1,5 @@
 """The repository as the tests of its rules read it: notebooks, the syntax trees of modules and of tests."""
+
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -63,9 +64,12 @@ def modules_of(root: Path = ROOT) -> dict[str, list[str]]:
 
 def notebook(*sources: str, output: str = "", top: str = "# T\n\n> S") -> nbformat.NotebookNode:
     shown = [nbformat.v4.new_output("stream", text=output)] if output else []
-    return nbformat.v4.new_notebook(cells=[
-        nbformat.v4.new_markdown_cell(top),
-        *(nbformat.v4.new_code_cell(source, outputs=shown) for source in sources)])
+    return nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_markdown_cell(top),
+            *(nbformat.v4.new_code_cell(source, outputs=shown) for source in sources),
+        ]
+    )
 
 
 # Modules -----------------------------------------------------------------------------------------
@@ -95,7 +99,7 @@ def imported(name: str, tree: ast.Module, is_package: bool) -> Iterator[tuple[in
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             up = node.level - (1 if is_package else 0)
-            base = here[:len(here) - up] if node.level else []
+            base = here[: len(here) - up] if node.level else []
             base = ".".join([*base, *filter(None, [node.module])])
             yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
 

@@ -1,6 +1,7 @@
 """A scheduler in a process of its own, for tests that need two: `scheduler.py STORE_URL FOLDER`.
 
 It says a word per look; training takes until a line comes on stdin."""
+
 import sys
 from pathlib import Path
 
@@ -10,8 +11,15 @@ from content_arena.workflows.retraining import AutoRetrain, stopping_on_signals
 
 
 def settings(url: str, folder: Path, **more):
-    return load_settings(env={}, store_url=url, var_dir=str(folder), store_text=True,
-                         retrain_lease_s=3, retrain_backoff_h=1e-4, **more)
+    return load_settings(
+        env={},
+        store_url=url,
+        var_dir=str(folder),
+        store_text=True,
+        retrain_lease_s=3,
+        retrain_backoff_h=1e-4,
+        **more,
+    )
 
 
 def train(changed) -> dict:
@@ -25,4 +33,5 @@ if __name__ == "__main__":
     chosen = settings(url, Path(folder))
     with EventStore(chosen) as store, stopping_on_signals() as stop:
         AutoRetrain(store, chosen, train).watch(
-            0.2, stop, lambda result: print(result["status"], flush=True))
+            0.2, stop, lambda result: print(result["status"], flush=True)
+        )

@@ -1,4 +1,5 @@
 """Stores of tiny models for tests of versions, and processes that die at a chosen step."""
+
 import json
 import os
 import shutil
@@ -48,10 +49,23 @@ class FakeRegistry:
 
     def versions(self) -> list[Version]:
         now = datetime.now(timezone.utc)
-        return [Version("content-filter", str(i + 1), f"run{i}", tuple(aliases),
-                        {"lineage": '["d0"]', "f1": "0.8", "detection_rate": "0.5",
-                         "false_positive_rate": "0.25"}, sha256, now)
-                for i, (sha256, aliases) in enumerate(self.read())]
+        return [
+            Version(
+                "content-filter",
+                str(i + 1),
+                f"run{i}",
+                tuple(aliases),
+                {
+                    "lineage": '["d0"]',
+                    "f1": "0.8",
+                    "detection_rate": "0.5",
+                    "false_positive_rate": "0.25",
+                },
+                sha256,
+                now,
+            )
+            for i, (sha256, aliases) in enumerate(self.read())
+        ]
 
     def check_files(self, version: Version) -> str:
         return ""
@@ -67,9 +81,15 @@ class FakeRegistry:
 
 def make_store(root: Path, **settings) -> VersionStore:
     settings = dict(cleanup_keep_versions=1) | settings
-    s = load_settings(env={}, models_dir=str(root / "models"), var_dir=str(root / "var"),
-                      runs_dir=str(root / "runs"), artifact_dir=str(root / "artifacts"),
-                      tracking_uri=f"sqlite:///{root}/mlflow.db", **settings)
+    s = load_settings(
+        env={},
+        models_dir=str(root / "models"),
+        var_dir=str(root / "var"),
+        runs_dir=str(root / "runs"),
+        artifact_dir=str(root / "artifacts"),
+        tracking_uri=f"sqlite:///{root}/mlflow.db",
+        **settings,
+    )
     return VersionStore(s, FakeRegistry(root / "registry.json"), lock_timeout_s=30)
 
 
@@ -99,6 +119,7 @@ def copy_shelf(template: Path, root: Path) -> None:
 
 # What is done to a copy of `four_versions`, and what latest may say afterwards ------------------
 
+
 def _over_a_folder(store: VersionStore, names: dict[str, str]) -> None:
     store.latest.unlink()
     model(store.latest, "by hand")
@@ -117,8 +138,11 @@ def _archived(store: VersionStore, names: dict[str, str]) -> None:
 #: name -> (what comes before, what is killed, what latest may say afterwards)
 OPERATIONS = {
     "save": (None, lambda s, n: s.save("again"), {"v3"}),
-    "publish": (None, lambda s, n: s.publish(s.models.parent / "sources" / "0", tag="new"),
-                {"v3", "v0"}),
+    "publish": (
+        None,
+        lambda s, n: s.publish(s.models.parent / "sources" / "0", tag="new"),
+        {"v3", "v0"},
+    ),
     "restore": (None, lambda s, n: s.restore(n["v1"]), {"v3", "v1"}),
     "restore over a folder": (_over_a_folder, lambda s, n: s.restore(n["v1"]), {"by hand", "v1"}),
     "restore from the archive": (_archived, lambda s, n: s.restore(n["v2"]), {"v3", "v2"}),
@@ -129,6 +153,7 @@ OPERATIONS = {
 
 
 # Dying -------------------------------------------------------------------------------------------
+
 
 class Killed(BaseException):
     "Instead of a signal, in a process that has to live on."
@@ -205,7 +230,7 @@ def answer(child: int, here: int) -> tuple[int, str]:
 def killed_at(root: Path, operation: str, names: dict[str, str], end: int) -> str:
     "`operation`, killed by SIGKILL before change `end`; if it lives, what latest says."
     steps.die = lambda: os.kill(os.getpid(), signal.SIGKILL)
-    retention.open_paths = cleaning.open_paths = lambda *folders: {}    # /proc is not looked through
+    retention.open_paths = cleaning.open_paths = lambda *folders: {}  # /proc is not looked through
     steps.root, steps.end = f"{root}/", end
     OPERATIONS[operation][1](make_store(root), names)
     steps.root = ""

@@ -3,6 +3,7 @@
 Run as a script it is a process that a test may kill: `stage.py serve FOLDER`, or
 `stage.py deploy FOLDER URL POINT`.
 """
+
 import asyncio
 import json
 import os
@@ -32,12 +33,17 @@ from content_arena.mlops.journal import Journal
 
 
 def settings(folder: Path, **explicit):
-    defaults = dict(var_dir=str(folder / "var"), models_dir=str(folder / "models"), port=0,
-                    store_url=f"sqlite:///{folder}/events.db",
-                    reload_timeout_s=20, reload_attempts=2,
-                    metrics_refresh_s=0,     # where a test does not look at them
-                    log_requests=False,      # nobody reads the pipe while it runs
-                    shadow_sample=0)         # no challenger is loaded but where a test wants one
+    defaults = dict(
+        var_dir=str(folder / "var"),
+        models_dir=str(folder / "models"),
+        port=0,
+        store_url=f"sqlite:///{folder}/events.db",
+        reload_timeout_s=20,
+        reload_attempts=2,
+        metrics_refresh_s=0,  # where a test does not look at them
+        log_requests=False,  # nobody reads the pipe while it runs
+        shadow_sample=0,
+    )  # no challenger is loaded but where a test wants one
     return load_settings(env={}, **(defaults | explicit))
 
 
@@ -71,12 +77,23 @@ class FileRegistry:
         number = self.aliases().get(alias)
         return Version(number) if number else None
 
-    def get_champion(self): return self._get("champion")
-    def get_challenger(self): return self._get("challenger")
-    def get_previous(self): return self._get("previous")
-    def get_version(self, number): return Version(str(number))
-    def tag(self, version, **tags): pass
-    def settle(self): pass
+    def get_champion(self):
+        return self._get("champion")
+
+    def get_challenger(self):
+        return self._get("challenger")
+
+    def get_previous(self):
+        return self._get("previous")
+
+    def get_version(self, number):
+        return Version(str(number))
+
+    def tag(self, version, **tags):
+        pass
+
+    def settle(self):
+        pass
 
     def notes(self, prefix=""):
         kept = {p.name: p.read_text() for p in self.shelf.glob("*.note")}
@@ -99,16 +116,27 @@ class FileRegistry:
 
     def _permitted(self, action, decision):
         allowed, now = permit(DecisionChain(self).find(decision)), self.aliases()
-        expected = now.get("champion") or "", now.get("challenger" if action == "promote" else "previous")
+        expected = (
+            now.get("champion") or "",
+            now.get("challenger" if action == "promote" else "previous"),
+        )
         if (action, allowed.champion, allowed.version) != (allowed.action, *expected):
             raise RuntimeError(f"the aliases are {now}: somebody moved them")
-        event = {"action": action, "version": allowed.version, "replaces": allowed.champion,
-                 "decision": decision, "reason": allowed.reason, "time": f"{2100 + len(self.history())}-01-01T00:00:00Z"}
+        event = {
+            "action": action,
+            "version": allowed.version,
+            "replaces": allowed.champion,
+            "decision": decision,
+            "reason": allowed.reason,
+            "time": f"{2100 + len(self.history())}-01-01T00:00:00Z",
+        }
         return allowed, {"history": [*self.history(), event]}
 
     def promote_challenger(self, decision):
         allowed, event = self._permitted("promote", decision)
-        self.set(champion=allowed.version, previous=allowed.champion or None, challenger=None, **event)
+        self.set(
+            champion=allowed.version, previous=allowed.champion or None, challenger=None, **event
+        )
         if self.kill == "in:promote":
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -129,6 +157,7 @@ THRESHOLDS = {"champion": 0.35, "challenger": 0.65}
 @dataclass
 class Scorer:
     "Scores a text by its length; `delay_s` makes it slow, `gate` holds it until it is set."
+
     version: str
     sha256: str
     threshold: float
@@ -146,7 +175,7 @@ class Scorer:
             assert self.gate.wait(30)
         while self.held is not None and self.held.exists():
             time.sleep(0.01)
-        time.sleep(self.delay_s)                       # plays the computation
+        time.sleep(self.delay_s)  # plays the computation
         return np.array([min(len(t) / 10, 1.0) for t in texts])
 
     def close(self):
@@ -171,8 +200,14 @@ class FileLoader:
             os.kill(os.getpid(), signal.SIGKILL)
         while (self.folder / "load-held").exists():
             time.sleep(0.005)
-        return Scorer(version.version, version.sha256, THRESHOLDS[alias], delay_s=self.delay_s,
-                      started=self.folder / "scoring", held=self.folder / "held")
+        return Scorer(
+            version.version,
+            version.sha256,
+            THRESHOLDS[alias],
+            delay_s=self.delay_s,
+            started=self.folder / "scoring",
+            held=self.folder / "held",
+        )
 
 
 #: Signal -> exit code of the service: after the shutdown SIGTERM ends it as it ends any process, Ctrl-C is done with.
@@ -184,8 +219,13 @@ def process(*args: str, itself: bool = False):
     """This file as a process of its own, with pipes; ended if the test leaves it running.
 
     `itself`: the one that is yielded, not a fork that it stands for (warm.py)."""
-    p = subprocess.Popen([sys.executable if itself else python(), __file__, *args], stdin=subprocess.PIPE,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen(
+        [sys.executable if itself else python(), __file__, *args],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         yield p
     finally:
@@ -198,8 +238,10 @@ def service_process(folder: Path, delay_s: float = 0.0, full_disk: bool = False)
     """`content-arena serve` with a FileLoader, in a process of its own; yields it and its URL.
 
     `full_disk`: none of its files may grow."""
-    with process("serve", str(folder), str(delay_s), *["full disk"] * full_disk, itself=full_disk) as p:
-        said = p.stdout.readline()                     # comes when the port is open
+    with process(
+        "serve", str(folder), str(delay_s), *["full disk"] * full_disk, itself=full_disk
+    ) as p:
+        said = p.stdout.readline()  # comes when the port is open
         yield p, re.search(r"http://[\d.:]+", said)[0]
 
 
@@ -207,9 +249,11 @@ def service_process(folder: Path, delay_s: float = 0.0, full_disk: bool = False)
 def serving(app, port: int = 0):
     "`app` on a real socket of this machine (0: any free port), in a thread; yields its URL."
     import uvicorn
+
     with socket.create_server(("127.0.0.1", port)) as sock:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none",
-                                               timeout_keep_alive=75))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="error", ws="none", timeout_keep_alive=75)
+        )
         thread = threading.Thread(target=server.run, args=([sock],))
         thread.start()
         try:
@@ -223,7 +267,8 @@ def serving(app, port: int = 0):
 @contextmanager
 def service(folder: Path, **explicit):
     "The service over the registry in `folder`, its champion loaded."
-    from content_arena.serving.app import create_app       # slow to import: not where it isn't used
+    from content_arena.serving.app import create_app  # slow to import: not where it isn't used
+
     app = create_app(settings(folder, **explicit), Secrets(), FileLoader(folder))
     with serving(app) as url:
         httpx.post(f"{url}/reload").raise_for_status()
@@ -264,10 +309,14 @@ class Notices:
 
 def comparison(old: str | None, new: str, verdict: str = "promote") -> dict:
     scores = dict(f1=0.84, precision=0.85, recall=0.83, accuracy=0.86)
-    return {"champion": {"version": old, **scores} if old else None,
-            "challenger": {"version": new, **scores, "f1": 0.87, "sha256": Version(new).sha256},
-            "samples_evaluated": 1500, "should_promote": verdict in ("promote", "bootstrap"),
-            "verdict": verdict, "reasons": ["F1 +0.03"]}
+    return {
+        "champion": {"version": old, **scores} if old else None,
+        "challenger": {"version": new, **scores, "f1": 0.87, "sha256": Version(new).sha256},
+        "samples_evaluated": 1500,
+        "should_promote": verdict in ("promote", "bootstrap"),
+        "verdict": verdict,
+        "reasons": ["F1 +0.03"],
+    }
 
 
 def recorded(registry, old: str | None, new: str, verdict: str = "promote") -> str:
@@ -279,19 +328,30 @@ def recorded(registry, old: str | None, new: str, verdict: str = "promote") -> s
 
 def compared(old: str | None, new: str, verdict: str = "promote"):
     "What an evaluator answers: such a comparison, with (no) rows."
-    from pandas import DataFrame                       # slow to import: not where it isn't used
+    from pandas import DataFrame  # slow to import: not where it isn't used
 
     from content_arena.mlops.evaluator import Comparison
     from content_arena.mlops.gate import Decision
-    return Comparison(comparison(old, new, verdict) | {"decision": ""}, DataFrame({"row": [""]}),
-                      np.zeros((1, 4)), Decision(verdict, ("F1 +0.03",), ()))
+
+    return Comparison(
+        comparison(old, new, verdict) | {"decision": ""},
+        DataFrame({"row": [""]}),
+        np.zeros((1, 4)),
+        Decision(verdict, ("F1 +0.03",), ()),
+    )
 
 
 def deployer(folder: Path, url: str, *, kill="", evaluator=None, **explicit) -> ModelDeployer:
     s = settings(folder, inference_url=url, **explicit)
     journal = KilledJournal(s.path("var_dir") / "journal", kill)
-    return ModelDeployer(FileRegistry(folder, kill), s, Notices(folder), evaluator, journal=journal,
-                         client=InferenceClient(s, Secrets(), backoff_s=0.01))
+    return ModelDeployer(
+        FileRegistry(folder, kill),
+        s,
+        Notices(folder),
+        evaluator,
+        journal=journal,
+        client=InferenceClient(s, Secrets(), backoff_s=0.01),
+    )
 
 
 class Asking:
@@ -310,6 +370,7 @@ if __name__ == "__main__":
     action, folder, *more = sys.argv[1:]
     if action == "serve":
         from content_arena.serving.app import run
+
         delay = float(more[0]) if more else 0.0
         if "full disk" in more:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))

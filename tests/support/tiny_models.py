@@ -1,4 +1,5 @@
 """Real models on a tiny base: trained on made-up comments in seconds, or with random weights; what they are trained on."""
+
 from pathlib import Path
 
 import mlflow
@@ -18,8 +19,10 @@ from content_arena.training.tracking import connect, log_model
 def comments(n: int = 120) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     words = rng.choice(["kind", "awful"], size=n)
-    rows = [(f"you are {w} {rng.choice(['today', 'friend', 'you'])} {i}", int(w == "awful"))
-            for i, w in enumerate(words)]
+    rows = [
+        (f"you are {w} {rng.choice(['today', 'friend', 'you'])} {i}", int(w == "awful"))
+        for i, w in enumerate(words)
+    ]
     return pd.DataFrame(rows, columns=["text", "label"])
 
 
@@ -27,10 +30,19 @@ def tiny_settings(folder: Path, kind: str = "encoder", **more):
     base = folder / kind
     if not base.exists():
         make_tiny_base(base, kind)
-    values = dict(base_model=str(base), epochs=4, batch_tokens=64, eval_every=5, checkpoint_every=3,
-                  learning_rate=0.01, head_learning_rate=0.05, max_length=16,
-                  var_dir=str(folder / "var"), artifact_dir=str(folder / "artifacts"),
-                  tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    values = dict(
+        base_model=str(base),
+        epochs=4,
+        batch_tokens=64,
+        eval_every=5,
+        checkpoint_every=3,
+        learning_rate=0.01,
+        head_learning_rate=0.05,
+        max_length=16,
+        var_dir=str(folder / "var"),
+        artifact_dir=str(folder / "artifacts"),
+        tracking_uri=f"sqlite:///{folder}/mlflow.db",
+    )
     return load_settings(env={}, **{**values, **more})
 
 
@@ -47,11 +59,20 @@ def register(settings, base_folder, seed: int, threshold: float = 0.35):
     for name, p in classifier.named_parameters():
         if "lora_B" in name or "head" in name:
             p.data.normal_(std=0.5)
-    spec |= {"max_length": 16, "temperature": 1.0, "threshold": threshold,
-             "probe": probe_scores(classifier, load_tokenizer(base.path), 1.0)}
+    spec |= {
+        "max_length": 16,
+        "temperature": 1.0,
+        "threshold": threshold,
+        "probe": probe_scores(classifier, load_tokenizer(base.path), 1.0),
+    }
     folder = settings.path("var_dir") / f"trained-{seed}"
-    tags = dict(dataset_id="d", lineage='["d"]', base_model=str(base_folder),
-                base_model_sha256=base.sha256, model_sha256=save_model(classifier, folder, spec))
+    tags = dict(
+        dataset_id="d",
+        lineage='["d"]',
+        base_model=str(base_folder),
+        base_model_sha256=base.sha256,
+        model_sha256=save_model(classifier, folder, spec),
+    )
     with mlflow.start_run(experiment_id=connect(settings), tags=tags) as run:
         log_model(folder, {"model_sha256": tags["model_sha256"]})
     return ModelRegistry(settings).register_challenger(run.info.run_id)

@@ -7,6 +7,7 @@ Where that could matter the program becomes an ordinary Python instead: with ano
 (but for the names below), another option than -c or -m, or no process to ask. Kernels that a fork starts are forks
 too. A test of signals to a whole process group, or of the start itself, takes `sys.executable`.
 """
+
 import atexit
 import gc
 import json
@@ -26,9 +27,31 @@ from functools import cache
 from pathlib import Path
 
 #: variables that are read when they are needed, not when something is imported
-FREE = ("CONTENT_ARENA_", "PYTEST_", "JPY_", "GITHUB_", "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "PAPERMILL_",
-        "PYDEVD_", "TMPDIR", "COLUMNS=", "LINES=", "OLDPWD", "PWD", "SHLVL", "_=")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FREE = (
+    "CONTENT_ARENA_",
+    "PYTEST_",
+    "JPY_",
+    "GITHUB_",
+    "MLFLOW_RUN_ID",
+    "MLFLOW_TRACKING_URI",
+    "PAPERMILL_",
+    "PYDEVD_",
+    "TMPDIR",
+    "COLUMNS=",
+    "LINES=",
+    "OLDPWD",
+    "PWD",
+    "SHLVL",
+    "_=",
+)
+SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 
 PROGRAM = """#!{base} -IS
 import json, os, signal, socket, struct, sys
@@ -81,13 +104,14 @@ def load() -> None:
     import importlib
     import pkgutil
 
-    import bitsandbytes                                # noqa: F401
-    import ipykernel.ipkernel                          # noqa: F401
-    import matplotlib.pyplot                           # noqa: F401
-    import peft                                        # noqa: F401
-    import sklearn.linear_model                        # noqa: F401
+    import bitsandbytes  # noqa: F401
+    import ipykernel.ipkernel  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
+    import peft  # noqa: F401
+    import sklearn.linear_model  # noqa: F401
 
     import content_arena
+
     for module in pkgutil.walk_packages(content_arena.__path__, "content_arena."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
@@ -100,12 +124,14 @@ def listen(where: str) -> tuple[str, str]:
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(where)
         door.listen(64)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who wait for the forks are not waited for
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_IGN
+        )  # those who wait for the forks are not waited for
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("loaded", flush=True)
         while True:
             ready, _, _ = select.select([door, sys.stdin], [], [])
-            if sys.stdin in ready:                     # the session has ended
+            if sys.stdin in ready:  # the session has ended
                 os._exit(0)
             caller, _ = door.accept()
             if os.fork() == 0:
@@ -121,7 +147,7 @@ def attend(caller: socket.socket) -> tuple[str, str]:
     size, asked = int.from_bytes(head, "big"), b""
     while len(asked) < size:
         if not (piece := caller.recv(size - len(asked))):
-            os._exit(0)                                # the caller was killed while it asked
+            os._exit(0)  # the caller was killed while it asked
         asked += piece
     child = os.fork()
     if child == 0:
@@ -138,7 +164,7 @@ def attend(caller: socket.socket) -> tuple[str, str]:
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         elif number := caller.recv(1):
             os.kill(child, number[0])
-        else:                                          # the caller was killed
+        else:  # the caller was killed
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             os._exit(0)
@@ -157,8 +183,14 @@ def become(asked: dict, files: list[int]) -> tuple[str, str]:
         os.close(file)
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         old = getattr(sys, name)
-        new = open(number, mode, encoding=old.encoding, errors=old.errors, closefd=False,
-                   buffering=1 if number == 2 or os.isatty(number) else -1)
+        new = open(
+            number,
+            mode,
+            encoding=old.encoding,
+            errors=old.errors,
+            closefd=False,
+            buffering=1 if number == 2 or os.isatty(number) else -1,
+        )
         setattr(sys, name, new)
         setattr(sys, f"__{name}__", new)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -186,8 +218,14 @@ def python() -> str:
     file = folder / "python"
     file.write_text(PROGRAM.format(base=base, values=repr(values)))
     file.chmod(0o755)
-    python.server = subprocess.Popen([sys.executable, __file__, str(folder / "door")], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, env=env, text=True, cwd=Path(__file__).parents[2])
+    python.server = subprocess.Popen(
+        [sys.executable, __file__, str(folder / "door")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=env,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
     if python.server.stdout.readline().strip() != "loaded":
         raise RuntimeError("the process that loads the slow libraries died: see above")
     atexit.register(shutil.rmtree, folder, True)
@@ -197,7 +235,10 @@ def python() -> str:
 def run(kind: str, what: str) -> None:
     "Run what `listen` returned, as an interpreter does."
     if kind == "-c":
-        exec(compile(what, "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+        exec(
+            compile(what, "<string>", "exec"),
+            {"__name__": "__main__", "__builtins__": __builtins__},
+        )
     elif kind == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)
     else:

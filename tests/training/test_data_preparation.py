@@ -1,4 +1,5 @@
 """Data preparation against bad input, broken disks and second processes."""
+
 import csv
 import hashlib
 import io
@@ -26,9 +27,16 @@ from content_arena.core.config import load_settings
 from content_arena.core.text import canonical
 from content_arena.data import readers as sources
 from content_arena.training.data_preparation import SPLITS, open_dataset, prepare_dataset
-from content_arena.data.grouping import (cluster, find_overlap, fingerprints, group_rows, shingles)
-from content_arena.data.readers import (DataError, PublicFile, fetch, find_public_file, load_source,
-                                        read_delimited, read_jsonl)
+from content_arena.data.grouping import cluster, find_overlap, fingerprints, group_rows, shingles
+from content_arena.data.readers import (
+    DataError,
+    PublicFile,
+    fetch,
+    find_public_file,
+    load_source,
+    read_delimited,
+    read_jsonl,
+)
 
 from exact import leaks, triples
 
@@ -56,7 +64,7 @@ THINGS = "soup song dance hat joke plan idea garden letter speech".split()
 def good_lines(n=400):
     lines = [f"{n} made a lovely {t} today,0" for n in NAMES for t in THINGS]
     lines += [f"{n} the fool wants a {t},1" for n in NAMES for t in THINGS]
-    return lines[:n // 2] + lines[200:200 + n // 2]
+    return lines[: n // 2] + lines[200 : 200 + n // 2]
 
 
 def write_csv(path, lines, header="text,label"):
@@ -64,7 +72,9 @@ def write_csv(path, lines, header="text,label"):
 
 
 def quarantined(dataset):
-    return [json.loads(line) for line in (dataset.folder / "quarantine.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (dataset.folder / "quarantine.jsonl").read_text().splitlines()
+    ]
 
 
 def datasets_of(home):
@@ -75,22 +85,34 @@ def datasets_of(home):
 
 # --- files that can't be used at all --------------------------------------------------------------
 
-@pytest.mark.parametrize("name, content, message", [
-    ("a.csv", b"", "a.csv: the file is empty"),
-    ("a.csv", b"\xef\xbb\xbf \n\n", "a.csv: the file is empty"),
-    ("a.jsonl", b"\n\n", "a.jsonl: the file is empty"),
-    ("a.csv", b"text,label\n", "no usable row, 0 bad ones"),
-    ("a.csv", "text,label\n정말 좋은 글입니다,0\n".encode("cp949"), "line 2: the encoding is cp949"),
-    ("a.jsonl", '{"text": "정말 좋은 글입니다", "label": 0}\n'.encode("cp949"), "iconv -f cp949 -t utf-8"),
-    ("a.csv", "text,label\nfine,0\n".encode("utf-16"), "the encoding is UTF-16"),
-    ("a.csv", b"text,label\n" + b"\0\0\0\0x,0\n" * 50, "bytes are NUL"),
-    ("a.csv", "text,label\ncaf\u00e9,0\n".encode("latin-1"), "neither UTF-8 nor cp949"),
-    ("a.csv", b"comment,label\nfine,0\n", "a.csv: no column text; found: comment, label"),
-    ("a.csv", b"text;label\nfine;0\n", "no column text and no column label; found: text;label"),
-    ("a.jsonl", b'{"text": "fine", "y": 0}\n', "a.jsonl: no column label; found: text, y"),
-    ("a.csv", b"text,label\nfine,good\nbad,toxic\n", "line 2: label 'good' is not 0 or 1"),
-    ("a.parquet", b"PAR1 nonsense PAR1", "a.parquet: cannot be read as Parquet"),
-])
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.csv", b"", "a.csv: the file is empty"),
+        ("a.csv", b"\xef\xbb\xbf \n\n", "a.csv: the file is empty"),
+        ("a.jsonl", b"\n\n", "a.jsonl: the file is empty"),
+        ("a.csv", b"text,label\n", "no usable row, 0 bad ones"),
+        (
+            "a.csv",
+            "text,label\n정말 좋은 글입니다,0\n".encode("cp949"),
+            "line 2: the encoding is cp949",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "정말 좋은 글입니다", "label": 0}\n'.encode("cp949"),
+            "iconv -f cp949 -t utf-8",
+        ),
+        ("a.csv", "text,label\nfine,0\n".encode("utf-16"), "the encoding is UTF-16"),
+        ("a.csv", b"text,label\n" + b"\0\0\0\0x,0\n" * 50, "bytes are NUL"),
+        ("a.csv", "text,label\ncaf\u00e9,0\n".encode("latin-1"), "neither UTF-8 nor cp949"),
+        ("a.csv", b"comment,label\nfine,0\n", "a.csv: no column text; found: comment, label"),
+        ("a.csv", b"text;label\nfine;0\n", "no column text and no column label; found: text;label"),
+        ("a.jsonl", b'{"text": "fine", "y": 0}\n', "a.jsonl: no column label; found: text, y"),
+        ("a.csv", b"text,label\nfine,good\nbad,toxic\n", "line 2: label 'good' is not 0 or 1"),
+        ("a.parquet", b"PAR1 nonsense PAR1", "a.parquet: cannot be read as Parquet"),
+    ],
+)
 def test_unusable_file_is_named(home, name, content, message):
     (home / name).write_bytes(content)
     with pytest.raises(DataError, match=re.escape(message)) as error:
@@ -113,11 +135,21 @@ def test_header_that_is_a_comment_is_not_repeated_in_the_error(home):
 
 # --- input that could mean two things -------------------------------------------------------------
 
-@pytest.mark.parametrize("header, message", [
-    ("text,label,label", "a.csv: column label is there twice"), ("text,text,label", "a.csv: column text is there twice"),
-    ("text, label ,label", "a.csv: column label is there twice"), ("text,label,lang,lang", "column lang is there twice"),
-    ("label,text,label,text", "column text is there twice and column label is there twice"),
-    ("text,label,label,label", "column label is there 3 times: which one is meant can't be known; remove or rename")])
+
+@pytest.mark.parametrize(
+    "header, message",
+    [
+        ("text,label,label", "a.csv: column label is there twice"),
+        ("text,text,label", "a.csv: column text is there twice"),
+        ("text, label ,label", "a.csv: column label is there twice"),
+        ("text,label,lang,lang", "column lang is there twice"),
+        ("label,text,label,text", "column text is there twice and column label is there twice"),
+        (
+            "text,label,label,label",
+            "column label is there 3 times: which one is meant can't be known; remove or rename",
+        ),
+    ],
+)
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
 def test_a_column_that_is_there_twice_is_refused(home, header, message, kind):
     names = header.split(",")
@@ -147,14 +179,28 @@ def test_columns_that_nobody_reads_may_be_there_twice(home, kind):
 
 
 def test_a_json_key_that_is_there_twice_is_the_rows_fault(home):
-    (home / "a.jsonl").write_text("\n".join([
-        '{"text": "fine", "label": 0}', '{"text": "a", "label": 0, "label": 1}', '{"text": "b", "text": "c", "label": 1}',
-        '{"text": "d", " label": 0, "label": 1}', '{"text": "e", "label": 1, "id": 1, "id": 2}']))
+    (home / "a.jsonl").write_text(
+        "\n".join(
+            [
+                '{"text": "fine", "label": 0}',
+                '{"text": "a", "label": 0, "label": 1}',
+                '{"text": "b", "text": "c", "label": 1}',
+                '{"text": "d", " label": 0, "label": 1}',
+                '{"text": "e", "label": 1, "id": 1, "id": 2}',
+            ]
+        )
+    )
     table = load_source("jsonl:a.jsonl", at(home))
     assert table.frame.text.tolist() == ["fine", "e"] and table.bad.line.tolist() == [2, 3, 4]
-    assert table.bad.reason.str.contains("this row: key (?:label|text) is there twice").tolist() == [True] * 3
+    assert (
+        table.bad.reason.str.contains("this row: key (?:label|text) is there twice").tolist()
+        == [True] * 3
+    )
     (home / "b.jsonl").write_text('{"text": "a", "label": 0, "label": 1}\n' * 3)
-    with pytest.raises(DataError, match="no usable row, 3 bad ones; the first: b.jsonl, line 1: this row: key label"):
+    with pytest.raises(
+        DataError,
+        match="no usable row, 3 bad ones; the first: b.jsonl, line 1: this row: key label",
+    ):
         load_source("jsonl:b.jsonl", at(home))
 
 
@@ -166,21 +212,42 @@ def test_one_hub_column_can_not_be_text_and_label(home, monkeypatch):
 
 # --- one comment, two spellings -------------------------------------------------------------------
 
+
 def korean_lines(n=200):
-    clean = [f"{a} {b} 고마워요,0" for a in ("어제", "오늘", "방금", "주말에") for b in "영화 노래 게임 가수 배우 동네 음식 사진".split()]
-    toxic = [f"{a} {b} 꺼져라,1" for a in ("이런", "저런", "그런", "무슨") for b in "바보 멍청이 놈들 쓰레기 인간 자식 거지 망나니".split()]
+    clean = [
+        f"{a} {b} 고마워요,0"
+        for a in ("어제", "오늘", "방금", "주말에")
+        for b in "영화 노래 게임 가수 배우 동네 음식 사진".split()
+    ]
+    toxic = [
+        f"{a} {b} 꺼져라,1"
+        for a in ("이런", "저런", "그런", "무슨")
+        for b in "바보 멍청이 놈들 쓰레기 인간 자식 거지 망나니".split()
+    ]
     return clean + toxic
 
 
 def test_decomposed_rows_are_the_same_data_set(home):
     write_csv(home / "a.csv", korean_lines(), "text,label,template")
-    write_csv(home / "a.csv", [f"{line},주제 {i % 9}" for i, line in enumerate(korean_lines())], "text,label,template")
-    ask = dict(sources="csv:a.csv", valid_fraction=0.2, test_fraction=0.3, near_duplicate_threshold=1.0, max_train_rows=0)
+    write_csv(
+        home / "a.csv",
+        [f"{line},주제 {i % 9}" for i, line in enumerate(korean_lines())],
+        "text,label,template",
+    )
+    ask = dict(
+        sources="csv:a.csv",
+        valid_fraction=0.2,
+        test_fraction=0.3,
+        near_duplicate_threshold=1.0,
+        max_train_rows=0,
+    )
     composed = prepare(home, **ask)
     written = (home / "a.csv").read_text()
     (home / "a.csv").write_text(unicodedata.normalize("NFD", written))
     decomposed = prepare(home, **ask)
-    assert (home / "a.csv").read_text() != written and decomposed.manifest["content"] == composed.manifest["content"]
+    assert (home / "a.csv").read_text() != written and decomposed.manifest[
+        "content"
+    ] == composed.manifest["content"]
     assert decomposed.manifest["rows"] == composed.manifest["rows"]
     for split in SPLITS:
         assert all(unicodedata.is_normalized("NFC", t) for t in decomposed.frame(split).text)
@@ -188,9 +255,18 @@ def test_decomposed_rows_are_the_same_data_set(home):
 
 def test_limits_count_what_a_reader_sees(home):
     text = "각" * 5000
-    write_csv(home / "a.csv", [f"{unicodedata.normalize('NFD', text)},0", f"{unicodedata.normalize('NFD', text)}각,0", "b,1"])
+    write_csv(
+        home / "a.csv",
+        [
+            f"{unicodedata.normalize('NFD', text)},0",
+            f"{unicodedata.normalize('NFD', text)}각,0",
+            "b,1",
+        ],
+    )
     table = load_source("csv:a.csv", at(home))
-    assert table.frame.text.tolist() == [text, "b"] and table.bad.reason.tolist() == ["5,001 characters; max_text_chars is 5,000"]
+    assert table.frame.text.tolist() == [text, "b"] and table.bad.reason.tolist() == [
+        "5,001 characters; max_text_chars is 5,000"
+    ]
 
 
 def test_a_file_is_found_by_its_name_in_either_form(home):
@@ -200,8 +276,19 @@ def test_a_file_is_found_by_its_name_in_either_form(home):
         place.mkdir(parents=True)
         write_csv(place / unicodedata.normalize(on_disk, "댓글 모음.csv"), korean_lines())
         (folder / "settings.ini").write_text("[paths]\nvar_dir = var\n")
-        asked = [unicodedata.normalize(form, "csv:모음 폴더/댓글 모음.csv") for form in ("NFC", "NFD")]
-        made = [prepare(folder, sources=name, valid_fraction=0.2, test_fraction=0.3, near_duplicate_threshold=1.0) for name in asked]
+        asked = [
+            unicodedata.normalize(form, "csv:모음 폴더/댓글 모음.csv") for form in ("NFC", "NFD")
+        ]
+        made = [
+            prepare(
+                folder,
+                sources=name,
+                valid_fraction=0.2,
+                test_fraction=0.3,
+                near_duplicate_threshold=1.0,
+            )
+            for name in asked
+        ]
         assert made[0].id == made[1].id and set(made[0].frame("train").source) == {asked[0]}
         with pytest.raises(DataError, match="stands both in sources and in test_sources"):
             prepare(folder, sources=asked[0], test_sources=asked[1])
@@ -212,19 +299,41 @@ def test_a_file_is_found_by_its_name_in_either_form(home):
 
 # --- rows that can't be used ----------------------------------------------------------------------
 
+
 def test_every_bad_row_is_in_the_quarantine_file(home):
-    write_csv(home / "a.csv", [*good_lines(), '"",0', "odd label,2", "word,toxic", "one field", "a,b,c,0",
-                               "nul \x00 here,1", '"quote never closed,0', "ok after all,0",
-                               "x" * 1_000_000 + ",1", '"two\nlines",1', "\u200b\u3164,0"])
+    write_csv(
+        home / "a.csv",
+        [
+            *good_lines(),
+            '"",0',
+            "odd label,2",
+            "word,toxic",
+            "one field",
+            "a,b,c,0",
+            "nul \x00 here,1",
+            '"quote never closed,0',
+            "ok after all,0",
+            "x" * 1_000_000 + ",1",
+            '"two\nlines",1',
+            "\u200b\u3164,0",
+        ],
+    )
     with open(home / "a.csv", "ab") as f:
         f.write(b"caf\xe9,0\n")
     dataset = prepare(home, sources="csv:a.csv", valid_fraction=0.2)
     bad = {row["line"]: row["reason"] for row in quarantined(dataset)}
-    assert bad == {402: "empty text", 403: "label '2' is not 0 or 1", 404: "label 'toxic' is not 0 or 1",
-                   405: "1 fields, the header has 2", 406: "4 fields, the header has 2",
-                   407: "NUL character in the text", 408: bad[408],
-                   410: "1,000,000 characters; max_text_chars is 5,000", 413: "empty text",
-                   414: "bytes or escapes that are no UTF-8"}
+    assert bad == {
+        402: "empty text",
+        403: "label '2' is not 0 or 1",
+        404: "label 'toxic' is not 0 or 1",
+        405: "1 fields, the header has 2",
+        406: "4 fields, the header has 2",
+        407: "NUL character in the text",
+        408: bad[408],
+        410: "1,000,000 characters; max_text_chars is 5,000",
+        413: "empty text",
+        414: "bytes or escapes that are no UTF-8",
+    }
     assert "cannot be parsed" in bad[408]
     rows = dataset.manifest["rows"]
     assert (rows["quarantined"], rows["read"]) == (10, 400 + 2 + 10)
@@ -234,11 +343,24 @@ def test_every_bad_row_is_in_the_quarantine_file(home):
 
 
 def test_bad_rows_of_json_lines(home):
-    (home / "a.jsonl").write_text("\n".join([
-        '{"text": "fine", "label": 0}', '{"text": "half', "[1, 2]", '{"text": "no label"}',
-        '{"text": 7, "label": 1}', '{"text": null, "label": 1}', '{"text": "nan", "label": NaN}',
-        r'{"text": "\ud800", "label": 1}', '{"text": "list", "label": [1]}', "[" * 100_000,
-        '{"text": "bool", "label": true}', '{"text": "number", "label": 1.0}']))
+    (home / "a.jsonl").write_text(
+        "\n".join(
+            [
+                '{"text": "fine", "label": 0}',
+                '{"text": "half',
+                "[1, 2]",
+                '{"text": "no label"}',
+                '{"text": 7, "label": 1}',
+                '{"text": null, "label": 1}',
+                '{"text": "nan", "label": NaN}',
+                r'{"text": "\ud800", "label": 1}',
+                '{"text": "list", "label": [1]}',
+                "[" * 100_000,
+                '{"text": "bool", "label": true}',
+                '{"text": "number", "label": 1.0}',
+            ]
+        )
+    )
     table = load_source("jsonl:a.jsonl", at(home))
     assert table.frame.text.tolist() == ["fine", "bool", "number"]
     assert table.frame.label.tolist() == [0, 1, 1]
@@ -299,6 +421,7 @@ def test_every_json_line_is_good_or_bad(lines):
 
 # --- data sets that can't be used -----------------------------------------------------------------
 
+
 def test_one_class_only_is_an_error(home):
     write_csv(home / "a.csv", good_lines()[:200])
     with pytest.raises(DataError, match="csv:a.csv: all 200 rows are clean"):
@@ -322,8 +445,11 @@ def test_training_data_that_are_all_test_data_is_an_error(home):
 
 # --- groups, conflicts, splits --------------------------------------------------------------------
 
-phrase = st.lists(st.sampled_from("you are the best worst friend fool 바보 천재 of all them".split()),
-                  min_size=1, max_size=6).map(" ".join)
+phrase = st.lists(
+    st.sampled_from("you are the best worst friend fool 바보 천재 of all them".split()),
+    min_size=1,
+    max_size=6,
+).map(" ".join)
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
@@ -350,28 +476,49 @@ def test_groups_do_not_depend_on_the_order_of_rows():
     assert (same == (shuffled[:, None] == shuffled[None, :])).all()
 
 
-@pytest.mark.parametrize("rule, kept, dropped", [("majority", {0}, 0), ("toxic", {1}, 0), ("drop", set(), 3)])
+@pytest.mark.parametrize(
+    "rule, kept, dropped", [("majority", {0}, 0), ("toxic", {1}, 0), ("drop", set(), 3)]
+)
 def test_conflict_rules(home, rule, kept, dropped):
-    disputed = ["A disputed thing to say,0", "a disputed  THING to say,0", "a disputed thing to say,1"]
+    disputed = [
+        "A disputed thing to say,0",
+        "a disputed  THING to say,0",
+        "a disputed thing to say,1",
+    ]
     write_csv(home / "a.csv", [*good_lines(), *disputed])
-    dataset = prepare(home, sources="csv:a.csv", conflict_rule=rule, valid_fraction=0.2, max_train_rows=0)
+    dataset = prepare(
+        home, sources="csv:a.csv", conflict_rule=rule, valid_fraction=0.2, max_train_rows=0
+    )
     rows = pd.concat([dataset.frame(s) for s in SPLITS])
     assert set(rows[rows.text.map(canonical) == "a disputed thing to say"].label) == kept
     assert dataset.manifest["rows"]["conflicts_dropped"] == dropped
-    log = [json.loads(line) for line in (dataset.folder / "conflicts.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line) for line in (dataset.folder / "conflicts.jsonl").read_text().splitlines()
+    ]
     assert [row["line"] for row in log] == [402, 403, 404]
-    assert "disputed" not in (dataset.folder / "conflicts.jsonl").read_text(), "the log holds no comment"
+    assert "disputed" not in (dataset.folder / "conflicts.jsonl").read_text(), (
+        "the log holds no comment"
+    )
 
 
 def test_templates_are_split_as_a_whole_and_never_in_conflict(home):
     pick = np.random.default_rng(0)
     frames = {name: " ".join(pick.permutation(THINGS)[:5]) for name in NAMES}
-    rows = [(f"{name}: {words} {noun} is {'' if toxic else 'not '}bad", toxic, f"{name} {toxic}")
-            for name, words in frames.items() for noun in THINGS for toxic in (0, 1)]
+    rows = [
+        (f"{name}: {words} {noun} is {'' if toxic else 'not '}bad", toxic, f"{name} {toxic}")
+        for name, words in frames.items()
+        for noun in THINGS
+        for toxic in (0, 1)
+    ]
     table = pd.DataFrame(rows, columns=["text", "label", "template"])
     table.to_json(home / "a.jsonl", orient="records", lines=True)
     dataset = prepare(home, sources="jsonl:a.jsonl", valid_fraction=0.2, max_train_rows=0)
-    assert dataset.manifest["conflicts"] == {"rule": "majority", "exact": 0, "near": 0, "rows_relabelled": 0}
+    assert dataset.manifest["conflicts"] == {
+        "rule": "majority",
+        "exact": 0,
+        "near": 0,
+        "rows_relabelled": 0,
+    }
     frame = pd.concat([dataset.frame(s) for s in SPLITS])
     assert len(frame) == len(rows)
     template = frame.text.str.split(":").str[0] + " " + frame.label.astype(str)
@@ -385,7 +532,9 @@ def test_overlap_with_the_test_source_leaves_training(home):
     mine = ["SUE made a lovely garden today,1", greek_o, "something else,0"]
     write_csv(home / "b.csv", mine)
     dataset = prepare(home, sources="csv:a.csv", test_sources="csv:b.csv", max_train_rows=0)
-    assert dataset.frame("test").label.tolist() == [1, 1, 0], "training rows have no say about test rows"
+    assert dataset.frame("test").label.tolist() == [1, 1, 0], (
+        "training rows have no say about test rows"
+    )
     assert dataset.manifest["rows"]["overlap_removed"] >= 2
     for split in ("train", "valid"):
         gone = {"Sue made a lovely garden today", "Tom the fool wants a hat"}
@@ -425,11 +574,20 @@ def test_embedded_corpus_is_a_full_data_set(home):
     groups = [set(f.group) for f in frames.values()]
     assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
     schema = {c: str(t) for c, t in frames["train"].dtypes.items()}
-    assert schema == {"text": "str", "label": "int8", "source": "str", "lang": "str", "split": "str",
-                      "group": "int64", "attack": "str", "functionality": "str"}
+    assert schema == {
+        "text": "str",
+        "label": "int8",
+        "source": "str",
+        "lang": "str",
+        "split": "str",
+        "group": "int64",
+        "attack": "str",
+        "functionality": "str",
+    }
 
 
 # --- leakage, by every pair and without an estimate -----------------------------------------------
+
 
 def frames_of(dataset):
     return {s: dataset.frame(s) for s in SPLITS}
@@ -448,7 +606,9 @@ def near_pairs():
         if one != other and len(a & b) >= 0.8 * len(a | b):
             pairs.append((" ".join(one), " ".join(other)))
     prints = [np.stack(fingerprints(side).signature) for side in zip(*pairs)]
-    return [pair for pair, estimate in zip(pairs, (prints[0] == prints[1]).mean(1)) if estimate < 0.8]
+    return [
+        pair for pair, estimate in zip(pairs, (prints[0] == prints[1]).mean(1)) if estimate < 0.8
+    ]
 
 
 def test_no_split_holds_a_near_copy_of_another_ones_row(home):
@@ -457,8 +617,13 @@ def test_no_split_holds_a_near_copy_of_another_ones_row(home):
 
 def test_pairs_that_the_estimate_lets_apart_share_a_split(home):
     pairs = near_pairs()
-    write_csv(home / "a.csv", [*good_lines(), *(f"{t},{i % 2}" for i, pair in enumerate(pairs) for t in pair)])
-    dataset = prepare(home, sources="csv:a.csv", valid_fraction=0.2, test_fraction=0.4, max_train_rows=0)
+    write_csv(
+        home / "a.csv",
+        [*good_lines(), *(f"{t},{i % 2}" for i, pair in enumerate(pairs) for t in pair)],
+    )
+    dataset = prepare(
+        home, sources="csv:a.csv", valid_fraction=0.2, test_fraction=0.4, max_train_rows=0
+    )
     where = {t: s for s, f in frames_of(dataset).items() for t in f.text}
     assert len({where[a] for a, _ in pairs}) == 3 and all(where[a] == where[b] for a, b in pairs)
     assert leaks(frames_of(dataset), 0.8, sample=2000) == []
@@ -468,22 +633,34 @@ def test_pairs_that_the_estimate_lets_apart_share_a_split(home):
 def test_the_search_for_leaks_finds_what_is_planted(home, monkeypatch, way):
     "Grouping is switched off, or as blind as its estimate: the comparison of every pair has to see it."
     from content_arena.training import data_preparation
-    blind = (lambda fp, *_: np.arange(len(fp))) if way == "no groups" else (lambda fp, threshold, texts: cluster(fp, threshold))
+
+    blind = (
+        (lambda fp, *_: np.arange(len(fp)))
+        if way == "no groups"
+        else (lambda fp, threshold, texts: cluster(fp, threshold))
+    )
     monkeypatch.setattr(data_preparation, "cluster", blind)
-    write_csv(home / "a.csv", [*good_lines(), *(f"{t},{i % 2}" for i, pair in enumerate(near_pairs()) for t in pair)])
-    dataset = prepare(home, sources="csv:a.csv", valid_fraction=0.2, test_fraction=0.4, max_train_rows=0)
+    write_csv(
+        home / "a.csv",
+        [*good_lines(), *(f"{t},{i % 2}" for i, pair in enumerate(near_pairs()) for t in pair)],
+    )
+    dataset = prepare(
+        home, sources="csv:a.csv", valid_fraction=0.2, test_fraction=0.4, max_train_rows=0
+    )
     pairs = leaks(frames_of(dataset), 0.8, sample=2000)
     assert len(pairs) > 10 and min(similarity for *_, similarity in pairs) < 0.85
-    if way != "no groups":             # and the search that made the groups says that all is well
+    if way != "no groups":  # and the search that made the groups says that all is well
         assert find_overlap(dataset.fingerprints("test"), dataset.fingerprints("train"), 0.8).empty
 
 
 # --- the same again -------------------------------------------------------------------------------
 
+
 def test_second_run_is_a_no_op_and_another_seed_is_not(home):
     write_csv(home / "a.csv", good_lines())
     ask = dict(sources="csv:a.csv", valid_fraction=0.2)
     first = prepare(home, **ask)
+
     def stamps():
         files = (home / "var/datasets").rglob("*")
         return {p: p.stat().st_mtime_ns for p in files if p.name != ".lock"}
@@ -496,7 +673,9 @@ def test_second_run_is_a_no_op_and_another_seed_is_not(home):
     other_home.mkdir()
     (other_home / "settings.ini").write_text("[paths]\nvar_dir = var\n")
     write_csv(other_home / "a.csv", good_lines())
-    assert prepare(other_home, **ask).id == first.id, "the id depends on content and recipe, not on the place"
+    assert prepare(other_home, **ask).id == first.id, (
+        "the id depends on content and recipe, not on the place"
+    )
 
 
 @pytest.mark.parametrize("damage", ["truncate", "delete", "manifest", "folder", "pointer"])
@@ -545,8 +724,12 @@ print(prepare_dataset(settings, progress=False).id)
 
 
 def start(home, before=""):
-    return subprocess.Popen([python(), "-c", PREPARE.format(before=before), str(home)],
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [python(), "-c", PREPARE.format(before=before), str(home)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_disk_that_takes_no_more_leaves_nothing(home):
@@ -555,15 +738,21 @@ def test_disk_that_takes_no_more_leaves_nothing(home):
     process = start(home, limit)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "DataError" in error and "set var_dir to another disk" in error and "File too large" in error
+    assert (
+        "DataError" in error
+        and "set var_dir to another disk" in error
+        and "File too large" in error
+    )
     assert datasets_of(home) == [] and not list((home / "var").rglob("*.parquet"))
     assert open_dataset(prepare(home, sources="csv:a.csv", valid_fraction=0.2).folder)
 
 
 def test_kill_while_writing_leaves_nothing_that_counts(home):
     write_csv(home / "a.csv", good_lines())
-    kill = ("import os, signal\nwritten = []\nsync = os.fsync\ndef fsync(fd):\n    written.append(sync(fd))\n"
-            "    if len(written) == 3: os.kill(os.getpid(), signal.SIGKILL)\nos.fsync = fsync")
+    kill = (
+        "import os, signal\nwritten = []\nsync = os.fsync\ndef fsync(fd):\n    written.append(sync(fd))\n"
+        "    if len(written) == 3: os.kill(os.getpid(), signal.SIGKILL)\nos.fsync = fsync"
+    )
     process = start(home, kill)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
@@ -583,6 +772,7 @@ def test_two_processes_at_once_make_one_data_set(home):
 
 
 # --- downloads ------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def mirror():
@@ -624,9 +814,14 @@ def test_download_arrives_once_and_is_checked(home, mirror):
         find_public_file(file, at(home), url)
 
 
-@pytest.mark.parametrize("path, message", [
-    ("wrong", "a.csv: refused, .*/wrong has sha256 .* expected"),
-    ("short", "a.csv: not downloaded"), ("missing", "a.csv: not downloaded .*404")])
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("wrong", "a.csv: refused, .*/wrong has sha256 .* expected"),
+        ("short", "a.csv: not downloaded"),
+        ("missing", "a.csv: not downloaded .*404"),
+    ],
+)
 def test_download_that_fails_leaves_nothing(home, mirror, path, message):
     url, pages = mirror
     pages |= {"/wrong": b"other bytes", "/short": b"text,label\n"}
@@ -648,18 +843,28 @@ def test_changed_file_in_data_dir_is_refused_by_name(home):
         load_source("curse", at(home, data_dir=str(home)))
 
 
-@pytest.mark.parametrize("name, content, labels", [
-    ("beep", "comments\tcontain_gender_bias\tbias\thate\n\"a\tFalse\tnone\tnone\nb\tFalse\tnone\toffensive\n"
-             "c\tFalse\tnone\thate\nd\tFalse\tnone\tunsure\n", [0, 1, 1]),
-    ("curse", "a|0\r\nb|c|1\r\nno bar\r\n", [0, 1]),
-    ("apeach", "text,class\na,Default\n\"b, c\",Spoiled\nd,Other\n", [0, 1]),
-    ("davidson", ",class,tweet\n0,0,a\n1,1,b\n2,2,\"c\nd\"\n3,9,e\n", [1, 1, 0])])
+@pytest.mark.parametrize(
+    "name, content, labels",
+    [
+        (
+            "beep",
+            "comments\tcontain_gender_bias\tbias\thate\n\"a\tFalse\tnone\tnone\nb\tFalse\tnone\toffensive\n"
+            "c\tFalse\tnone\thate\nd\tFalse\tnone\tunsure\n",
+            [0, 1, 1],
+        ),
+        ("curse", "a|0\r\nb|c|1\r\nno bar\r\n", [0, 1]),
+        ("apeach", "text,class\na,Default\n\"b, c\",Spoiled\nd,Other\n", [0, 1]),
+        ("davidson", ",class,tweet\n0,0,a\n1,1,b\n2,2,\"c\nd\"\n3,9,e\n", [1, 1, 0]),
+    ],
+)
 def test_formats_of_the_public_data_sets(home, mirror, monkeypatch, name, content, labels):
     url, pages = mirror
     pages["/x"] = content.encode()
     spec = sources.PUBLIC[name]
     files = (PublicFile(spec.files[0].name, "x", sha(content.encode())),)
-    monkeypatch.setitem(sources.PUBLIC, name, sources.PublicSource(**(vars(spec) | {"files": files})))
+    monkeypatch.setitem(
+        sources.PUBLIC, name, sources.PublicSource(**(vars(spec) | {"files": files}))
+    )
     table = load_source(name, at(home), base_url=url)
     assert table.frame.label.tolist() == labels
     assert len(table.bad) == 1 and table.bad.file[0] == spec.files[0].name
@@ -667,6 +872,7 @@ def test_formats_of_the_public_data_sets(home, mirror, monkeypatch, name, conten
 
 
 # --- the hub --------------------------------------------------------------------------------------
+
 
 def test_hub_without_the_library_says_what_to_install(home, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -697,14 +903,24 @@ def test_hub_columns_and_splits_are_settings(home, monkeypatch):
 
 # --- the real comments ----------------------------------------------------------------------------
 
+
 @pytest.mark.slow
 def test_korean_task(home, data_dir):
-    dataset = prepare(home, data_dir=str(data_dir.resolve()), sources="beep,curse", test_sources="apeach",
-                      max_train_rows=0)
+    dataset = prepare(
+        home,
+        data_dir=str(data_dir.resolve()),
+        sources="beep,curse",
+        test_sources="apeach",
+        max_train_rows=0,
+    )
     rows = dataset.manifest["rows"]
     assert (rows["read"], rows["quarantined"]) == (7896 + 471 + 5825 + 3770, 0)
     assert rows["test"] >= 3700 and rows["train"] + rows["valid"] >= 14_000
-    assert dataset.manifest["licences"] == {"beep": "CC BY-SA 4.0", "curse": "MIT", "apeach": "CC BY-SA 4.0"}
+    assert dataset.manifest["licences"] == {
+        "beep": "CC BY-SA 4.0",
+        "curse": "MIT",
+        "apeach": "CC BY-SA 4.0",
+    }
     assert leaks(frames_of(dataset), 0.8) == []
     shares = {s: dataset.frame(s).groupby("source").label.mean() for s in ("train", "valid")}
     assert (shares["train"] - shares["valid"]).abs().max() < 0.05

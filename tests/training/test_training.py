@@ -36,8 +36,12 @@ def test_trained_model_is_served_from_the_registry_alone(tmp_path, kind, head):
 
     registry = ModelRegistry(settings)
     version = registry.register_challenger(run_id)
-    engine = Engine.load(registry.download(version), cache_dir=tmp_path / "var" / "cache",
-                         version=version.version, expected_sha256=version.sha256)
+    engine = Engine.load(
+        registry.download(version),
+        cache_dir=tmp_path / "var" / "cache",
+        version=version.version,
+        expected_sha256=version.sha256,
+    )
     scores = engine.scores(["you are kind today", "you are awful today"])
     assert scores[0] < engine.threshold <= scores[1]
     assert engine.check_probe(0.05) <= 0.05
@@ -55,6 +59,7 @@ def test_trained_model_is_served_from_the_registry_alone(tmp_path, kind, head):
 def curved(tmp_path_factory):
     "A training that kept an earlier step than its last: its run, summary, folder, and what each validation gave."
     from content_arena.training import qlora_trainer
+
     folder, curve = tmp_path_factory.mktemp("curve"), {}
     real = qlora_trainer._validator
 
@@ -80,16 +85,28 @@ def test_every_point_of_a_curve_is_its_own_steps(curved):
 
 def test_the_kept_model_has_names_of_its_own(curved):
     run_id, summary, folder, curve = curved
-    m, last, kept = mlflow.get_run(run_id).data.metrics, curve[summary["steps"]], curve[summary["best_step"]]
+    m, last, kept = (
+        mlflow.get_run(run_id).data.metrics,
+        curve[summary["steps"]],
+        curve[summary["best_step"]],
+    )
     assert m["best_step"] == summary["best_step"]
     assert m["best_valid_f1"] == kept["valid_f1"] == summary["best_valid_f1"]
     assert m["valid_log_loss"] == last["valid_log_loss"] != m["best_valid_log_loss"]
     engine = Engine.load(folder / "work" / "model", cache_dir=folder / "var" / "cache")
     frame = comments()[90:]
-    metrics = classification_metrics(frame.label.to_numpy(), engine.scores(frame.text.tolist()), engine.threshold)
-    assert {k: m[f"best_valid_{k}"] for k in ("f1", "precision", "recall", "accuracy", "macro_f1")} == {
-        k: metrics[k] for k in ("f1", "precision", "recall", "accuracy", "macro_f1")}
-    points = {p.step for k in m if k.startswith("best_") for p in mlflow.MlflowClient().get_metric_history(run_id, k)}
+    metrics = classification_metrics(
+        frame.label.to_numpy(), engine.scores(frame.text.tolist()), engine.threshold
+    )
+    assert {
+        k: m[f"best_valid_{k}"] for k in ("f1", "precision", "recall", "accuracy", "macro_f1")
+    } == {k: metrics[k] for k in ("f1", "precision", "recall", "accuracy", "macro_f1")}
+    points = {
+        p.step
+        for k in m
+        if k.startswith("best_")
+        for p in mlflow.MlflowClient().get_metric_history(run_id, k)
+    }
     assert points == {summary["best_step"]}
 
 
@@ -117,17 +134,22 @@ def test_older_runs_keep_their_last_point(curved):
     old = client.create_run(client.get_run(run_id).info.experiment_id).info.run_id
     for step, values in sorted(curve.items()):
         client.log_metric(old, "valid_log_loss", values["valid_log_loss"], step=step)
-        time.sleep(0.002)                                       # MLflow orders by its clock, in milliseconds
+        time.sleep(0.002)  # MLflow orders by its clock, in milliseconds
     client.log_metric(old, "valid_log_loss", 9.0, step=summary["steps"])
-    assert drawn(old)["valid_log_loss"] == [(step, v["valid_log_loss"]) for step, v in sorted(curve.items())]
+    assert drawn(old)["valid_log_loss"] == [
+        (step, v["valid_log_loss"]) for step, v in sorted(curve.items())
+    ]
 
 
 def test_a_version_is_known_by_the_model_it_holds(curved):
     from content_arena.versions.shelf import facts_of
+
     run_id, summary, folder, _ = curved
     registry = ModelRegistry(tiny_settings(folder))
     m = registry.metrics(run_id)
-    mlflow.MlflowClient().log_metric(run_id, "valid_f1", 0.123, step=summary["steps"] + 1)   # a last step that went wrong
+    mlflow.MlflowClient().log_metric(
+        run_id, "valid_f1", 0.123, step=summary["steps"] + 1
+    )  # a last step that went wrong
     facts = facts_of(registry, registry.register_challenger(run_id))
     assert facts.metrics["valid_f1"] == m["best_valid_f1"] != 0.123
 
@@ -205,6 +227,7 @@ def mlflow_text(folder: Path, artifact: str) -> str:
 def test_full_disk_while_saving_a_checkpoint_keeps_the_previous_one(tmp_path):
     from content_arena.training.classifier import build_classifier
     from content_arena.training.loop import load_checkpoint, make_optimizer, save_checkpoint
+
     settings = tiny_settings(tmp_path)
     base = resolve_base_model(settings.base_model, tmp_path / "cache", progress=False)
     classifier, _ = build_classifier(base, lora_r=8)
@@ -233,6 +256,7 @@ def test_no_row_of_one_class_only(tmp_path):
 
 def test_unreachable_mlflow_fails_before_training(tmp_path):
     from content_arena.training.tracking import TrackingError
+
     settings = tiny_settings(tmp_path, tracking_uri="sqlite:////proc/nowhere/mlflow.db")
     started = time.monotonic()
     with pytest.raises(TrackingError, match="can't be used"):

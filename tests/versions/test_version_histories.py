@@ -2,6 +2,7 @@
 killed in the midst of it, what is protected stays, and the registry file and the disk are never
 apart without `check` saying so.
 """
+
 import tempfile
 from pathlib import Path
 from unittest.mock import patch
@@ -21,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.first]
 MODELS = ("a", "b", "c")
 #: before which change to the disk; None, two times in three: not at all
 killed = st.integers(-80, 40).map(lambda n: n if n >= 0 else None)
-which = st.integers(0, 9)                    # one of the versions there are
+which = st.integers(0, 9)  # one of the versions there are
 
 
 class Histories(RuleBasedStateMachine):
@@ -29,12 +30,14 @@ class Histories(RuleBasedStateMachine):
         super().__init__()
         self.root = Path(tempfile.mkdtemp())
         self.store = make_store(self.root)
-        self.says: dict[str, str] = {}       # every version ever seen -> what its model says
-        self.kept: set[str] = set()          # must be there: tagged, marked keep, latest
-        self.used: set[str] = set()          # models of which one copy must be there
-        self.quiet = [patch("os.fsync", lambda handle: None),
-                      patch("content_arena.versions.retention.open_paths", lambda *folders: {}),
-                      patch("content_arena.versions.cleanup.open_paths", lambda *folders: {})]
+        self.says: dict[str, str] = {}  # every version ever seen -> what its model says
+        self.kept: set[str] = set()  # must be there: tagged, marked keep, latest
+        self.used: set[str] = set()  # models of which one copy must be there
+        self.quiet = [
+            patch("os.fsync", lambda handle: None),
+            patch("content_arena.versions.retention.open_paths", lambda *folders: {}),
+            patch("content_arena.versions.cleanup.open_paths", lambda *folders: {}),
+        ]
         for one in self.quiet:
             one.start()
 
@@ -60,8 +63,11 @@ class Histories(RuleBasedStateMachine):
 
     def _protect(self) -> None:
         value, shelf = self.store.file.read(), self.store.shelf()
-        self.kept = {n for n, s in shelf.snapshots.items()
-                     if s.tag or value["coevolution"].get(n, {}).get("keep")}
+        self.kept = {
+            n
+            for n, s in shelf.snapshots.items()
+            if s.tag or value["coevolution"].get(n, {}).get("keep")
+        }
         self.kept |= {shelf.latest, *shelf.archives} - {""}
         aliased = {v.sha256 for v in self.store.registry.versions() if v.aliases}
         self.used = {s.model_sha256 for s in shelf.snapshots.values()} & aliased
@@ -87,16 +93,19 @@ class Histories(RuleBasedStateMachine):
         planned = Retention(self.store).prune(keep, dry_run=True)
         done = []
         self._do(end, lambda: done.append(Retention(self.store).prune(keep)))
-        assert done in ([], [planned])                  # either killed before it could tell, or as planned
+        assert done in ([], [planned])  # either killed before it could tell, or as planned
 
-    @rule(n=which, keep=st.sampled_from([None, True, False]),
-          archive=st.sampled_from([None, True, False]))
+    @rule(
+        n=which,
+        keep=st.sampled_from([None, True, False]),
+        archive=st.sampled_from([None, True, False]),
+    )
     def mark(self, n, keep, archive):
         self._protect()
         try:
             Retention(self.store).mark(self._one(n), keep=keep, archive=archive)
         except VersionError as e:
-            assert "there is no version" in str(e)      # it is in the archive
+            assert "there is no version" in str(e)  # it is in the archive
 
     @rule(n=which)
     def promote(self, n):
@@ -161,6 +170,10 @@ class Histories(RuleBasedStateMachine):
 
 
 Histories.TestCase.settings = settings(
-    max_examples=20, stateful_step_count=15, deadline=None, derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+    max_examples=20,
+    stateful_step_count=15,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
 TestHistories = Histories.TestCase

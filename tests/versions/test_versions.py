@@ -2,6 +2,7 @@
 
 The models are folders of small text files: versions are about files, not about what is in them.
 """
+
 import errno
 import json
 import os
@@ -22,8 +23,18 @@ from content_arena.versions.retention import Retention
 from content_arena.mlops.registry_file import RegistryFileError, change_registry
 from content_arena.versions.snapshots import VersionError, verify_snapshot
 from shelves import (
-    OPERATIONS, answer, copy_shelf, four_versions, half_made, killed_at, make_store, model,
-    save_when_told, says, start)
+    OPERATIONS,
+    answer,
+    copy_shelf,
+    four_versions,
+    half_made,
+    killed_at,
+    make_store,
+    model,
+    save_when_told,
+    says,
+    start,
+)
 
 pytestmark = pytest.mark.first
 
@@ -54,8 +65,13 @@ def tree(root: Path) -> dict[str, str]:
         if path.name.endswith(".lock"):
             continue
         name = str(path.relative_to(root))
-        entries[name] = os.readlink(path) if path.is_symlink() else "folder" if path.is_dir() \
+        entries[name] = (
+            os.readlink(path)
+            if path.is_symlink()
+            else "folder"
+            if path.is_dir()
             else path.read_bytes().hex()
+        )
     return entries
 
 
@@ -72,7 +88,7 @@ def assert_survived(store, names: dict[str, str], may_say: set[str]) -> None:
     apart = listed ^ set(shelf.snapshots)
     problems = "\n".join(Retention(store).check())
     assert all(name in problems for name in apart), problems
-    assert {names["v0"], names["v1"]} <= set(shelf.snapshots)           # champion, tagged
+    assert {names["v0"], names["v1"]} <= set(shelf.snapshots)  # champion, tagged
     # either it is still there, or the operation was one that removes it
     assert names["v2"] in {*shelf.snapshots, *shelf.archives} or may_say == {"v3"}
     after = store.save("afterwards")
@@ -98,7 +114,7 @@ def test_kill_at_every_step_leaves_the_old_or_the_new(template, tmp_path, operat
         assert_survived(make_store(root), template[1], may_say)
         deaths += 1
     assert deaths > 4, "it was hardly ever killed"
-    assert said == (may_say - {"v3", "by hand"} or {"v3"}).pop()        # the last one lived
+    assert said == (may_say - {"v3", "by hand"} or {"v3"}).pop()  # the last one lived
 
 
 def test_two_saves_at_once_are_two_versions(shelf):
@@ -125,6 +141,7 @@ def test_a_reader_always_finds_a_complete_latest(shelf):
                 names_seen.add(snapshot.name)
             except Exception as e:
                 wrong.append(e)
+
     reader = threading.Thread(target=read)
     reader.start()
     for _ in range(15):
@@ -137,8 +154,15 @@ def test_a_reader_always_finds_a_complete_latest(shelf):
 def test_scores_after_restore_are_those_of_the_version(shelf, tmp_path):
     from content_arena.training.base_models import resolve_base_model
     from content_arena.training.classifier import (
-        build_classifier, encode, load_dense, load_tokenizer, predict_logits, save_model)
+        build_classifier,
+        encode,
+        load_dense,
+        load_tokenizer,
+        predict_logits,
+        save_model,
+    )
     from content_arena.testing.tiny_base import make_tiny_base
+
     store, base = shelf[0], resolve_base_model(str(make_tiny_base(tmp_path / "tiny")), tmp_path)
     probe = ["you are awful", "kind friend today"]
     tokenizer = load_tokenizer(base.path)
@@ -146,6 +170,7 @@ def test_scores_after_restore_are_those_of_the_version(shelf, tmp_path):
 
     def scores(folder: Path) -> list:
         return predict_logits(load_dense(folder, base)[0], ids, tokenizer.pad_token_id).tolist()
+
     made = {}
     for seed in (1, 2):
         classifier, spec = build_classifier(base, seed=seed, quantization="none")
@@ -163,10 +188,14 @@ def test_scores_after_restore_are_those_of_the_version(shelf, tmp_path):
 
 def test_every_reason_to_keep_a_version_keeps_it(shelf):
     store, names = shelf
-    why = lambda: {v.name: v.why for v in Retention(store).prune(0, dry_run=True)
-                   if v.action == "keep"}
-    assert why() == {names["v3"]: "coevolution-latest", names["v1"]: "tagged stable",
-                     names["v0"]: "@champion (v1); champion in MODEL_REGISTRY.json"}
+    why = lambda: {
+        v.name: v.why for v in Retention(store).prune(0, dry_run=True) if v.action == "keep"
+    }
+    assert why() == {
+        names["v3"]: "coevolution-latest",
+        names["v1"]: "tagged stable",
+        names["v0"]: "@champion (v1); champion in MODEL_REGISTRY.json",
+    }
     Retention(store).mark(names["v2"], keep=True)
     assert why()[names["v2"]] == "marked keep"
     Retention(store).mark(names["v2"], keep=False, archive=True)
@@ -177,12 +206,17 @@ def test_every_reason_to_keep_a_version_keeps_it(shelf):
     registered = store.registry.read()
     sha256 = store.shelf().snapshots[names["v2"]].model_sha256
     store.registry.write([*registered, [sha256, []], ["f" * 64, []]])
-    assert names["v2"] not in why()                                     # registered, but not used
+    assert names["v2"] not in why()  # registered, but not used
 
     def ensemble(value):
-        value["ensembles"]["duo"] = {"mode": "or", "members": ["2", "3"], "weights": [],
-                                     "threshold": 0.5}
+        value["ensembles"]["duo"] = {
+            "mode": "or",
+            "members": ["2", "3"],
+            "weights": [],
+            "threshold": 0.5,
+        }
         return value
+
     change_registry(store.file, ensemble)
     assert why()[names["v2"]] == "member of ensemble duo"
 
@@ -190,8 +224,9 @@ def test_every_reason_to_keep_a_version_keeps_it(shelf):
 def test_the_last_copy_of_a_lineage_stays(shelf, tmp_path):
     store, names = shelf
     facts = snapshots.Facts(lineage=("another family",))
-    made = [store.publish(model(tmp_path / str(i), f"other {i}"), facts=facts).name
-            for i in range(2)]
+    made = [
+        store.publish(model(tmp_path / str(i), f"other {i}"), facts=facts).name for i in range(2)
+    ]
     store.restore(names["v3"])
     kept = {v.name: v.why for v in Retention(store).prune(0) if v.action == "keep"}
     assert "the last copy of lineage" in kept[made[1]] and made[0] not in kept
@@ -205,13 +240,18 @@ def test_the_list_has_the_quality_that_mlflow_knows(shelf):
     row = {r["name"]: r for r in Retention(store).rows()}
     shown = ("f1", "detection_rate", "false_positive_rate")
     assert [row[made.name][k] for k in shown] == [0.8, 0.5, 0.25]
-    assert row[names["v3"]]["f1"] is None                               # was never registered
+    assert row[names["v3"]]["f1"] is None  # was never registered
     assert store.file.read()["coevolution"][made.name]["metrics"] == {
-        "valid_f1": 0.7, "f1": 0.8, "detection_rate": 0.5, "false_positive_rate": 0.25}
+        "valid_f1": 0.7,
+        "f1": 0.8,
+        "detection_rate": 0.5,
+        "false_positive_rate": 0.25,
+    }
 
 
 def test_nothing_is_deleted_if_mlflow_is_away(shelf):
     from content_arena.mlops.model_registry import RegistryError
+
     store, _ = shelf
     before = tree(store.models)
     with patch.object(store.registry, "versions", side_effect=RegistryError("is away")):
@@ -231,7 +271,7 @@ def test_versions_are_read_only_and_share_their_bytes(shelf):
         assert stat.S_IMODE(path.stat().st_mode) == (0o555 if path.is_dir() else 0o444)
     source = store.models.parent / "sources" / "0" / "head.safetensors"
     first = store.versions / names["v0"] / "model" / "head.safetensors"
-    assert source.stat().st_ino != first.stat().st_ino                  # may still be written to
+    assert source.stat().st_ino != first.stat().st_ino  # may still be written to
 
 
 # Bad input ---------------------------------------------------------------------------------------
@@ -311,10 +351,24 @@ def tag_that_leads_out(store, names):
     return lambda: store.save("../x"), "letters, digits"
 
 
-@pytest.mark.parametrize("fault", [
-    damaged_manifest, record_of_another, edited_by_hand, edited_and_pruned, edited_and_cleaned,
-    extra_file, link_in_a_version, link_as_a_version, schema_violation, schema_violation_and_save,
-    source_that_is_damaged, name_that_leads_out, tag_that_leads_out])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        damaged_manifest,
+        record_of_another,
+        edited_by_hand,
+        edited_and_pruned,
+        edited_and_cleaned,
+        extra_file,
+        link_in_a_version,
+        link_as_a_version,
+        schema_violation,
+        schema_violation_and_save,
+        source_that_is_damaged,
+        name_that_leads_out,
+        tag_that_leads_out,
+    ],
+)
 def test_bad_input_is_named_and_nothing_is_changed(shelf, fault):
     store, names = shelf
     attempt, message = fault(store, names)
@@ -324,9 +378,16 @@ def test_bad_input_is_named_and_nothing_is_changed(shelf, fault):
     assert tree(store.models) == before
 
 
-@pytest.mark.parametrize("call, operation", [
-    ("clone_file", "publish"), ("clone_file", "save"), ("os.rename", "save"),
-    ("os.symlink", "restore"), ("os.replace", "restore")])
+@pytest.mark.parametrize(
+    "call, operation",
+    [
+        ("clone_file", "publish"),
+        ("clone_file", "save"),
+        ("os.rename", "save"),
+        ("os.symlink", "restore"),
+        ("os.replace", "restore"),
+    ],
+)
 def test_a_full_disk_changes_nothing(shelf, call, operation):
     store, names = shelf
     before = tree(store.models)
@@ -334,10 +395,10 @@ def test_a_full_disk_changes_nothing(shelf, call, operation):
     with patch(f"content_arena.versions.snapshots.{call}", side_effect=full):
         with pytest.raises(VersionError, match="some.file: No space left on device"):
             OPERATIONS[operation][1](store, names)
-    given = "coevolution/versions/.newest"       # a name that was tried is not given once more
+    given = "coevolution/versions/.newest"  # a name that was tried is not given once more
     left = tree(store.models)
     assert left.pop(given) >= before.pop(given) and left == before
-    assert OPERATIONS[operation][1](store, names)                       # later there is space
+    assert OPERATIONS[operation][1](store, names)  # later there is space
 
 
 @pytest.fixture
@@ -400,7 +461,10 @@ def test_check_says_what_differs_and_export_mends_it(shelf, tmp_path):
     snapshots.remove_tree(store.versions / names["v2"])
     problems = Retention(store).check()
     assert {line.split(":")[0] for line in problems} == {
-        "production/previous", "production/champion", f"coevolution/{names['v2']}"}
+        "production/previous",
+        "production/champion",
+        f"coevolution/{names['v2']}",
+    }
     store.save()
     assert any(names["v2"] in line for line in Retention(store).check()), "a loss was hushed up"
     Retention(store).export()
@@ -421,22 +485,31 @@ def test_cleanup_lists_what_it_deletes_and_keeps_what_is_held(shelf):
         file.parent.mkdir(parents=True)
         file.write_text('{"status": "failed"}')
         os.utime(file, (old, old))
-    for name in ("v2", "v0"):                                   # the latter is champion
+    for name in ("v2", "v0"):  # the latter is champion
         Retention(store).mark(names[name], archive=True)
     with open(root / "runs" / "held" / "run.json"), FileLock(root / "runs" / "locked" / ".lock"):
         planned = Cleanup(store).plan()
         before = tree(root)
         assert Cleanup(store).plan() == planned and tree(root) == before
         action = {i.path.name: i.action for i in planned}
-        assert action == {names["v3"]: "keep", names["v2"]: "archive", names["v1"]: "keep",
-                          names["v0"]: "keep", "ended": "delete", "held": "keep",
-                          "locked": "keep"}
+        assert action == {
+            names["v3"]: "keep",
+            names["v2"]: "archive",
+            names["v1"]: "keep",
+            names["v0"]: "keep",
+            "ended": "delete",
+            "held": "keep",
+            "locked": "keep",
+        }
         assert [i.why for i in planned if i.path.name == names["v0"]] == [
-            "@champion (v1); champion in MODEL_REGISTRY.json"]
+            "@champion (v1); champion in MODEL_REGISTRY.json"
+        ]
         done = Cleanup(store).execute(planned)
     assert {i.path.name for i in done.gone} == {names["v2"], "ended"} and done.after < done.before
-    assert sorted(p.name for p in (root / "runs").iterdir() if p.name[0] != ".") == \
-        ["held", "locked"]
+    assert sorted(p.name for p in (root / "runs").iterdir() if p.name[0] != ".") == [
+        "held",
+        "locked",
+    ]
     logged = [json.loads(line) for line in done.log.read_text().splitlines()]
     assert {Path(entry["path"]).name for entry in logged} == {names["v2"], "ended"}
     assert store.restore(names["v2"]).unpacked
@@ -458,20 +531,29 @@ def test_caches_shrink_but_keep_what_a_model_was_trained_on(shelf, tmp_path):
     facts = snapshots.Facts(lineage=("1" * 64,), base_model_sha256="2" * 64)
     store.publish(model(tmp_path / "m", "m"), facts=facts)
     var, folders = root / "var", {}
-    for kind, name in [("datasets", "1" * 16), ("datasets", "3" * 16),
-                       ("cache/base_models", f"org--name-{'2' * 16}"),
-                       ("cache/base_models", f"org--name-{'4' * 16}"),
-                       ("cache/merged", f"{'5' * 64}-{'a' * 16}"),
-                       ("cache/merged", f"{'6' * 64}-{'b' * 16}")]:
+    for kind, name in [
+        ("datasets", "1" * 16),
+        ("datasets", "3" * 16),
+        ("cache/base_models", f"org--name-{'2' * 16}"),
+        ("cache/base_models", f"org--name-{'4' * 16}"),
+        ("cache/merged", f"{'5' * 64}-{'a' * 16}"),
+        ("cache/merged", f"{'6' * 64}-{'b' * 16}"),
+    ]:
         folders[name] = model(var / kind / name, "cached")
     store.registry.promote("5" * 64)
     assert [i for i in Cleanup(store).plan() if i.kind.endswith("cache")] == []
-    small = make_store(root, cleanup_dataset_cache_mb=1e-4, cleanup_base_cache_mb=1e-4,
-                       cleanup_model_cache_mb=1e-4)
+    small = make_store(
+        root, cleanup_dataset_cache_mb=1e-4, cleanup_base_cache_mb=1e-4, cleanup_model_cache_mb=1e-4
+    )
     planned = Cleanup(small).plan()
     assert {i.path.name[-16:]: i.action for i in planned if i.kind.endswith("cache")} == {
-        "1" * 16: "keep", "3" * 16: "delete", "2" * 16: "keep", "4" * 16: "delete",
-        "a" * 16: "keep", "b" * 16: "delete"}
+        "1" * 16: "keep",
+        "3" * 16: "delete",
+        "2" * 16: "keep",
+        "4" * 16: "delete",
+        "a" * 16: "keep",
+        "b" * 16: "delete",
+    }
     Cleanup(small).execute(planned)
     assert [p.exists() for p in folders.values()] == [True, False] * 3
 
@@ -487,8 +569,14 @@ def test_battles_go_when_they_are_over_and_old(shelf):
         (file.parent / "cycle-001").mkdir()
         (file.parent / "cycle-001" / "attempts.jsonl").write_text("{}")
         os.utime(file, (time, time))
-    for name, status in [("over", "completed"), ("failed", "failed"), ("half", "running"),
-                         ("held", "completed"), ("damaged", "?")]:
+
+    for name, status in [
+        ("over", "completed"),
+        ("failed", "failed"),
+        ("half", "running"),
+        ("held", "completed"),
+        ("damaged", "?"),
+    ]:
         fought(f"battles/{name}", "battle.json", status)
     fought("battles/new", "battle.json", "completed", time.time())
     fought("coevolution/1", "state.json", "completed")
@@ -496,13 +584,18 @@ def test_battles_go_when_they_are_over_and_old(shelf):
     with FileLock(arena / "battles" / "held" / ".lock"):
         planned = [i for i in Cleanup(store).plan() if i.kind == "battle"]
         assert {f"{i.path.parent.name}/{i.path.name}": i.action for i in planned} == {
-            "battles/over": "delete", "battles/failed": "delete", "battles/half": "keep",
-            "battles/held": "keep", "battles/damaged": "keep", "1/cycle-001": "delete",
-            "2/cycle-001": "keep"}
+            "battles/over": "delete",
+            "battles/failed": "delete",
+            "battles/half": "keep",
+            "battles/held": "keep",
+            "battles/damaged": "keep",
+            "1/cycle-001": "delete",
+            "2/cycle-001": "keep",
+        }
         Cleanup(store).execute(planned)
     left = {p.name for p in (arena / "battles").glob("[!.]*")}
     assert left == {"half", "held", "damaged", "new"}
-    assert (arena / "coevolution/1/state.json").exists()       # the next run counts those before it
+    assert (arena / "coevolution/1/state.json").exists()  # the next run counts those before it
     assert not (arena / "coevolution/1/cycle-001").exists()
 
 
@@ -522,6 +615,7 @@ def test_what_a_killed_download_left_in_a_cache_goes(shelf):
 
 def test_orphans_go_but_not_those_of_another_store(shelf, empty_store):
     from forks import MlflowClient
+
     store, _ = shelf
     root = store.models.parent
     (root / "mlflow.db").write_bytes(empty_store.read_bytes())
@@ -530,11 +624,12 @@ def test_orphans_go_but_not_those_of_another_store(shelf, empty_store):
 
     def listed() -> dict[str, str]:
         return {i.path.name: i.action for i in Cleanup(store).plan() if i.kind == "artifact"}
+
     orphan, young = "a" * 32, "b" * 32
     for name in (orphan, young):
         (root / "artifacts" / name).mkdir(parents=True)
     os.utime(root / "artifacts" / orphan, (old, old))
-    assert listed() == {"artifacts": "keep"}            # none is known: is it the right store?
+    assert listed() == {"artifacts": "keep"}  # none is known: is it the right store?
     (root / "artifacts" / run).mkdir()
     assert listed() == {orphan: "delete"}
 
@@ -544,11 +639,17 @@ def test_orphans_go_but_not_those_of_another_store(shelf, empty_store):
 
 def test_the_commands_of_a_day(shelf, empty_store, monkeypatch):
     from content_arena.cli.main import app
+
     store, _ = shelf
     root = store.models.parent
     (root / "mlflow.db").write_bytes(empty_store.read_bytes())
-    where = {"MODELS_DIR": root / "fresh", "VAR_DIR": root / "var", "RUNS_DIR": root / "runs",
-             "ARTIFACT_DIR": root / "artifacts", "TRACKING_URI": f"sqlite:///{root}/mlflow.db"}
+    where = {
+        "MODELS_DIR": root / "fresh",
+        "VAR_DIR": root / "var",
+        "RUNS_DIR": root / "runs",
+        "ARTIFACT_DIR": root / "artifacts",
+        "TRACKING_URI": f"sqlite:///{root}/mlflow.db",
+    }
     for key, value in where.items():
         monkeypatch.setenv(f"CONTENT_ARENA_{key}", str(value))
 
@@ -556,11 +657,13 @@ def test_the_commands_of_a_day(shelf, empty_store, monkeypatch):
         done = CliRunner().invoke(app, [*arguments, "--json"])
         assert done.exit_code == code, done.output
         return json.loads(done.stdout.splitlines()[-1])
+
     source = str(root / "sources" / "0")
     first = run("versions", "publish", "--folder", source)["name"]
     stable = run("versions", "save", "--tag", "stable")["name"]
-    later = [run("versions", "publish", "--folder", str(root / "sources" / n))["name"]
-             for n in "123"]
+    later = [
+        run("versions", "publish", "--folder", str(root / "sources" / n))["name"] for n in "123"
+    ]
     listed = run("versions", "list")["versions"]
     assert [r["name"] for r in listed] == [*reversed(later), stable, first]
     assert listed[0]["used"] == ["coevolution-latest"] and listed[3]["tag"] == "stable"
@@ -583,6 +686,7 @@ def test_a_restored_version_becomes_a_challenger(shelf, empty_store):
     from content_arena.mlops.decision_records import DecisionChain, Moves
     from content_arena.mlops.model_registry import ModelRegistry
     from forks import copy_store
+
     store, names = shelf
     root = store.models.parent
     copy_store(empty_store, root)

@@ -15,8 +15,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.long(60)]
 
 def test_first_run_bootstraps_and_leaves_its_report_everywhere(home, first):
     folder, environment = home
-    assert set(first) >= {"status", "model_version", "mlflow_run_id", "run_dir", "report_html",
-                          "comparison"}
+    assert set(first) >= {
+        "status",
+        "model_version",
+        "mlflow_run_id",
+        "run_dir",
+        "report_html",
+        "comparison",
+    }
     assert (first["status"], first["model_version"]) == ("bootstrapped", "1")
     assert first["comparison"]["verdict"] == "bootstrap"
     assert first["comparison"]["samples_evaluated"] >= 1000
@@ -24,14 +30,20 @@ def test_first_run_bootstraps_and_leaves_its_report_everywhere(home, first):
         assert (Path(first["run_dir"]) / f"{stage}.ipynb").exists()
     page = Path(first["report_html"]).read_text()
     assert "Promote (first model)" in page and "import" not in page.split("<body", 1)[1].split(
-        "<script", 1)[0].replace("important", "")
+        "<script", 1
+    )[0].replace("important", "")
     assert "image/png" in page, "the report has no figure"
 
     settings = settings_of(environment)
     mlflow.set_tracking_uri(settings.mlflow_uri())
-    logged = {a.path for a in mlflow.MlflowClient().list_artifacts(first["mlflow_run_id"], "reports")}
-    assert logged == {f"reports/{s}.{e}" for e in ("html", "ipynb") for s in
-                      ("01_prepare", "02_train", "03_evaluate", "04_deploy")}
+    logged = {
+        a.path for a in mlflow.MlflowClient().list_artifacts(first["mlflow_run_id"], "reports")
+    }
+    assert logged == {
+        f"reports/{s}.{e}"
+        for e in ("html", "ipynb")
+        for s in ("01_prepare", "02_train", "03_evaluate", "04_deploy")
+    }
     version = ModelRegistry(settings).get_champion()
     assert version.version == "1" and version.run_id == first["mlflow_run_id"]
     assert version.tags["report"].endswith("reports/03_evaluate.html")
@@ -45,10 +57,14 @@ def test_second_run_compares_with_the_champion_by_the_rule(home, first):
     assert record["champion"]["version"] == "1" and record["challenger"]["version"] == "2"
     gain = record["challenger"]["f1"] - record["champion"]["f1"]
     assert record["improvement"]["f1"] == pytest.approx(gain, abs=1e-9)
-    allowed = (gain > 0.01 and record["challenger"]["precision"] >= record["champion"]["precision"])
+    allowed = gain > 0.01 and record["challenger"]["precision"] >= record["champion"]["precision"]
     assert record["should_promote"] <= allowed, "promoted against the three conditions"
-    assert result["status"] == {"promote": "promoted", "reject": "rejected",
-                                "inconclusive": "inconclusive"}[record["verdict"]]
+    assert (
+        result["status"]
+        == {"promote": "promoted", "reject": "rejected", "inconclusive": "inconclusive"}[
+            record["verdict"]
+        ]
+    )
     champion = ModelRegistry(settings_of(home[1])).get_champion()
     assert champion.version == ("2" if record["verdict"] == "promote" else "1")
 
@@ -86,9 +102,17 @@ def test_evaluate_refuses_a_test_set_that_was_trained_on(home, first, tmp_path):
     planted["text"] = planted["text"].str.upper() + " !"
     dirty = pd.concat([pd.read_csv(tmp_path / "fresh.csv"), planted])
     dirty.to_csv(tmp_path / "dirty.csv", index=False)
-    code, out, err = evaluate(home[1], "--champion", "1", "--challenger", "2",
-                              "-p", f"sources=csv:{tmp_path}/other.csv",
-                              "-p", f"test_sources=csv:{tmp_path}/dirty.csv")
+    code, out, err = evaluate(
+        home[1],
+        "--champion",
+        "1",
+        "--challenger",
+        "2",
+        "-p",
+        f"sources=csv:{tmp_path}/other.csv",
+        "-p",
+        f"test_sources=csv:{tmp_path}/dirty.csv",
+    )
     assert code == 1 and "3 of 1103 test rows" in err and "training" in err, err
 
 
@@ -125,10 +149,14 @@ def test_a_battle_against_the_champion_and_its_report(home, first):
     code, out, err = arena(home[1], *command)
     assert code == 0, err
     record = json.loads(out.splitlines()[-1])
-    assert (record["status"], record["alias"], record["rounds_done"]) == ("completed", "champion", 120)
+    assert (record["status"], record["alias"], record["rounds_done"]) == (
+        "completed",
+        "champion",
+        120,
+    )
     assert record["corpus"]["name"].startswith("dataset ") and "valid" in record["corpus"]["name"]
     assert record["attacked"] > 40 and record["clean_attacked"] > 40
-    code, out, err = arena(home[1], *command)                 # the same again: nothing to do
+    code, out, err = arena(home[1], *command)  # the same again: nothing to do
     again = json.loads(out.splitlines()[-1])
     assert again["id"] == record["id"] and "was fought before" in err
     code, out, err = arena(home[1], "battle", "report", record["id"][:8], "--json")

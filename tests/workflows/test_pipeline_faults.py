@@ -32,7 +32,9 @@ class Asking(threading.Thread):
         with httpx.Client(timeout=30) as client:
             while not self.stop.is_set():
                 try:
-                    answer = client.post(f"{self.url}/classify", json={"text": "you are kind today"})
+                    answer = client.post(
+                        f"{self.url}/classify", json={"text": "you are kind today"}
+                    )
                     answer.raise_for_status()
                     self.versions.append(str(answer.json()["model_version"]))
                 except httpx.HTTPError as e:
@@ -71,7 +73,9 @@ def test_better_challenger_is_reloaded_while_requests_go_on(home, first):
         wait_until_ready(url, service)
         asking.start()
         # Nothing evades a filter that calls everything toxic: by that check alone none could follow.
-        code, out, err = arena(environment, "pipeline", "run", "--json", "-p", "battle_tolerance=0.99")
+        code, out, err = arena(
+            environment, "pipeline", "run", "--json", "-p", "battle_tolerance=0.99"
+        )
         assert code == 0, err
         result = json.loads(out.splitlines()[-1])
         assert result["status"] == "promoted", result["comparison"]["reasons"]
@@ -93,8 +97,11 @@ def kernels_of(environment: dict) -> list[psutil.Process]:
     kernels = []
     for process in psutil.process_iter(["cmdline"]):
         with suppress(psutil.Error):
-            if "ipykernel_launcher" in (process.info["cmdline"] or ()) and \
-                    process.environ().get("CONTENT_ARENA_VAR_DIR") == environment["CONTENT_ARENA_VAR_DIR"]:
+            if (
+                "ipykernel_launcher" in (process.info["cmdline"] or ())
+                and process.environ().get("CONTENT_ARENA_VAR_DIR")
+                == environment["CONTENT_ARENA_VAR_DIR"]
+            ):
                 kernels.append(process)
     return kernels
 
@@ -105,10 +112,10 @@ def kill_when(environment: dict, process: subprocess.Popen, happened) -> None:
     while not happened():
         assert process.poll() is None, f"the run ended too early: {process.stderr.read()}"
         assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)             # polling a file, there is no event to wait for
+        time.sleep(0.02)  # polling a file, there is no event to wait for
     kernels = kernels_of(environment)
     process.send_signal(signal.SIGKILL)
-    for kernel in kernels:                              # its own kernel, which would finish the cell
+    for kernel in kernels:  # its own kernel, which would finish the cell
         kernel.kill()
     process.communicate()
     assert kernels, "nothing was killed in the middle of its work"
@@ -123,9 +130,11 @@ def test_run_killed_three_times_goes_on_with_the_same_command(home, first):
     def run_has(sign: str) -> bool:
         return any(list(r.glob(sign)) for r in set((folder / "runs").iterdir()) - known)
 
-    for sign in ("train/checkpoints/step-*",            # training
-                 "registered.json",                     # just registered
-                 "comparison.json"):                    # about to deploy
+    for sign in (
+        "train/checkpoints/step-*",  # training
+        "registered.json",  # just registered
+        "comparison.json",
+    ):  # about to deploy
         kill_when(environment, arena(environment, *command, wait=False), lambda: run_has(sign))
         assert registry.get_champion() is not None
         unfinished = find_unfinished(settings_of({**environment, "CONTENT_ARENA_SEED": "21"}))
@@ -139,10 +148,16 @@ def test_run_killed_three_times_goes_on_with_the_same_command(home, first):
     assert Path(result["run_dir"]) == unfinished and "going on with" in err
     for name in before:
         assert f"{name}: done before" in err
-    assert result["status"] == {"promote": "promoted", "reject": "rejected",
-                                "inconclusive": "inconclusive"}[result["comparison"]["verdict"]]
+    assert (
+        result["status"]
+        == {"promote": "promoted", "reject": "rejected", "inconclusive": "inconclusive"}[
+            result["comparison"]["verdict"]
+        ]
+    )
     assert len(set((folder / "runs").iterdir()) - known) == 1, "a second run was begun"
-    assert sum(v.run_id == result["mlflow_run_id"] for v in registry.versions()) == 1, "registered twice"
+    assert sum(v.run_id == result["mlflow_run_id"] for v in registry.versions()) == 1, (
+        "registered twice"
+    )
     assert registry.get_champion() is not None
 
 
@@ -164,17 +179,31 @@ def test_failing_notebook_is_named_kept_and_logged(home, tmp_path):
 
 def test_fewer_rows_than_the_rule_needs_is_inconclusive(home, first, tmp_path):
     write_comments(tmp_path / "few.csv", 412, seed=5)
-    code, out, err = arena(home[1], "pipeline", "run", "--json", "-p", "seed=7",
-                           "-p", f"test_sources=csv:{tmp_path}/few.csv")
+    code, out, err = arena(
+        home[1],
+        "pipeline",
+        "run",
+        "--json",
+        "-p",
+        "seed=7",
+        "-p",
+        f"test_sources=csv:{tmp_path}/few.csv",
+    )
     assert code == 0, err
     result = json.loads(out.splitlines()[-1])
     assert result["status"] == "inconclusive"
     assert result["comparison"]["reasons"] == ["412 of 1000 evaluated"]
 
 
-@pytest.mark.parametrize("arguments, says", [
-    (("-p", "epoch=3"), "did you mean 'epochs'"), (("-p", "epochs=0"), "epochs = '0'"),
-    (("--profile", "laptop"), "accepted: smoke, cpu, gpu"), (("-p", "epochs"), "name=value")])
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (("-p", "epoch=3"), "did you mean 'epochs'"),
+        (("-p", "epochs=0"), "epochs = '0'"),
+        (("--profile", "laptop"), "accepted: smoke, cpu, gpu"),
+        (("-p", "epochs"), "name=value"),
+    ],
+)
 def test_unknown_parameters_are_refused_before_anything_runs(home, arguments, says):
     known = set((home[0] / "runs").glob("*"))
     code, out, err = arena(home[1], "pipeline", "run", "--json", *arguments)

@@ -1,4 +1,5 @@
 """Automatic retraining with two schedulers, a store that goes away, clocks that jump, bad labels."""
+
 import subprocess
 import threading
 from contextlib import ExitStack
@@ -37,8 +38,12 @@ class Scheduler:
     "One of several; `said`: its words so far."
 
     def __init__(self, url: str, folder: Path):
-        self.process = subprocess.Popen([python(), scheduler.__file__, url, str(folder)], text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [python(), scheduler.__file__, url, str(folder)],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         self.said: list[str] = []
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -52,8 +57,9 @@ class Scheduler:
 
 
 @pytest.mark.slow
-def test_of_two_schedulers_one_trains_and_the_other_takes_over_from_the_dead(store, store_url,
-                                                                             tmp_path):
+def test_of_two_schedulers_one_trains_and_the_other_takes_over_from_the_dead(
+    store, store_url, tmp_path
+):
     lose_battle(store)
     with ExitStack() as stack:
         two = [Scheduler(store_url, tmp_path) for _ in range(2)]
@@ -75,7 +81,9 @@ def test_of_two_schedulers_one_trains_and_the_other_takes_over_from_the_dead(sto
     events = store.read("retrain_events")
     runs = events[events.status != "lease"]
     assert [(r.reason, r.status) for r in runs.itertuples()] == [
-        ("evasion", "failed"), ("evasion", "promoted")]
+        ("evasion", "failed"),
+        ("evasion", "promoted"),
+    ]
     assert runs.iloc[0].result["error"] == "the process was killed"
 
 
@@ -86,7 +94,7 @@ def test_on_postgresql_a_lease_is_taken_under_an_advisory_lock(postgres):
         with theirs.alone("lease retrain") as alone, ours.alone("lease another") as free:
             assert alone and free
             assert not lease.acquire() and ours.read("leases").empty
-        assert lease.acquire()                          # gone with the transaction
+        assert lease.acquire()  # gone with the transaction
         with pytest.raises(ZeroDivisionError), theirs.alone("lease retrain") as alone:
             assert alone
             raise ZeroDivisionError
@@ -102,17 +110,19 @@ def test_a_store_that_goes_away_while_one_trains_hears_of_the_end(postgres, tmp_
         training.set()
         assert go_on.wait(60)
         return {"status": "promoted", "model_version": "5"}
+
     with EventStore.open(url) as store:
         lose_battle(store)
         auto = AutoRetrain(store, settings(url, tmp_path), train)
-        watcher = threading.Thread(target=auto.watch, args=(
-            0.1, stop, lambda result: said.append(result["status"])))
+        watcher = threading.Thread(
+            target=auto.watch, args=(0.1, stop, lambda result: said.append(result["status"]))
+        )
         watcher.start()
         try:
             assert training.wait(60)
             postgres.stop()
             go_on.set()
-            postgres.start()                            # whenever it comes, the end is written
+            postgres.start()  # whenever it comes, the end is written
             wait_until(lambda: said and said[-1] == "idle", "the run's end is known")
             postgres.stop()
             wait_until(lambda: said[-1] == "store away", "the watcher says so")
@@ -135,18 +145,20 @@ def test_a_clock_that_jumps_costs_no_run_and_blocks_none(store, store_url, tmp_p
 
         def __call__(self):
             return self.now
+
     clock, runs = Clock(), []
 
     def train(changed) -> dict:
         runs.append(clock.now)
         return {"status": "rejected"}
+
     auto = AutoRetrain(store, settings(store_url, tmp_path), train, clock=clock)
-    clock.now = NOON + timedelta(days=40)               # it is noon, but the clock is ahead
+    clock.now = NOON + timedelta(days=40)  # it is noon, but the clock is ahead
     lose_battle(store, clock.now - timedelta(minutes=5))
     assert auto.run_once()["status"] == "rejected"
 
     clock.now = NOON
-    assert auto.run_once()["status"] == "idle"          # not forgotten: not the same battle again
+    assert auto.run_once()["status"] == "idle"  # not forgotten: not the same battle again
     lose_battle(store, NOON + timedelta(minutes=5))
     clock.now = NOON + timedelta(minutes=10)
     waiting = auto.run_once()
@@ -155,7 +167,7 @@ def test_a_clock_that_jumps_costs_no_run_and_blocks_none(store, store_url, tmp_p
     clock.now = NOON + timedelta(hours=6)
     assert auto.run_once()["status"] == "rejected" and len(runs) == 2
 
-    for hours in (13, 19.5):                            # the daily limit holds, and ends
+    for hours in (13, 19.5):  # the daily limit holds, and ends
         lose_battle(store, NOON + timedelta(hours=hours))
         clock.now = NOON + timedelta(hours=hours, minutes=1)
         last = auto.run_once()
@@ -166,31 +178,45 @@ def test_a_clock_that_jumps_costs_no_run_and_blocks_none(store, store_url, tmp_p
 
 
 def label(text: str, value: int, who: str, source: str = "moderator") -> dict:
-    return {"time": NOON, "label": value, "text": text, "text_sha256": text_sha256(text),
-            "source": source, "reviewer": who}
+    return {
+        "time": NOON,
+        "label": value,
+        "text": text,
+        "text_sha256": text_sha256(text),
+        "source": source,
+        "reviewer": who,
+    }
 
 
-def test_labels_that_nobody_can_learn_from_neither_start_a_run_nor_break_one(store, store_url,
-                                                                             tmp_path):
+def test_labels_that_nobody_can_learn_from_neither_start_a_run_nor_break_one(
+    store, store_url, tmp_path
+):
     chosen = settings(store_url, tmp_path, retrain_new_samples=40)
     useless = ["", " ", "\u200b\u3164", "x" * 9000]
     store.add("feedback", [label(t, 1, who) for t in useless for who in ("ann", "bob")])
-    store.add("feedback", [label(f"disputed {i}", who == "ann", who) for i in range(60)
-                           for who in ("ann", "bob")])
+    store.add(
+        "feedback",
+        [label(f"disputed {i}", who == "ann", who) for i in range(60) for who in ("ann", "bob")],
+    )
     store.add("feedback", [label(f"unheard {i}", 1, f"user{i}", "user") for i in range(60)])
-    store.add("feedback", [{"time": NOON, "label": 1, "source": "moderator",
-                             "prediction_id": "nobody knows"}])
+    store.add(
+        "feedback",
+        [{"time": NOON, "label": 1, "source": "moderator", "prediction_id": "nobody knows"}],
+    )
     trained = []
 
     def train(changed) -> dict:
         trained.append(changed.train_sources)
         return {"status": "rejected"}
+
     auto = AutoRetrain(store, chosen, train, clock=lambda: NOON + timedelta(hours=1))
     assert auto.run_once()["status"] == "idle"
     assert learn_labels(Situation(store, chosen, NOON + timedelta(hours=1))) == (
-        chosen, {"labels": 0})
+        chosen,
+        {"labels": 0},
+    )
 
-    good = [f"good to know \ud83d {i}" for i in range(40)]     # half an emoji, as a broken client cuts
+    good = [f"good to know \ud83d {i}" for i in range(40)]  # half an emoji, as a broken client cuts
     store.add("feedback", [label(t, i % 2, "ann") for i, t in enumerate(good)])
     assert auto.run_once()["status"] == "rejected"
     [[source]] = trained
