@@ -90,7 +90,7 @@ BEEP_UNLABELED = Format(
         "unlabeled/unlabeled_comments_5.txt",
         "e224a1d545c2729d8f9828429af0f6ee34cd9a4ac5861c7a12d4f32b9a9ed641")})
 
-# %% ../../nbs/03_data/55_formats.ipynb #5f2c0895
+# %% ../../nbs/03_data/55_formats.ipynb #36ef6744
 _CURSE = "2runo/Curse-detection-data/ff241621e103b6f220d30de324d0d07987887308"
 CURSE = Format(
     "curse", "Curse detection data", "ko", "MIT", "https://github.com/2runo/Curse-detection-data",
@@ -101,7 +101,8 @@ CURSE = Format(
                   "1c3489417e4972dbbbdde19cc47bb8638292891f7f1a443ecbdc2e3c6843545a")})
 
 _TOPICS = {"Appearance": "appearance", "Age and social status": "age",
-           "Gender sterotypes": "gender", "Education": "other", "Diets": "other", "Origin and residence": "origin",
+           "Gender sterotypes": "gender", "Education": "other", "Diets": "other",
+           "Origin and residence": "origin",
            "Nationality": "race", "Disabled": "disability", "Racism": "race",
            "Sexual harassment": "sexuality"}
 APEACH = Format(
@@ -125,7 +126,7 @@ KODOLI = Format(
     policies={"LIKELY": "kodoli_likely"},
     values=("NOT", "LIKELY", "OFFEN"), telling=("LIKELY", "OFFEN"))
 
-# %% ../../nbs/03_data/55_formats.ipynb #31b2c7e5
+# %% ../../nbs/03_data/55_formats.ipynb #4ff6e3f2
 _KMHAS = "adlnlp/K-MHaS/69733bc8ed6a45e9263e44f243d2786e4f73e627/data"
 _CLASSES = {"0": ("origin",), "1": ("appearance",), "2": ("politics",), "3": ("profanity",),
             "4": ("age",), "5": ("gender",), "6": ("race",), "7": ("religion",), "8": ()}
@@ -134,7 +135,7 @@ _KMHAS_SPEC = SourceSpec("kmhas", text=("document",), labels={"8": 0, "*": 1},
                          layout=Layout(separator="\t"))
 KMHAS = Format(
     "kmhas", "K-MHaS", "ko", "CC BY-SA 4.0", "https://github.com/adlnlp/K-MHaS",
-    (_KMHAS_SPEC, replace(_KMHAS_SPEC, text=("text",), layout=Layout())),    # the authors', the hub's
+    (_KMHAS_SPEC, replace(_KMHAS_SPEC, text=("text",), layout=Layout())),  # theirs, the hub's
     f"validation part: {TESTED}; the others: {DESCRIBED}",
     "Lee et al. 2022, K-MHaS: A Multi-label Hate Speech Detection Dataset (COLING)",
     {"train": _file("kmhas_train.txt", f"{_KMHAS}/kmhas_train.txt"),
@@ -189,7 +190,7 @@ HATESCORE = Format(
     {"all": _file("HateScore.csv", f"{_HATESCORE}/HateScore.csv")},
     restrictions=("non-commercial",))
 
-# %% ../../nbs/03_data/55_formats.ipynb #09c99d8c
+# %% ../../nbs/03_data/55_formats.ipynb #6f6f4bfc
 KDA = Format(
     "kda", "KDA", "ko", "not stated", "", (SourceSpec("kda"),),
     "not verified: no public description of this set was available; name its columns"
@@ -220,7 +221,7 @@ ZIZUN = Format(
     "zizun", "Korean malicious comments", "ko",
     "MIT; the part that comes from BEEP!: CC BY-SA 4.0",
     "https://github.com/ZIZUN/korean-malicious-comments-dataset",
-    (SourceSpec("zizun", text=("content",), label=("lable",), labels={"0": 1, "1": 0},   # so written
+    (SourceSpec("zizun", text=("content",), label=("lable",), labels={"0": 1, "1": 0},  # so written
                 layout=Layout(separator="\t", quoting=False)),),
     DESCRIBED, "ZIZUN, korean-malicious-comments-dataset (GitHub)",
     {"all": _file("zizun.csv", "ZIZUN/korean-malicious-comments-dataset/"
