@@ -5,11 +5,14 @@
 # %% auto #0
 __all__ = ['RESTRICTIONS', 'TESTED', 'DESCRIBED', 'BEEP', 'BEEP_UNLABELED', 'CURSE', 'APEACH', 'KODOLI', 'KMHAS', 'UNSMILE',
            'KOLD', 'HATESCORE', 'KDA', 'KOCOH', 'ZIZUN', 'NSMC', 'DAVIDSON', 'HATECHECK', 'JIGSAW', 'CIVIL_COMMENTS',
-           'TOXIC_CHAT', 'FORMATS', 'Format', 'looks_like', 'hint', 'format_of', 'check_licences', 'describe_formats']
+           'TOXIC_CHAT', 'FORMATS', 'Format', 'looks_like', 'hint', 'format_of', 'check_licences', 'format_named',
+           'describe_formats']
 
-# %% ../../nbs/03_data/55_formats.ipynb #28aafd84
+# %% ../../nbs/03_data/55_formats.ipynb #a72261a2
+import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fastcore.basics import patch
 
@@ -380,12 +383,33 @@ def check_licences(settings: Settings) -> list[str]:
             notes.append(f"{name} ({fmt.licence}): {why}")
     return notes
 
-# %% ../../nbs/03_data/55_formats.ipynb #0439ced3
-def describe_formats() -> list[dict[str, str]]:
-    "A row for each format: name, title, language, licence, restrictions, splits, place, verified."
-    return [{"name": f.name, "title": f.title, "language": f.lang or "several",
-             "licence": f.licence, "restrictions": ", ".join(f.restrictions),
-             "labelled": all(s.labelled for s in f.layouts),
-             "splits": ", ".join(f"{s} (default)" if s in f.default else s for s in f.splits),
-             "hub": f.hub, "page": f.page, "verified": f.verified, "citation": f.citation}
-            for f in FORMATS.values()]
+# %% ../../nbs/03_data/55_formats.ipynb #71c7e03f
+def format_named(name: str) -> Format:
+    "The format `name`. Raises DataError that lists the formats."
+    if name not in FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"{name!r} is no format{meant}; accepted: {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+def _described(fmt: Format) -> dict[str, Any]:
+    spec, files = fmt.layouts[0], [f for part in fmt.splits.values() for f in part]
+    return {"name": fmt.name, "title": fmt.title, "language": fmt.lang or "several",
+            "licence": fmt.licence, "restrictions": ", ".join(fmt.restrictions),
+            "labelled": spec.labelled,
+            "splits": ", ".join(f"{s} (default)" if s in fmt.default else s for s in fmt.splits),
+            "text": ", ".join(spec.text), "label": ", ".join(spec.label),
+            "labels": dict(spec.labels or {}), "cut": "" if spec.cut is None else spec.cut,
+            "policies": {value: key for value, key in fmt.policies.items()},
+            "categories": sorted({c for values in spec.categories.values()
+                                  for names in values.values() for c in names}),
+            "severities": dict(spec.severities or {}), "context": spec.context or "",
+            "files": {f.name: f.url() or f"by hand from {f.page}" for f in files},
+            "sha256": {f.name: f.sha256 or "recorded on first use" for f in files},
+            "hub": fmt.hub, "page": fmt.page, "verified": fmt.verified, "citation": fmt.citation}
+
+def describe_formats(name: str | None = None) -> list[dict[str, Any]]:
+    """A row for each format, or for the one called `name`: what it is, what its licence allows, how
+    it is read, where its files are. Raises DataError for a name that no format has."""
+    chosen = FORMATS.values() if name is None else [format_named(name)]
+    return [_described(f) for f in chosen]
