@@ -166,11 +166,8 @@ def feedback_report(
 
 # %% ../../nbs/14_cli/40_events.ipynb #1e17ca17
 @contextmanager
-def _on_disk(file: str) -> Iterator[Path]:
-    "The path of `file`; what comes in on standard input, for `-`, is written down first."
-    if file != "-":
-        yield Path(file)
-        return
+def _standard_input() -> Iterator[Path]:
+    "A file with what comes in on standard input."
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stdin"
         path.write_bytes(sys.stdin.buffer.read())
@@ -178,7 +175,8 @@ def _on_disk(file: str) -> Iterator[Path]:
 
 def _given_labels(file: str | None, one: dict, shared: dict) -> Any:
     "The rows of `file`, or the `one` label of the command line; with what is `shared` by all."
-    from content_arena.monitoring.label_files import LabelFile, label_row, read_labels
+    from content_arena.monitoring.label_files import (LabelFile, label_row, named_file,
+                                                      read_labels)
     given = ["--" + k.replace("_", "-") for k, v in one.items() if v is not None]
     if file and given:
         raise SettingsError(f"--file has labels of its own: leave out {', '.join(given)}")
@@ -186,8 +184,12 @@ def _given_labels(file: str | None, one: dict, shared: dict) -> Any:
         raise SettingsError("say what it is, --label toxic or --label clean; or give a --file")
     if not file:
         return LabelFile([label_row(None, shared | one)], ())
-    with _on_disk(file) as path:
-        labels = read_labels(path, "standard input" if file == "-" else file)
+    if file == "-":
+        with _standard_input() as path:
+            labels = read_labels(path, "standard input")
+    else:
+        path, spec = named_file(file)
+        labels = read_labels(path, file, spec)
     return labels._replace(rows=[r._replace(values=shared | r.values) for r in labels.rows])
 
 # %% ../../nbs/14_cli/40_events.ipynb #dee13204
@@ -199,7 +201,7 @@ def feedback_add(
     source: Annotated[str, typer.Option(help="trusted: see [feedback]")] = "moderator",
     reviewer: Annotated[str | None, typer.Option(help="who says so")] = None,
     file: Annotated[str | None, typer.Option(help="labels from Excel, Label Studio or Argilla;"
-                                                  " - is stdin")] = None,
+                                                  " - is stdin; FILE?label=COLUMN")] = None,
     p: Parameter = None, as_json: AsJson = False,
 ) -> None:
     "Add one label, or those of a file; exit code 1 if any is unknown, refused or conflicting."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LABEL_WORDS', 'MAX_CELL', 'CHOICES', 'FORMS', 'ABOUT', 'label_of', 'guarded', 'unguarded', 'csv_file', 'xlsx_file',
            'label_studio_tasks', 'argilla_records', 'argilla_1_records', 'LabelFileError', 'check_new', 'write_sample',
-           'label_columns', 'label_studio_labels', 'argilla_labels', 'LabelRow', 'LabelFile', 'label_row',
+           'label_columns', 'label_studio_labels', 'argilla_labels', 'LabelRow', 'LabelFile', 'label_row', 'named_file',
            'read_labels']
 
 # %% ../../nbs/07_monitoring/50_label_files.ipynb #56e93983
@@ -21,7 +21,9 @@ import xlsxwriter
 
 from ..core.files import write_bytes
 from ..core.text import mask, nfc, nfkc, strip_invisible
-from ..data.tables import DataError, open_table
+from ..data.source_files import local_path
+from ..data.source_specs import SourceSpec, parse_name, with_options
+from ..data.tables import DataError, Layout, Table, open_table
 
 # %% ../../nbs/07_monitoring/50_label_files.ipynb #fd547d43
 LABEL_WORDS = {
@@ -29,10 +31,11 @@ LABEL_WORDS = {
     0: ("clean", "0", "0.0", "false", "not toxic", "non-toxic", "nontoxic", "정상", "무해", "거짓")}
 _LABELS = {word: label for label, words in LABEL_WORDS.items() for word in words}
 
-def label_of(cell: Any) -> int | None:
+def label_of(cell: Any, words: Mapping[str, int] | None = None) -> int | None:
     """1 (toxic), 0 (clean) or None (no label) from a cell, whatever its case, width and spaces.
 
-    Raises ValueError for a word that is not in `LABEL_WORDS`, and for two labels in one cell."""
+    words: further ones, and what they mean ("*": any other). Raises ValueError for a word that is
+    neither there nor in `LABEL_WORDS`, and for two labels in one cell."""
     if isinstance(cell, Mapping):                       # several choices, as Label Studio has them
         cell = cell.get("choices")
     if isinstance(cell, list | tuple):
@@ -44,11 +47,13 @@ def label_of(cell: Any) -> int | None:
     word = nfkc(strip_invisible(str(cell))).strip().casefold()
     if not word:
         return None
-    if word not in _LABELS:
+    named = {nfkc(k).strip().casefold(): v for k, v in (words or {}).items()}
+    label = (_LABELS | named).get(word, named.get("*"))
+    if label is None:
         shown = word if len(word) <= 20 else mask(word)[:20] + "…"
         raise ValueError(f"{shown!r} is no label: write toxic or clean (or 1 and 0, true and false,"
                          " 유해 and 정상)")
-    return _LABELS[word]
+    return label
 
 # %% ../../nbs/07_monitoring/50_label_files.ipynb #c8d76fb0
 _MONTHS = "|".join(m + "[a-z]*+" for m in "jan feb mar apr may jun jul aug sep oct nov dec".split())
@@ -60,8 +65,8 @@ _FOR_TABLES = re.compile("'*+" + _MISREAD, re.IGNORECASE)
 _GUARDED = re.compile("'++" + _MISREAD, re.IGNORECASE)
 
 def guarded(text: str, typed: bool = False) -> str:
-    """`text` as a spreadsheet leaves it alone; `typed`: the cell says itself that it is text, and only
-    what `unguarded` would take a character from needs one more."""
+    """`text` as a spreadsheet leaves it alone; `typed`: the cell says itself that it is text, and
+    only what `unguarded` would take a character from needs one more."""
     return "'" + text if (_GUARDED if typed else _FOR_TABLES).match(text) else text
 
 def unguarded(text: str) -> str:
@@ -142,8 +147,8 @@ class LabelFileError(ValueError):
 def check_new(path: Path, preview: bool = False) -> None:
     "Raise LabelFileError if `path` is taken, or is in no folder; or if this is only a `preview`."
     if preview:
-        raise LabelFileError(f"{path}: a preview is not noted, so that labels of this file would not"
-                             " count as a sample's: leave out --preview, or the file")
+        raise LabelFileError(f"{path}: a preview is not noted, so that labels of this file would"
+                             " not count as a sample's: leave out --preview, or the file")
     if path.exists():
         raise LabelFileError(f"{path} is there already, perhaps with labels: give another name, or"
                              " move it away")
@@ -168,14 +173,18 @@ _NAMES = {"prediction_id": "prediction_id", "predictionid": "prediction_id",
           "label": "label", "라벨": "label", "레이블": "label",
           "reviewer": "reviewer", "annotator": "annotator", "검수자": "reviewer"}
 
-def _meaning(column: str) -> str | None:
-    return _NAMES.get(re.sub(r"[\s\-]+", "_", nfc(str(column)).strip()).casefold())
+def _meaning(column: str, label: str) -> str | None:
+    if column == label:
+        return "label"
+    meaning = _NAMES.get(re.sub(r"[\s\-]+", "_", nfc(str(column)).strip()).casefold())
+    return None if meaning == "label" != label else meaning
 
-def label_columns(columns: Iterable[str], name: str) -> dict[str, str]:
-    """Column of the file -> what it means, for those that mean something.
+def label_columns(columns: Iterable[str], name: str, label: str = "label") -> dict[str, str]:
+    """Column of the file -> what it means, for those that mean something; `label`: which one has
+    the labels, if it is not called so.
 
     Raises DataError, naming the file `name`, if one is missing, or two mean the same."""
-    meanings = {c: m for c in columns if (m := _meaning(c))}
+    meanings = {c: m for c in columns if (m := _meaning(c, label))}
     for meaning in dict.fromkeys(meanings.values()):
         same = [c for c in columns if meanings.get(c) == meaning]
         if len(same) > 1:
@@ -183,8 +192,8 @@ def label_columns(columns: Iterable[str], name: str) -> dict[str, str]:
                             f" ({', '.join(same)}): which one is meant can't be known; leave one")
     present = ", ".join(str(c)[:30] for c in list(columns)[:20])
     if "label" not in meanings.values():
-        raise DataError(f"{name}: no column label; there are: {present}. The first line names the"
-                        " columns, such as prediction_id,label,reviewer")
+        raise DataError(f"{name}: no column {label}; there are: {present}. The first line names the"
+                        " columns, such as prediction_id,label,reviewer; or say FILE?label=COLUMN")
     if not set(ABOUT) & set(meanings.values()):
         raise DataError(f"{name}: no column says what a label is about; there are: {present}."
                         " Name one prediction_id (or text_sha256, or text)")
@@ -265,44 +274,72 @@ def _as_text(cell: Any) -> str | None:
     whole = isinstance(cell, float) and cell.is_integer()
     return unguarded(str(int(cell) if whole else cell)) or None
 
-def label_row(line: int | None, cells: Mapping[str, Any]) -> LabelRow:
-    "A label from cells by meaning (see `label_columns`)."
+def label_row(line: int | None, cells: Mapping[str, Any],
+              words: Mapping[str, int] | None = None) -> LabelRow:
+    "A label from cells by meaning (see `label_columns`); `words` as in `label_of`."
     values = {k: v for k, cell in cells.items() if k != "label" and (v := _as_text(cell))}
     values = {k: v if k == "text" else v.strip() for k, v in values.items() if v.strip()}
     annotator = values.pop("annotator", None)
     values |= {"reviewer": r} if (r := values.get("reviewer", annotator)) else {}
     try:
-        return LabelRow(line, values | {"label": label_of(cells.get("label"))})
+        return LabelRow(line, values | {"label": label_of(cells.get("label"), words)})
     except ValueError as e:
         return LabelRow(line, values, f"column label: {e}")
 
+# %% ../../nbs/07_monitoring/50_label_files.ipynb #d8c0f6c2
 def _is_task(cells: Mapping[str, Any]) -> bool:
     "Whether a record is a task of Label Studio or a record of Argilla."
     return isinstance(cells.get("data", cells.get("fields")), Mapping)
 
-def _rows_of(line: int, cells: Mapping[str, Any], columns: Mapping[str, str]) -> list[LabelRow]:
+def _rows_of(line: int, cells: Mapping[str, Any], columns: Mapping[str, str],
+             words: Mapping[str, int] | None) -> list[LabelRow]:
     "The labels of a record: of a task, of Argilla, or of a table with `columns`."
     if not _is_task(cells):
-        return [label_row(line, {m: cells.get(c) for c, m in columns.items()})]
+        return [label_row(line, {m: cells.get(c) for c, m in columns.items()}, words)]
     layout = label_studio_labels if "data" in cells else argilla_labels
     try:
-        return [label_row(line, values) for values in layout(cells)]
+        return [label_row(line, values, words) for values in layout(cells)]
     except (ValueError, AttributeError, KeyError, TypeError) as e:
         reason = str(e) if type(e) is ValueError else f"unknown layout ({type(e).__name__}: {e})"
         return [LabelRow(line, {}, f"{layout.__name__.removesuffix('_labels')}: {reason}")]
 
-def read_labels(path: Path, name: str) -> LabelFile:
-    """The labels of a file: a table, Label Studio's JSON, or Argilla's.
+def _opened(path: Path, name: str, layout: Layout, label: str) -> Table:
+    "The table in `path`; below a title, or on one of several sheets, the one with the label."
+    try:
+        table = open_table(path, name, layout)
+        if not {"data", "fields"} & set(table.columns):
+            label_columns(table.columns, name, label)
+        return table
+    except DataError as error:
+        try:
+            return open_table(path, name, layout, needed=(label,))
+        except DataError:
+            raise error from None
+
+# %% ../../nbs/07_monitoring/50_label_files.ipynb #2668b0c0
+def named_file(file: str) -> tuple[Path, SourceSpec]:
+    "The path that a user means by `file`, and what is said behind a `?`. Raises DataError."
+    folders = [Path.cwd()]
+    name = parse_name(f"file:{file}", folders)
+    path = local_path(name.path, folders)
+    if path is None:
+        raise DataError(f"{file}: there is no file {Path(name.path).absolute()}")
+    return path, with_options(SourceSpec(file), name.said, file)
+
+def read_labels(path: Path, name: str, spec: SourceSpec | None = None) -> LabelFile:
+    """The labels of a file: a table, Label Studio's JSON, or Argilla's; `spec`: what a user says of
+    its layout, its column of labels, and what they are called.
 
     Raises DataError, naming the file `name`, for what is no such file; OSError."""
-    table, rows, columns = open_table(path, name), [], None
+    spec = spec or SourceSpec(name)
+    table, rows, columns = _opened(path, name, spec.layout, spec.label[0]), [], None
     for line, cells, problem in (record for batch in table.batches for record in batch):
         if problem:
             rows.append(LabelRow(line, {}, problem))
         elif any(cell not in (None, "") for cell in cells.values()):
             if columns is None and not _is_task(cells):
-                columns = label_columns(table.columns, name)
-            rows += _rows_of(line, cells, columns or {})
+                columns = label_columns(table.columns, name, spec.label[0])
+            rows += _rows_of(line, cells, columns or {}, spec.labels)
     if not rows:
-        label_columns(table.columns, name)
+        label_columns(table.columns, name, spec.label[0])
     return LabelFile(rows, table.assumed)

@@ -71,12 +71,12 @@ def _within(rows: Sequence[LabelRow], taken: list[Intake]) -> None:
 
 _IN_NUMBERS = re.compile(r"\d+([.,]\d+)?e\+?\d+", re.IGNORECASE)
 
-def _explained(t: Intake, row: LabelRow) -> Intake:
+def _explained(intake: Intake, row: LabelRow) -> Intake:
     "With a hint for an id that a spreadsheet has taken for a number."
-    if t.outcome == "unknown" and _IN_NUMBERS.fullmatch(row.values["prediction_id"]):
-        return t._replace(reason=t.reason + ": a spreadsheet made a number of it; copy the ids from"
-                          " the file that was handed out")
-    return t
+    if intake.outcome == "unknown" and _IN_NUMBERS.fullmatch(row.values["prediction_id"]):
+        hint = ": a spreadsheet made a number of it; copy the ids from the file that was handed out"
+        return intake._replace(reason=intake.reason + hint)
+    return intake
 
 # %% ../../nbs/07_monitoring/60_label_intake.ipynb #88d14525
 def _about(row: LabelRow) -> dict[str, Any]:
@@ -138,10 +138,12 @@ def intake_answer(outcomes: Sequence[Outcome], changed: int = 0,
 def intake_lines(answer: dict[str, Any], most: int = 20) -> list[str]:
     "The same for people; at most `most` problems."
     counts = [f"{answer[o]} {o}" for o in FILE_OUTCOMES if answer[o] or o == "added"]
-    lines = [f"{answer['read']} labels read: " + ", ".join(counts)]
+    lines = [f"{answer['read']} row{'s' * (answer['read'] != 1)} read: " + ", ".join(counts)]
     lines += [f"  {said}" for said in answer["assumed"]]
     if not answer["added"] + answer["replaced"]:
-        lines.append("nothing was added")
+        elsewhere = answer["unknown"] and not answer["unchanged"]
+        hint = ": is [store] store_url the store that these predictions were handed out from?"
+        lines.append("nothing was added" + hint * bool(elsewhere))
     if n := answer["changed_texts"]:
         lines.append(f"{n} texts are not as they were predicted (cut, corrected, or characters that"
                      " the file's encoding lacks); the id counts")

@@ -338,6 +338,27 @@ def test_what_is_no_file_of_labels_is_refused_in_one_line(tmp_path, text, says):
     assert "a.csv" in str(done.exception)
 
 
+def test_what_a_user_says_of_a_file_is_said_as_of_a_source(store, tmp_path):
+    "A workbook with two sheets, a title above the header, a column and words of the moderators' own."
+    store.add("predictions", [prediction(i, f"댓글 {i}") for i in range(3)])
+    book = openpyxl.Workbook()
+    book.active.title = "안내"
+    book.active.append(["이 파일은", "댓글 판정용입니다"])
+    sheet = book.create_sheet("판정표")
+    for row in (["5월 판정"], ["Prediction ID", "텍스트", "판정", "검수자"]):
+        sheet.append(row)
+    for i, label in enumerate(("나쁨", "좋음", None)):
+        sheet.append([f"{i:032x}", f"댓글 {i}", label, "김"])
+    path = tmp_path / "판정.xlsx"
+    book.save(path)
+    options = "?sheet=판정표&label=판정&labels=나쁨:1,좋음:0"
+    said = arena(tmp_path, "feedback", "add", "--file", f"{path}{options}")
+    assert (said["read"], said["added"], said["unlabelled"]) == (3, 2, 1)
+    labels = store.read("feedback")
+    assert dict(zip(labels.prediction_id.str[-1], labels.label)) == {"0": 1, "1": 0}
+    assert set(labels.reviewer) == {"김"}
+
+
 def test_columns_are_found_whatever_their_case():
     names = ["PREDICTION ID", " Label ", "Reviewer", "memo"]
     assert list(label_columns(names, "a.csv").values()) == ["prediction_id", "label", "reviewer"]
@@ -347,7 +368,7 @@ def test_columns_are_found_whatever_their_case():
 
 
 def labels_of(tmp_path: Path, value: list) -> list[LabelRow]:
-    (tmp_path / "a.json").write_text(json.dumps(value))
+    (tmp_path / "a.json").write_text("[" + ",\n".join(map(json.dumps, value)) + "]")
     return read_labels(tmp_path / "a.json", "a.json").rows
 
 
