@@ -72,6 +72,13 @@ class DataSettings(_Section):
     max_text_chars: int = Field(5000, ge=10, le=1_000_000,
         description="characters; a longer row is quarantined")
     max_train_rows: int = Field(3000, ge=0, description="cap on training rows; 0: all")
+    beep_offensive: Literal["toxic", "clean"] = Field("toxic",
+        description="what BEEP!'s label offensive counts as")
+    kodoli_likely: Literal["toxic", "clean"] = Field("toxic",
+        description="what KODOLI's label LIKELY (to be offensive) counts as")
+    allow_restricted_licences: Names = Field((),
+        description="comma-separated formats that may be trained on although their licence is"
+                    " non-commercial, no-derivatives or not stated (content-arena data formats)")
     hub_text_column: str = Field("text", min_length=1, description="text column of hub:ID")
     hub_label_column: str = Field("label", min_length=1, description="label column of hub:ID")
 
