@@ -114,9 +114,8 @@ def pipeline_run(
     that was killed."""
     from content_arena.workflows.pipeline import run_pipeline
     settings = _settings(profile, p)
-    result = run_pipeline(
-        settings, new=new, say=lambda text: print(text, file=sys.stderr, flush=True)
-    )
+    say = lambda text: print(text, file=sys.stderr, flush=True)
+    result = run_pipeline(settings, new=new, say=say)
     def show(console: Console) -> None:
         comparison = result["comparison"] or {}
         console.print(f"\n[bold]{result['status']}[/]: version {result['model_version']}")

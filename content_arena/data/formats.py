@@ -383,7 +383,7 @@ def check_licences(settings: Settings) -> list[str]:
             notes.append(f"{name} ({fmt.licence}): {why}")
     return notes
 
-# %% ../../nbs/03_data/55_formats.ipynb #71c7e03f
+# %% ../../nbs/03_data/55_formats.ipynb #35c6d022
 def format_named(name: str) -> Format:
     "The format `name`. Raises DataError that lists the formats."
     if name not in FORMATS:
@@ -400,7 +400,7 @@ def _described(fmt: Format) -> dict[str, Any]:
             "splits": ", ".join(f"{s} (default)" if s in fmt.default else s for s in fmt.splits),
             "text": ", ".join(spec.text), "label": ", ".join(spec.label),
             "labels": dict(spec.labels or {}), "cut": "" if spec.cut is None else spec.cut,
-            "policies": {value: key for value, key in fmt.policies.items()},
+            "policies": dict(fmt.policies),
             "categories": sorted({c for values in spec.categories.values()
                                   for names in values.values() for c in names}),
             "severities": dict(spec.severities or {}), "context": spec.context or "",
