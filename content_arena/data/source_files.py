@@ -48,7 +48,7 @@ def is_file(path: Path) -> bool:
     except (OSError, ValueError):
         return False
 
-# %% ../../nbs/03_data/35_source_files.ipynb #9c5225df
+# %% ../../nbs/03_data/35_source_files.ipynb #544f13b5
 def source_folders(settings: Settings) -> list[Path]:
     "The folders at which a relative name may start, the first one first."
     stands = [settings.path("sources_dir")] if settings.sources_dir else []
@@ -59,6 +59,8 @@ def local_path(written: str, folders: Sequence[Path]) -> Path | None:
     for folder in folders:
         try:
             path = on_disk(folder / Path(written).expanduser())
+        except DataError:
+            raise
         except (RuntimeError, ValueError):                # ~nobody; a NUL
             return None
         if is_file(path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'FILE_KINDS', 'VARIANTS', 'SourceSpec', 'with_options', 'read_options', 'SourceName', 'parse_name',
-           'Listed', 'listed_sources']
+           'as_variants', 'Listed', 'listed_sources']
 
 # %% ../../nbs/03_data/40_source_specs.ipynb #a1868fdd
 import difflib
@@ -207,6 +207,12 @@ def parse_name(name: str, folders: Sequence[Path]) -> SourceName:
     if is_remote(path):
         name = name.partition("?")[0] + ("?" + query if query else "")     # no signature in it
     return SourceName(name, kind, path, read_options(query, name))
+
+# %% ../../nbs/03_data/40_source_specs.ipynb #9380c8b1
+def as_variants(name: str) -> str:
+    "A name in `train_sources` as it is read: old runs wrote `jsonl:` where `variants:` is meant."
+    kind, colon, path = name.partition(":")
+    return f"{VARIANTS}:{path}" if kind == "jsonl" and colon else name
 
 # %% ../../nbs/03_data/40_source_specs.ipynb #a6360c2a
 @dataclass(frozen=True)
