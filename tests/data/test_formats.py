@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from content_arena.core.config import load_settings
-from content_arena.data import formats, readers
+from content_arena.data import readers
 from content_arena.data.categories import CATEGORIES, SEVERITIES, CategoryMap, SeverityMap
 from content_arena.data.formats import FORMATS, check_licences, describe_formats, looks_like
 from content_arena.data.public_files import PublicFile, find_public_file
