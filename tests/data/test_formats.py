@@ -352,6 +352,11 @@ def test_file_behind_a_login_says_where_to_get_it(home):
         load_source("jigsaw", at(home))
 
 
+def test_name_that_is_nearly_a_format_says_which(home):
+    with pytest.raises(DataError, match=r"'kmhass?' is unknown; did you mean kmhas\?; accepted"):
+        load_source("kmhass", at(home))
+
+
 class HubTable(dict):
     "What `datasets.load_dataset` gives."
 
@@ -390,6 +395,8 @@ def test_format_is_read_from_the_hub_by_its_id_there(home, monkeypatch):
     ]
     with pytest.raises(DataError, match="beep:hub: BEEP! is not on the hub"):
         load_source("beep:hub", at(home))
+    with pytest.raises(DataError, match="this is Korean UnSmile: use unsmile:hub"):
+        load_source("hub:smilegate-ai/kor_unsmile", at(home, hub_label_column="hate"))
 
 
 # Recognition --------------------------------------------------------------------------------------
@@ -430,13 +437,30 @@ def test_ordinary_file_looks_like_no_format(columns, cells):
     assert looks_like(columns, cells) is None
 
 
+@pytest.mark.parametrize(
+    "text, columns",
+    [
+        ("좋은 날이다 정말|0\n이런 바보가 다 있나|1\n", "text,label"),
+        ("정말로 좋은 날이다 오늘은\n이런 바보가 다 있나 싶다\n", "text"),
+    ],
+)
+def test_first_comment_is_not_shown_as_a_header(home, text, columns):
+    (home / "mine.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        load_source("file:mine.txt", at(home))
+    assert f"file:mine.txt?columns={columns}" in str(error.value)
+    assert "날이다" not in str(error.value)
+
+
 def test_film_ratings_are_not_taken_for_labels(home):
     rows = "".join(f"{i}\t영화평 {i}\t{i % 2}\n" for i in range(9))
     (home / "ratings.txt").write_text("id\tdocument\tlabel\n" + rows, encoding="utf-8")
     with pytest.raises(DataError, match="looks like NSMC.*use nsmc:ratings.txt.*unlabelled"):
         load_source("file:ratings.txt", at(home))
-    read = load_unlabelled("nsmc:ratings.txt", at(home))
-    assert read.frame.text.tolist() == [f"영화평 {i}" for i in range(9)]
+    for name in ("nsmc:ratings.txt", "nsmc?split=train"):
+        (home / "ratings_train.txt").write_text("id\tdocument\tlabel\n" + rows, encoding="utf-8")
+        read = load_unlabelled(name, at(home, data_dir=str(home)))
+        assert read.frame.text.tolist() == [f"영화평 {i}" for i in range(9)]
 
 
 @pytest.mark.parametrize("name", ["kmhas", "unsmile", "beep"])
