@@ -29,22 +29,22 @@ from .formats import FORMATS, Format, hint, looks_like
 from .public_files import GITHUB_RAW, PublicFile, find_public_file
 from .raw_files import DataError
 from .rows import (
-    BAD_COLUMNS, FRAME_COLUMNS, VARIANT_COLUMNS, Rows, label_problem, problem_of, with_option)
+    BAD_COLUMNS, VARIANT_COLUMNS, Rows, label_problem, with_option)
 from .source_files import (
     is_remote, local_path, remote_file, shown_url, source_folders)
 from .source_specs import (
-    FILE_KINDS, VARIANTS, SourceName, SourceSpec, listed_sources, parse_name, with_options)
-from .tables import Layout, Table, open_table
+    VARIANTS, SourceName, SourceSpec, listed_sources, parse_name, with_options)
+from .tables import Table, open_table
 
-# %% ../../nbs/03_data/65_readers.ipynb #15a3227b
+# %% ../../nbs/03_data/65_readers.ipynb #5ea44d94
 @dataclass(frozen=True)
 class SourceTable:
     """What `load_source` returns.
 
-    frame: text str, label int8 (1 toxic), source, file, line (1-based), lang; attack, functionality,
-    template, parent (of variants and the embedded corpus only); categories (sorted list, or None:
-    not known), severity Int8, context. bad: source, file, line, reason, excerpt (masked). read:
-    rows that were read, each in one of the two. assumed: what was found out about the files."""
+    frame: text str, label int8 (1 toxic), source, file, line (1-based), lang; attack,
+    functionality, template, parent (of variants and the embedded corpus only); categories (sorted
+    list, or None: not known), severity Int8, context. bad: source, file, line, reason, excerpt
+    (masked). read: rows that were read, each in one of the two. assumed: what was found out."""
     name: str
     licence: str
     frame: pd.DataFrame
@@ -54,8 +54,10 @@ class SourceTable:
 
 @dataclass(frozen=True)
 class Part:
-    """One file of a source: its name in tables and errors, how it is read, where it lies; recipe: the
-    format that it has, whose category columns need not all be there; said: behind its name."""
+    """One file of a source: its name in tables and errors, how it is read, where it lies.
+
+    recipe: the format that it has, whose category columns need not all be there; said: what was
+    said behind its name."""
     file: str
     spec: SourceSpec
     path: Path | None = None
@@ -63,7 +65,7 @@ class Part:
     recipe: Format | None = None
     said: Mapping[str, Any] = field(default_factory=dict)
 
-# %% ../../nbs/03_data/65_readers.ipynb #2fc574cf
+# %% ../../nbs/03_data/65_readers.ipynb #815fb851
 def _not_there(name: str, path: str, folders: Sequence[Path], settings: Settings) -> DataError:
     "An error for a file that is not there; a name that was cut at its comma is recognised."
     for names in (settings.sources, settings.test_sources, settings.train_sources):
@@ -75,7 +77,8 @@ def _not_there(name: str, path: str, folders: Sequence[Path], settings: Settings
     where = " and ".join(dict.fromkeys(str(folder / path) for folder in folders))
     return DataError(f"{name}: no such file: {where}")
 
-def _own_path(name: str, path: str, folders: Sequence[Path], settings: Settings) -> tuple[Path, str]:
+def _own_path(name: str, path: str, folders: Sequence[Path], settings: Settings
+              ) -> tuple[Path, str]:
     "Where the file `path` lies, and what it is called."
     if is_remote(path):
         return remote_file(path, settings), shown_url(path)
@@ -98,16 +101,16 @@ def _recipe_of(fmt: Format, place: Path, file: str, settings: Settings, name: st
         return replace(spec, layout=free)
     return spec
 
-# %% ../../nbs/03_data/65_readers.ipynb #e92f0a26
+# %% ../../nbs/03_data/65_readers.ipynb #05c3c83d
 def _unknown(name: str, settings: Settings) -> DataError:
     listed = ", ".join(listed_sources(settings))
     there = local_path(name.partition("?")[0], source_folders(settings))
     meant = f"; for the file of that name write file:{name}" if there else ""
     near = difflib.get_close_matches(name.partition(":")[0].partition("?")[0], FORMATS, n=1)
     meant = meant or (f"; did you mean {near[0]}?" if near else "")
-    return DataError(f"sources: {name!r} is unknown{meant}; accepted: embedded, file:PATH, an address"
-                     f" (https://, s3://, gs://), hub:ID, {', '.join(FORMATS)} (also FORMAT:PATH,"
-                     " FORMAT:hub)"
+    return DataError(f"sources: {name!r} is unknown{meant}; accepted: embedded, file:PATH, an"
+                     " address (https://, s3://, gs://), hub:ID,"
+                     f" {', '.join(FORMATS)} (also FORMAT:PATH, FORMAT:hub)"
                      + (f", and of sources.toml: {listed}" if listed else ""))
 
 def _public_parts(fmt: Format, said: SourceName, settings: Settings, base_url: str) -> list[Part]:
@@ -133,6 +136,7 @@ def _listed_parts(said: SourceName, settings: Settings) -> list[Part]:
     return [Part(file, replace(with_options(spec, said.said, said.name), path=listed.path), path,
                  recipe=FORMATS[fmt] if fmt else None)]
 
+# %% ../../nbs/03_data/65_readers.ipynb #eb90dbe5
 def parts_of(name: str, settings: Settings, base_url: str = GITHUB_RAW) -> list[Part]:
     """The files that the source `name` stands for, and how they are read; empty for `embedded` and
     hub:ID. Raises DataError if there is no such source or no such file."""
@@ -187,6 +191,7 @@ def _hub_spec(said: SourceName, settings: Settings, columns: Sequence[str], lice
                         f" {', '.join(both)}; name the column of the texts and that of the labels")
     return spec
 
+# %% ../../nbs/03_data/65_readers.ipynb #b77e02aa
 def _hub_table(name: str, dataset_id: str, split: str) -> tuple[Any, str]:
     try:
         import datasets
@@ -246,7 +251,7 @@ def _distinct(records: Sequence[Record], columns: Sequence[str]) -> dict[str, se
     return {c: {nfc(str(row[c])).strip() for _, row, problem in records
                 if problem is None and row.get(c) is not None} for c in columns if c}
 
-# %% ../../nbs/03_data/65_readers.ipynb #cd9c67a4
+# %% ../../nbs/03_data/65_readers.ipynb #c2740c11
 def _explain(error: MissingColumn, part: Part) -> DataError:
     "The error for a missing column, with the columns to name, or the format that it looks like."
     spec, table = part.spec, open_table(part.path, part.file, part.spec.layout)
@@ -255,12 +260,14 @@ def _explain(error: MissingColumn, part: Part) -> DataError:
         return DataError(f"{error}: {hint(fmt, spec.path or part.file)}")
     guess = _guess(records, table.columns)
     if no_header(table.columns):
-        meant = {c: key for key, c in guess.items()}
+        only = {c: "text" for c in table.columns[:1] if len(table.columns) == 1}
+        meant = {c: key for key, c in guess.items()} | only
         names = ",".join(meant.get(c, f"c{i}") for i, c in enumerate(table.columns, 1))
         return DataError(f"{part.file}: no column {' and no column '.join(error.missing)}, and the"
                          " first line does not look like a header. If there is none, name the"
                          f" columns: {with_option(spec.name, f'columns={names}')}")
-    said = {key: guess.get(key, "COLUMN") for key, names in (("text", spec.text), ("label", spec.label))
+    asked = {"text": spec.text, "label": spec.label}
+    said = {key: guess.get(key, "COLUMN") for key, names in asked.items()
             if set(names) & set(error.missing)}
     if not said:
         return error
@@ -282,7 +289,7 @@ def _check_labels(rows: Rows, part: Part) -> None:
         fmt = looks_like((), values) if part.spec.labels is None else None
         raise DataError(why + (f". Or {hint(fmt, part.spec.path or part.file)}" if fmt else ""))
 
-# %% ../../nbs/03_data/65_readers.ipynb #3b46cacc
+# %% ../../nbs/03_data/65_readers.ipynb #762553bb
 _embedded = cache(embedded_corpus)                   # asked for twice: its digest, then its rows
 _EMBEDDED = SourceSpec("embedded", train_only=True, lang_column="lang",
                        licence="Apache-2.0 (synthetic, part of this project)")
@@ -320,6 +327,7 @@ def _tables(name: str, settings: Settings, base_url: str, labelled: bool
             located = replace(located, spec=replace(located.spec, labelled=False, label=()))
         yield located, _open_part(located)
 
+# %% ../../nbs/03_data/65_readers.ipynb #85efa751
 def _loaded(name: str, settings: Settings, base_url: str, labelled: bool) -> SourceTable:
     frames, bad, read, said, unknown = [], [], 0, [], Counter()
     licence = ""

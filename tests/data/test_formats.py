@@ -440,8 +440,8 @@ def test_ordinary_file_looks_like_no_format(columns, cells):
 @pytest.mark.parametrize(
     "text, columns",
     [
-        ("좋은 날이다 정말|0\n이런 바보가 다 있나|1\n", "text,label"),
-        ("정말로 좋은 날이다 오늘은\n이런 바보가 다 있나 싶다\n", "text"),
+        ("좋은 날이다 정말|0\n" + "이런 바보가 다 있나|1\n아니다|0\n" * 5, "text,label"),
+        ("정말로 좋은 날이다 오늘은\n" + "이런 바보가 다 있나 싶다\n" * 5, "text"),
     ],
 )
 def test_first_comment_is_not_shown_as_a_header(home, text, columns):

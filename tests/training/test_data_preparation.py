@@ -358,7 +358,9 @@ def test_columns_of_variants_mean_something_and_those_of_a_user_do_not(home):
     assert frame.loc[0, list(optional)].to_dict() == optional
     assert frame.loc[1, "lang"] == "en" and pd.isna(frame.loc[1, "attack"])
     own = load_source("parquet:a.parquet", at(home)).frame
-    assert own.lang.tolist() == ["en", "en"] and own[["functionality", "template"]].isna().all().all()
+    assert (
+        own.lang.tolist() == ["en", "en"] and own[["functionality", "template"]].isna().all().all()
+    )
 
 
 no_lone_bytes = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -862,7 +864,9 @@ def test_hub_columns_and_splits_are_settings(home, monkeypatch):
     assert table.bad.line.tolist() == [3]
     with pytest.raises(DataError, match="hub:owner/name: cannot be loaded .*no route"):
         load_source("hub:owner/name", settings)
-    with pytest.raises(DataError, match="no column text and no column label; found: comment, toxic"):
+    with pytest.raises(
+        DataError, match="no column text and no column label; found: comment, toxic"
+    ):
         load_source("hub:owner/name:test", at(home))
 
 
