@@ -8,7 +8,7 @@ __all__ = ['RESTRICTIONS', 'TESTED', 'DESCRIBED', 'BEEP', 'BEEP_UNLABELED', 'CUR
            'TOXIC_CHAT', 'FORMATS', 'Format', 'looks_like', 'hint', 'format_of', 'check_licences', 'format_named',
            'describe_formats']
 
-# %% ../../nbs/03_data/55_formats.ipynb #a72261a2
+# %% ../../nbs/03_data/55_formats.ipynb #68fe1c4b
 import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,8 +17,9 @@ from typing import Any
 from fastcore.basics import patch
 
 from ..core.config import Settings
+from ..core.text import nfc
 from .public_files import HUB_FILES, PublicFile
-from .source_specs import SourceSpec
+from .source_specs import Listed, SourceSpec, listed_sources
 from .tables import DataError, Layout
 
 # %% ../../nbs/03_data/55_formats.ipynb #66ce0c42
@@ -363,21 +364,28 @@ def hint(fmt: Format, path: str) -> str:
     without = "" if fmt.layouts[0].labelled else ", whose labels are not ours, and unlabelled"
     return f"this looks like {fmt.title}: use {fmt.name}:{path}{without}"
 
-# %% ../../nbs/03_data/55_formats.ipynb #07b39b10
-def format_of(source: str) -> Format | None:
-    "The format that the source `source` names: `kmhas`, `kmhas:PATH`, `kmhas?split=train`."
-    return FORMATS.get(source.partition("?")[0].partition(":")[0])
+# %% ../../nbs/03_data/55_formats.ipynb #f719cceb
+def format_of(source: str, listed: Mapping[str, Listed] | None = None) -> Format | None:
+    """The format that the source `source` names: as `kmhas`, `kmhas:PATH`, `kmhas?split=train`, by
+    its hub id, or in `listed`, the tables of sources.toml."""
+    name = nfc(source).strip().partition("?")[0]
+    if listed and name in listed:
+        return FORMATS.get(str(listed[name].said.get("format")))
+    kind, _, rest = name.partition(":")
+    if kind == "hub":
+        return next((f for f in FORMATS.values() if f.hub and f.hub == rest.partition(":")[0]), None)
+    return FORMATS.get(kind)
 
 def check_licences(settings: Settings) -> list[str]:
     """What the licences of the sources that are only tested on forbid, a sentence each.
 
     Raises DataError if a source that would be trained on has such a licence, and its format is not
     among `allow_restricted_licences`."""
-    notes = []
+    notes, listed = [], listed_sources(settings)
     for names, trained in ((settings.sources, True), (settings.train_sources, True),
                            (settings.test_sources, False)):
         for name in names:
-            fmt = format_of(name)
+            fmt = format_of(name, listed)
             if fmt is None or not fmt.restrictions:
                 continue
             why = "; ".join(RESTRICTIONS[r] for r in fmt.restrictions)

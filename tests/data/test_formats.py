@@ -518,6 +518,14 @@ def test_restricted_licence_is_tested_on_but_not_trained_on_unasked(home, name):
     assert len(check_licences(allowed)) == 1
 
 
+def test_licence_is_seen_behind_other_names_too(home):
+    (home / "sources.toml").write_text('[ours]\npath = "a.tsv"\nformat = "unsmile"\n')
+    for name in ("ours", "ours?lang=ko", "hub:smilegate-ai/kor_unsmile:valid", "unsmile:hub"):
+        with pytest.raises(DataError, match="Korean UnSmile .*is not trained on"):
+            check_licences(at(home, sources=name))
+    assert check_licences(at(home, sources="hub:owner/unsmile,file:unsmile.tsv")) == []
+
+
 def test_free_licences_need_no_permission(home):
     free = {f.name for f in FORMATS.values() if not f.restrictions}
     assert check_licences(at(home, sources=",".join(sorted(free)))) == []
