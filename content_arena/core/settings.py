@@ -71,6 +71,8 @@ class DataSettings(_Section):
         description="label of a group whose rows disagree; a tied majority is dropped")
     max_text_chars: int = Field(5000, ge=10, le=1_000_000,
         description="characters; a longer row is quarantined")
+    max_lost_fraction: float = Field(0.05, ge=0, le=1,
+        description="share of a source's rows that may be quarantined; more is an error")
     max_train_rows: int = Field(3000, ge=0, description="cap on training rows; 0: all")
     hub_text_column: str = Field("text", min_length=1, description="text column of hub:ID")
     hub_label_column: str = Field("label", min_length=1, description="label column of hub:ID")
