@@ -23,13 +23,13 @@ def pytest_addoption(parser):
         metavar="PART,...",
         help=f"fail, instead of skip, tests without these: {','.join(outside.PARTS)}",
     )
-    parser.addoption("--fuzz", type=int, default=600, help="requests made up by schemathesis")
-    parser.addoption("--soak", type=int, default=40, help="reloads of the service under load")
+    parser.addoption("--fuzz", type=int, default=300, help="requests made up by schemathesis")
+    parser.addoption("--soak", type=int, default=30, help="reloads of the service under load")
     parser.addoption("--starts", type=int, default=10, help="starts of `serve` with a challenger")
     parser.addoption(
         "--every",
         type=int,
-        default=3,
+        default=6,
         metavar="N",
         help="each fault of a machine meets every N-th command, another part for each (1: all)",
     )

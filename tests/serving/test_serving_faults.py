@@ -233,7 +233,7 @@ def test_reloading_over_and_over_fails_nobody_and_leaks_nothing(
 ):
     """`--soak 1000` for the long run. Every tenth version is damaged and must not be served. The
     limit, half a model for each reload of the second half, is one that keeping a model would break."""
-    times = min(pytestconfig.getoption("--soak"), 40 if leak else 10**6)
+    times = min(pytestconfig.getoption("--soak"), 30 if leak else 10**6)
     good, damaged = tiny_models[:2], tiny_models[2]
     loader = FolderLoader(
         stage.FileRegistry(folder), [damaged, *good * 5][:10], folder / "cache", keep=leak
