@@ -48,7 +48,7 @@ def as_parquet(frame: pd.DataFrame, schema: pa.Schema) -> bytes:
     return sink.getvalue()
 
 def with_added(frame: pd.DataFrame) -> pd.DataFrame:
-    "`frame` with the columns of `ADDED` in their types: lists or None, Int8, text; all missing if new."
+    "`frame` with the columns of `ADDED` in their types: lists or None, Int8, text."
     lists = [None if c is None or isinstance(c, float) else list(c)
              for c in frame.get("categories", [None] * len(frame))]
     severity = frame.get("severity", pd.Series(pd.NA, frame.index, dtype="Int8"))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,13 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
+import content_arena.data as data_modules
 from ..core.config import Settings, load_settings
 from ..core.files import code_digest
 from ..core.text import nfc
 from ..data.datasets import (
     FINGERPRINT_SCHEMA, FORMAT, SCHEMA, SPLITS, Dataset, as_parquet, content_digest, digest,
-    file_entry, identity, json_lines, open_dataset, prepared_dataset, with_added, write_folder)
+    file_entry, identity, json_lines, open_dataset, with_added, write_folder)
 from ..data.embedded_texts import texts_sha256
 from ..data.grouping import FINGERPRINT, cluster, fingerprints, merge_groups
 from ..data.lost_rows import (
@@ -42,12 +44,11 @@ from ..data.train_only import REASONS, TrainOnly, train_only_rows
 from .conflicts import Settled, resolve_conflicts
 
 # %% ../../nbs/05_training/10_data_preparation.ipynb #3abfe6a2
-_MODULES = ("core.hangul", "core.text", "data.embedded_texts", "data.embedded_corpus",
-            "data.tables", "data.source_specs", "data.readers", "data.grouping", "data.datasets",
-            "data.train_only", "training.conflicts", "training.data_preparation")
-
 def _code_digest() -> str:
-    return code_digest(_MODULES, unicodedata.unidata_version + texts_sha256())
+    "Of the code that makes rows: this module, conflicts, and all of the package `data`."
+    own = sorted(f"data.{m.name}" for m in iter_modules(data_modules.__path__))
+    names = ("core.hangul", "core.text", *own, "training.conflicts", "training.data_preparation")
+    return code_digest(names, unicodedata.unidata_version + texts_sha256())
 
 def recipe_of(settings: Settings) -> dict[str, Any]:
     """The settings that shape a data set, by name, and the digest of each source.
@@ -283,8 +284,8 @@ def _notes(settings: Settings, account: dict[str, int], disputes: dict[str, int]
         left = ", ".join(f"{n:,} {words}" for words, n in gone.items())
         notes.append(f"Of the rows for training only, these were left out: {left}.")
     if disputes["context"]:
-        notes.append(f"{disputes['context']:,} comments were read with several contexts: each is one"
-                     " comment, with the first of them.")
+        notes.append(f"{disputes['context']:,} comments were read with several contexts: each is"
+                     " one comment, with the first of them.")
     return notes
 
 # %% ../../nbs/05_training/10_data_preparation.ipynb #a431de95
