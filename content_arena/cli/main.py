@@ -28,6 +28,7 @@ from .options import (
     AsJson, Parameter, Profile, framed_table as _table, json_line, printable_output,
     settings_from as _settings, settings_used, show_result as _out)
 from .ensembles import ensemble_app
+from .formats import data_formats
 from .settings import settings
 from .versions import cleanup, registry_check, registry_export, versions_app
 from .watch import monitor_app, retrain_app
@@ -86,12 +87,13 @@ def _group(name: str, text: str) -> typer.Typer:
     return group
 
 pipeline_app = _group("pipeline", "Run the notebooks of nbs/pipelines.")
-data_app = _group("data", "Prepare datasets.")
+data_app = _group("data", "Prepare datasets; list the public ones.")
 registry_app = _group("registry", "Look at the model registry, promote, roll back.")
 for _name, _app in (("shadow", shadow_app), ("feedback", feedback_app), ("store", store_app),
                     ("monitor", monitor_app), ("retrain", retrain_app),
                     ("versions", versions_app), ("ensemble", ensemble_app)):
     app.add_typer(_app, name=_name)
+data_app.command("formats")(data_formats)
 registry_app.command("export")(registry_export)
 registry_app.command("check")(registry_check)
 app.add_typer(battle_app, name="battle")
@@ -112,9 +114,8 @@ def pipeline_run(
     that was killed."""
     from content_arena.workflows.pipeline import run_pipeline
     settings = _settings(profile, p)
-    result = run_pipeline(
-        settings, new=new, say=lambda text: print(text, file=sys.stderr, flush=True)
-    )
+    say = lambda text: print(text, file=sys.stderr, flush=True)
+    result = run_pipeline(settings, new=new, say=say)
     def show(console: Console) -> None:
         comparison = result["comparison"] or {}
         console.print(f"\n[bold]{result['status']}[/]: version {result['model_version']}")

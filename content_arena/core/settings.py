@@ -74,6 +74,13 @@ class DataSettings(_Section):
     max_lost_fraction: float = Field(0.05, ge=0, le=1,
         description="share of a source's rows that may be quarantined; more is an error")
     max_train_rows: int = Field(3000, ge=0, description="cap on training rows; 0: all")
+    beep_offensive: Literal["toxic", "clean"] = Field("toxic",
+        description="what BEEP!'s label offensive counts as")
+    kodoli_likely: Literal["toxic", "clean"] = Field("toxic",
+        description="what KODOLI's label LIKELY (to be offensive) counts as")
+    allow_restricted_licences: Names = Field((),
+        description="comma-separated formats that may be trained on although their licence is"
+                    " non-commercial, no-derivatives or not stated (content-arena data formats)")
     hub_text_column: str = Field("text", min_length=1, description="text column of hub:ID")
     hub_label_column: str = Field("label", min_length=1, description="label column of hub:ID")
 
@@ -259,9 +266,6 @@ class ArenaSettings(_Section):
         description="OpenAI-compatible server, up to /v1, for attacks; empty: none")
     llm_model: str = Field("default", min_length=1, description="model name that it is asked for")
     llm_timeout_s: float = Field(30, gt=0, description="seconds to its full answer")
-    llm_failures: int = Field(
-        3, ge=1, description="failures in a row after which it is not asked in that attack"
-    )
 
 class BattleSettings(_Section):
     "Section `[battle]`: battles, fought by the command line and by the service."
@@ -289,9 +293,6 @@ class CoevolutionSettings(_Section):
     )
     coevolution_variant_share: float = Field(
         0.4, gt=0, lt=1, description="share of variants among the training rows, at most"
-    )
-    coevolution_f1_drop: float = Field(
-        0.02, ge=0, le=1, description="F1 on clean text that a cycle may cost"
     )
     coevolution_patience: int = Field(
         3, ge=1, description="cycles without progress after which it has converged"
@@ -326,21 +327,12 @@ class MonitorSettings(_Section):
     drift_min_rows: int = Field(
         500, ge=20, description="predictions below which a window is not compared"
     )
-    drift_max_rows: int = Field(
-        50_000, ge=100, description="predictions of a window that are compared, the newest"
-    )
     drift_psi: float = Field(0.25, gt=0, description="population stability index that is drift")
 
 class NoticeSettings(_Section):
     "Section `[notices]`: messages to people."
-    notice_repeat_s: float = Field(
-        3600, ge=0, description="seconds in which the same notice is sent once"
-    )
     notices_per_hour: int = Field(
         30, ge=1, description="notices sent at most; more wait in the spool"
-    )
-    notice_spool: int = Field(
-        200, ge=0, description="notices kept on disk while the webhook is away; 0: none"
     )
 
 # %% ../../nbs/01_core/30_settings.ipynb #e898407f
@@ -365,8 +357,6 @@ class RetrainSettings(_Section):
     retrain_lease_s: float = Field(
         120, ge=3, description="seconds until another process may take over from a dead one"
     )
-    retrain_source_share: float = Field(0.5, gt=0, le=1,
-        description="share of the new labels that one source or reviewer may give")
     retrain_variant_share: float = Field(
         0.4, gt=0, lt=1, description="share of attacked comments among the training rows, at most"
     )
@@ -375,4 +365,10 @@ class RetrainSettings(_Section):
 FORMER = {"battle_step": "serving.battle_runner.STEP",
           "battle_toxic_share": "arena.battles.orders.TOXIC_SHARE",
           "beam_width": "arena.attackers.mix.BEAM_WIDTH",
+          "llm_failures": "arena.attackers.llm.GIVE_UP",
+          "coevolution_f1_drop": "arena.coevolution.cycles.F1_DROP",
+          "drift_max_rows": "monitoring.drift.MAX_ROWS",
+          "notice_repeat_s": "mlops.outbox.REPEAT_S",
+          "notice_spool": "mlops.outbox.SPOOL",
+          "retrain_source_share": "workflows.retrain_triggers.SOURCE_SHARE",
           "coevolution_gain": "arena.coevolution.cycles.LEAST_GAIN"}

@@ -177,8 +177,7 @@ def _send(self: Notifier, payload: dict[str, Any], attempts: int) -> Delivery:
 def _outbox(self: Notifier) -> Outbox | None:
     s = self.settings
     try:
-        return Outbox(s.path("var_dir") / "notices", repeat_s=s.notice_repeat_s,
-                  per_hour=s.notices_per_hour, limit=s.notice_spool)
+        return Outbox(s.path("var_dir") / "notices", per_hour=s.notices_per_hour)
     except OSError:                                # no disk: then without a memory
         return None
 

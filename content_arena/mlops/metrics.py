@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'RESULTS', 'TRIGGERS', 'OUTCOMES', 'ATTACK_CLASSES', 'LABELLERS', 'LABELS', 'LATENCY_BUCKETS',
-           'BATCH_BUCKETS', 'RELOADS', 'CAUSES', 'DROPS', 'bounded', 'MetricFamilies', 'ServingFamilies', 'Metrics',
+           'BATCH_BUCKETS', 'RELOADS', 'CAUSES', 'DROPS', 'bounded', 'named_metrics', 'inside_metrics', 'Metrics',
            'exposition']
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #b43e7d97
@@ -43,31 +43,32 @@ LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 # %% ../../nbs/08_mlops/70_metrics.ipynb #a5a828de
 disable_created_metrics()
 
-class MetricFamilies:
-    "The declared metrics, as `prometheus_client` objects, in `registry`."
-    def __init__(self, registry: CollectorRegistry):
-        self.model_version = Gauge("content_arena_model_version",
+def named_metrics(registry: CollectorRegistry) -> dict[str, Any]:
+    "The declared metrics, `prometheus_client` objects in `registry`, by attribute of `Metrics`."
+    detection = Gauge("content_arena_battle_detection_rate",
+        "Detected share of the last battle's attacks, 0 to 1; NaN: no battle yet.",
+        registry=registry)
+    detection.set(math.nan)
+    return dict(
+        model_version=Gauge("content_arena_model_version",
             "Registry version behind the alias in this process; 0: none.", ["alias"],
-            registry=registry)
-        self.model_f1_score = Gauge("content_arena_model_f1_score",
+            registry=registry),
+        model_f1_score=Gauge("content_arena_model_f1_score",
             "F1 (positive class toxic) of that version, as last compared.", ["alias"],
-            registry=registry)
-        self.inference_requests = Counter("content_arena_inference_requests_total",
+            registry=registry),
+        inference_requests=Counter("content_arena_inference_requests_total",
             "Texts answered, by verdict; error: texts that got no answer.", ["alias", "result"],
-            registry=registry)
-        self.inference_latency = Histogram("content_arena_inference_latency_seconds",
+            registry=registry),
+        inference_latency=Histogram("content_arena_inference_latency_seconds",
             "Time to answer one classify request once it was read, in seconds.", ["alias"],
-            buckets=LATENCY_BUCKETS, registry=registry)
-        self.battle_detection_rate = Gauge("content_arena_battle_detection_rate",
-            "Detected share of the last battle's attacks, 0 to 1; NaN: no battle yet.",
-            registry=registry)
-        self.battle_detection_rate.set(math.nan)
-        self.retrain_events = Counter("content_arena_retrain_events_total",
+            buckets=LATENCY_BUCKETS, registry=registry),
+        battle_detection_rate=detection,
+        retrain_events=Counter("content_arena_retrain_events_total",
             "Retraining runs by what triggered them and how they ended.",
-            ["trigger_reason", "result"], registry=registry)
-        self.champion_changes = Counter("content_arena_champion_changes_total",
+            ["trigger_reason", "result"], registry=registry),
+        champion_changes=Counter("content_arena_champion_changes_total",
             "Times this process replaced the champion it serves by another version.",
-            registry=registry)
+            registry=registry))
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #5c1f70aa
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -76,77 +77,59 @@ CAUSES = ("registry", "no_champion", "load", "model")
 DROPS = ("full", "failed", "suspended", "no_challenger")
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #da2a5c2e
-class ServingFamilies(MetricFamilies):
-    "The named metrics, and those of the service's inside."
-    def __init__(self, registry: CollectorRegistry):
-        super().__init__(registry)
-        self.queue_depth = Gauge("content_arena_queue_depth",
-            "Texts that wait for the champion.", registry=registry)
-        self.batch_size = Histogram("content_arena_batch_size",
+def inside_metrics(registry: CollectorRegistry) -> dict[str, Any]:
+    "The metrics of the service's inside; as `named_metrics`."
+    build = Info("content_arena_build", "Version of the code that runs.", registry=registry)
+    build.info({"version": content_arena.__version__, "python": platform.python_version()})
+    return dict(
+        queue_depth=Gauge("content_arena_queue_depth",
+            "Texts that wait for the champion.", registry=registry),
+        batch_size=Histogram("content_arena_batch_size",
             "Texts that the model behind the alias scored in one step.", ["alias"],
-            buckets=BATCH_BUCKETS, registry=registry)
-        self.refused = Counter("content_arena_refused_requests_total",
+            buckets=BATCH_BUCKETS, registry=registry),
+        refused=Counter("content_arena_refused_requests_total",
             "Requests refused because the queue was full, or given up after the time limit.",
-            ["reason"], registry=registry)
-        self.reloads = Counter("content_arena_reloads_total",
-            "Looks at an alias, by what came of it.", ["alias", "result"], registry=registry)
-        self.reload_duration = Histogram("content_arena_reload_duration_seconds",
+            ["reason"], registry=registry),
+        reloads=Counter("content_arena_reloads_total",
+            "Looks at an alias, by what came of it.", ["alias", "result"], registry=registry),
+        reload_duration=Histogram("content_arena_reload_duration_seconds",
             "Time to find, load and swap a version, in seconds.", ["alias"],
-            buckets=(0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120), registry=registry)
-        self.failed_loads = Gauge("content_arena_failed_loads",
+            buckets=(0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120), registry=registry),
+        failed_loads=Gauge("content_arena_failed_loads",
             "Loads of the alias in a row that failed, by cause of the last; 0: it did not fail.",
-            ["alias", "cause"], registry=registry)
-        self.shadow_compared = Counter("content_arena_shadow_compared_total",
+            ["alias", "cause"], registry=registry),
+        shadow_compared=Counter("content_arena_shadow_compared_total",
             "Texts that the challenger scored too, by whether it agreed.", ["agreed"],
-            registry=registry)
-        self.shadow_dropped = Counter("content_arena_shadow_dropped_total",
+            registry=registry),
+        shadow_dropped=Counter("content_arena_shadow_dropped_total",
             "Texts that the challenger should have scored and did not.", ["reason"],
-            registry=registry)
-        self.challenger_registered = Gauge("content_arena_challenger_registered_timestamp_seconds",
+            registry=registry),
+        challenger_registered=Gauge("content_arena_challenger_registered_timestamp_seconds",
             "When the waiting challenger was registered, seconds since 1970; 0: none waits.",
-            registry=registry)
-        self.class_detection_rate = Gauge("content_arena_battle_class_detection_rate",
+            registry=registry),
+        class_detection_rate=Gauge("content_arena_battle_class_detection_rate",
             "Detected share of the last battle's attacks of a linguistic class, 0 to 1.",
-            ["attack_class"], registry=registry)
-        self.battle_false_positive_rate = Gauge("content_arena_battle_false_positive_rate",
+            ["attack_class"], registry=registry),
+        battle_false_positive_rate=Gauge("content_arena_battle_false_positive_rate",
             "Flagged share of the last battle's disguised clean comments; NaN: none attacked.",
-            registry=registry)
-        self.feedback = Counter("content_arena_feedback_total",
+            registry=registry),
+        feedback=Counter("content_arena_feedback_total",
             "Labels handed in, by who gave them; replaced: given before; the others don't count.",
-            ["source", "result"], registry=registry)
-        self.observed = Gauge("content_arena_observed_timestamp_seconds",
+            ["source", "result"], registry=registry),
+        observed=Gauge("content_arena_observed_timestamp_seconds",
             "When registry and event store were last read for these metrics, seconds since 1970.",
-            ["source"], registry=registry)
-        self.build = Info("content_arena_build", "Version of the code that runs.",
-            registry=registry)
-        self.build.info({"version": content_arena.__version__,
-                         "python": platform.python_version()})
-
-# %% ../../nbs/08_mlops/70_metrics.ipynb #a09afbc4
-def _begin_at_zero(metrics: ServingFamilies) -> None:
-    for alias in ("champion", "challenger"):
-        for result in RELOADS:
-            metrics.reloads.labels(alias, result)
-        for cause in CAUSES:
-            metrics.failed_loads.labels(alias, cause)
-    for counter, values in ((metrics.shadow_compared, ("true", "false")),
-                            (metrics.shadow_dropped, DROPS),
-                            (metrics.refused, ("full", "timeout"))):
-        for value in values:
-            counter.labels(value)
-    for source in (*LABELLERS, "other"):
-        for result in LABELS:
-            metrics.feedback.labels(source, result)
+            ["source"], registry=registry),
+        build=build)
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #9a1665d6
-class Metrics(ServingFamilies):
-    """The metrics of one process; `registry` defaults to a new `CollectorRegistry`."""
+class Metrics:
+    """The metrics of one process, an attribute each; `registry` defaults to a new one."""
     def __init__(self, registry: CollectorRegistry | None = None):
         self.registry = CollectorRegistry() if registry is None else registry
-        super().__init__(self.registry)
+        vars(self).update(named_metrics(self.registry) | inside_metrics(self.registry))
         self._of_answers: dict[str, tuple] = {}
         self.battle_false_positive_rate.set(math.nan)  # no battle yet
-        _begin_at_zero(self)
+        self._begin_at_zero()
         ProcessCollector(registry=self.registry)       # memory, processor time, open files
 
     def serving(self, alias: str, version: str | None, f1: float | None = None) -> None:
@@ -183,6 +166,23 @@ class Metrics(ServingFamilies):
     def retrained(self, trigger: str, result: str, runs: int = 1) -> None:
         "`runs` that `trigger` started ended with `result` (a deploy status, skipped or failed)."
         self.retrain_events.labels(bounded(trigger, TRIGGERS), bounded(result, OUTCOMES)).inc(runs)
+
+# %% ../../nbs/08_mlops/70_metrics.ipynb #a09afbc4
+@patch
+def _begin_at_zero(self: Metrics) -> None:
+    for alias in ("champion", "challenger"):
+        for result in RELOADS:
+            self.reloads.labels(alias, result)
+        for cause in CAUSES:
+            self.failed_loads.labels(alias, cause)
+    for counter, values in ((self.shadow_compared, ("true", "false")),
+                            (self.shadow_dropped, DROPS),
+                            (self.refused, ("full", "timeout"))):
+        for value in values:
+            counter.labels(value)
+    for source in (*LABELLERS, "other"):
+        for result in LABELS:
+            self.feedback.labels(source, result)
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #c4a1f988
 @patch

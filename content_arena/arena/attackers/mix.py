@@ -77,8 +77,7 @@ def make_attacker(strategy: str, settings: Settings, *, rules: Sequence[Rule] | 
     if strategy == "bandit":
         return BanditAttacker(chosen, load_state(bandit_file(settings)))
     if strategy in LLM_STRATEGIES:
-        return LLMAttacker(strategy, llm_endpoint(settings, secrets), chosen,
-                           give_up=settings.llm_failures)
+        return LLMAttacker(strategy, llm_endpoint(settings, secrets), chosen)
     if strategy in ADAPTIVE:
         width = BEAM_WIDTH if strategy == "beam" else 1
         return SearchAttacker(chosen, query_limit=settings.query_limit, width=width)
