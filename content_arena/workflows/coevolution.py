@@ -33,7 +33,8 @@ from ..mlops.evaluator import load_engine
 from ..mlops.model_registry import ModelRegistry
 from ..versions.shelf import VersionStore
 from .pipeline import find_finished, read_json, run_pipeline
-from ..training.data_preparation import prepare_dataset, prepared_dataset
+from ..data.datasets import prepared_dataset
+from ..training.data_preparation import prepare_dataset
 from ..training.tracking import connect, log_json
 
 # %% ../../nbs/13_workflows/50_coevolution.ipynb #2255b935
