@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..core.config import Secrets, Settings, SettingsError, load_secrets
-from .migrations import migrate, revision_of
+from .migrations import Migrations, migrate
 # `text_sha256` is not used here, but wanted by everyone who writes
 from .schema import (RowRefused, StoreError, StoreUnavailable, UtcDateTime,
                                         find_table, make_row, metadata, text_sha256, utc)
@@ -334,7 +334,7 @@ def health(self: EventStore) -> Health:
     shown, begun, revision, error = self.address.render_as_string(), time.perf_counter(), None, ""
     try:
         with _errors_in_our_words(self.address), self.engine.connect() as connection:
-            revision = revision_of(connection)
+            revision = Migrations(connection).revision
     except StoreError as e:
         error = str(e)
     took = round(1000 * (time.perf_counter() - begun), 2)

@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from content_arena.store import migrations as store_migrations, schema as store_schema
+from content_arena.store import schema as store_schema
 from content_arena.store.events import EventStore, store_address
-from content_arena.store.migrations import VERSION_TABLE, scripts
+from content_arena.store.migrations import VERSION_TABLE, Migrations, scripts
 from content_arena.store.lease import Lease
 from content_arena.store.schema import (
     RowRefused,
@@ -85,14 +85,14 @@ def test_the_migrations_are_one_line():
 
 
 def open_together(url: str, barrier, results) -> None:
-    ran, upgrade = [], store_migrations._upgrade
+    ran, upgrade = [], Migrations.run
 
     def counted(*args):
         ran.append(1)
         upgrade(*args)
 
     barrier.wait()
-    with patch.object(store_migrations, "_upgrade", counted), EventStore.open(url) as store:
+    with patch.object(Migrations, "run", counted), EventStore.open(url) as store:
         results.put((store.revision, len(ran)))
 
 
@@ -111,13 +111,13 @@ def test_one_process_migrates_and_the_others_wait(store_url):
 
 
 def test_a_migration_that_fails_leaves_nothing(store_url):
-    upgrade = store_migrations._upgrade
+    upgrade = Migrations.run
 
-    def half(connection, known):
-        upgrade(connection, known)
+    def half(migrations):
+        upgrade(migrations)
         raise RuntimeError("killed here")
 
-    with patch.object(store_migrations, "_upgrade", half), pytest.raises(RuntimeError):
+    with patch.object(Migrations, "run", half), pytest.raises(RuntimeError):
         EventStore.open(store_url)
     bare = sa.create_engine(store_address(store_url))
     with bare.connect() as connection:
