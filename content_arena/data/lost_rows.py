@@ -153,11 +153,9 @@ def refuse_lost(parts: Mapping[str, Losses], limit: float, file: Path | str) -> 
 # %% ../../nbs/03_data/85_lost_rows.ipynb #98b97e23
 _noted: dict[str, dict[str, Any]] = {}
 
-def note_losses(losses: dict[str, Any]) -> bool:
-    "Note the `losses` of a prepared data set; whether they are new to this process."
-    new = losses["dataset_id"] not in _noted
+def note_losses(losses: dict[str, Any]) -> None:
+    "Note the `losses` of a prepared data set; those of one that is noted already replace them."
     _noted[losses["dataset_id"]] = losses
-    return new
 
 def noted_losses() -> list[dict[str, Any]]:
     "The losses of each data set that this process prepared, in that order."

@@ -392,9 +392,7 @@ def _store(base: Path, pointer: Path, manifest: dict[str, Any], files: dict[str,
 def _tell_losses(settings: Settings, dataset: Dataset) -> None:
     losses = losses_of(dataset.manifest, dataset.folder)
     refuse_lost(lost_parts(losses), settings.max_lost_fraction, losses["quarantine_file"])
-    if note_losses(losses):
-        for warning in losses["warnings"]:
-            _log.warning("warning: %s", warning)
+    note_losses(losses)
 
 def prepare_dataset(settings: Settings, *, progress: bool = True) -> Dataset:
     """The data set that `settings` asks for, from the cache if it was prepared before.
@@ -416,8 +414,10 @@ def prepare_dataset(settings: Settings, *, progress: bool = True) -> Dataset:
 # %% ../../nbs/05_training/10_data_preparation.ipynb #f5d478c7
 def prepare_training_data(settings: Settings | None = None, *, progress: bool = True
                           ) -> dict[str, Any]:
-    """Splits as frames, and the data set itself: keys train, valid, test, dataset.
+    """Splits as frames, the data set itself, and what was lost: keys train, valid, test, dataset,
+    losses (see `data.lost_rows.losses_of`).
 
     `settings` default to `load_settings()`. Raises what `prepare_dataset` raises."""
     dataset = prepare_dataset(settings or load_settings(), progress=progress)
-    return {**{s: dataset.frame(s) for s in SPLITS}, "dataset": dataset}
+    return {**{s: dataset.frame(s) for s in SPLITS}, "dataset": dataset,
+            "losses": losses_of(dataset.manifest, dataset.folder)}
