@@ -100,13 +100,13 @@ def label_doubts(texts: Sequence[str], labels: Sequence[int], groups: Sequence[i
     view = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), min_df=2, sublinear_tf=True,
                            max_features=100_000, dtype=np.float32)
     try:
-        seen = view.fit_transform(texts)
+        features = view.fit_transform(texts)
     except ValueError:                                # no two texts have anything in common
         return doubt
-    for known, asked in GroupKFold(FOLDS).split(seen, labels, groups):
+    for known, asked in GroupKFold(FOLDS).split(features, labels, groups):
         if len(set(labels[known])) == 2:
-            model = LogisticRegression(solver="liblinear").fit(seen[known], labels[known])
-            toxic = model.predict_proba(seen[asked])[:, 1]
+            model = LogisticRegression(solver="liblinear").fit(features[known], labels[known])
+            toxic = model.predict_proba(features[asked])[:, 1]
             doubt[asked] = np.where(labels[asked] == 1, 1 - toxic, toxic)
     return doubt
 

@@ -10,12 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from content_arena.core.config import load_settings
-from content_arena.data import formats, readers
+from content_arena.data import readers
 from content_arena.data.categories import CATEGORIES, SEVERITIES, CategoryMap, SeverityMap
 from content_arena.data.formats import FORMATS, check_licences, describe_formats, looks_like
 from content_arena.data.public_files import PublicFile, find_public_file
@@ -48,9 +46,7 @@ def table(rows: list[tuple], separator: str = ",") -> str:
     return "".join(separator.join(row) + "\n" for row in quoted)
 
 
-UNSMILE_HEAD = (
-    "문장\t여성/가족\t남성\t성소수자\t인종/국적\t연령\t지역\t종교\t기타 혐오\t악플/욕설\tclean\t개인지칭"
-)
+UNSMILE_HEAD = "문장\t여성/가족\t남성\t성소수자\t인종/국적\t연령\t지역\t종교\t기타 혐오\t악플/욕설\tclean\t개인지칭"
 KOLD_ROWS = [
     {"guid": "k0", "title": "제목", "comment": "좋아요", "OFF": False, "TGT": None, "GRP": None},
     {
@@ -100,7 +96,12 @@ INVENTED = {
     ),
     "kmhas": (
         "document\tlabel\n반갑다\t8\n늙은 것들\t4\n정치도 욕도\t2,3\n고향 탓\t0\n",
-        [(0, [], None), (1, ["age"], None), (1, ["politics", "profanity"], None), (1, ["origin"], None)],
+        [
+            (0, [], None),
+            (1, ["age"], None),
+            (1, ["politics", "profanity"], None),
+            (1, ["origin"], None),
+        ],
     ),
     "unsmile": (
         UNSMILE_HEAD + "\n고맙다\t0\t0\t0\t0\t0\t0\t0\t0\t0\t1\t0\n"
@@ -236,7 +237,7 @@ def test_label_policy_is_a_setting(home, setting, name, labels):
     assert load_source(source, at(home)).frame.severity.tolist() == [0, 1, 2]
     assert readers.source_digest(source, strict) != readers.source_digest(source, at(home))
     (home / "mine.txt").write_text(INVENTED["curse"][0], encoding="utf-8")
-    other = f"curse:mine.txt"
+    other = "curse:mine.txt"
     assert readers.source_digest(other, strict) == readers.source_digest(other, at(home))
 
 
@@ -406,8 +407,19 @@ def test_no_hash_is_known_for_what_was_never_here():
     stated = {"kold_v1.json"}  # in its Git LFS pointer
     files = [f for fmt in FORMATS.values() for part in fmt.splits.values() for f in part]
     known = {f.name for f in files if f.sha256} - stated
-    tested = {"beep_train.tsv", "beep_dev.tsv", "beep_unlabeled.txt", "curse.txt", "apeach_test.csv"}
-    assert known == tested | {"davidson.csv", "kodoli.csv", "kmhas_valid.txt", "nsmc_unlabeled.parquet"}
+    tested = {
+        "beep_train.tsv",
+        "beep_dev.tsv",
+        "beep_unlabeled.txt",
+        "curse.txt",
+        "apeach_test.csv",
+    }
+    assert known == tested | {
+        "davidson.csv",
+        "kodoli.csv",
+        "kmhas_valid.txt",
+        "nsmc_unlabeled.parquet",
+    }
     assert len({f.name for f in files}) == len(files), "two sets would share a file in data_dir"
 
 
@@ -517,11 +529,17 @@ def test_categories_and_severity_of_the_real_sets():
     assert by_name("kmhas").frame.label.sum() == 8776 - 4887
     raw = pd.read_csv(data("kmhas_valid.txt"), sep="\t", dtype=str, quoting=3)
     classes = raw.label.str.split(",").explode().value_counts()
-    written = dict(zip("01234567", "origin appearance politics profanity age gender race religion".split()))
+    written = dict(
+        zip("01234567", "origin appearance politics profanity age gender race religion".split())
+    )
     assert count("kmhas") == {written[k]: int(n) for k, n in classes.items() if k != "8"}
     assert count("beep") == {"other": 1516 + 62, "gender": 1232 + 67} or by_name("beep")
     assert by_name("kodoli").frame.severity.value_counts().to_dict() == {0: 25241, 1: 5608, 2: 7676}
-    assert by_name("davidson").frame.severity.value_counts().to_dict() == {0: 4163, 1: 19190, 2: 1430}
+    assert by_name("davidson").frame.severity.value_counts().to_dict() == {
+        0: 4163,
+        1: 19190,
+        2: 1430,
+    }
     assert by_name("curse").frame.categories.isna().all()
     for name in ("kmhas", "beep", "apeach"):
         frame = by_name(name).frame
@@ -532,7 +550,9 @@ def test_categories_and_severity_of_the_real_sets():
 @pytest.mark.needs("data")
 def test_real_kmhas_with_a_renamed_header_is_refused(tmp_path):
     text = Path(data("kmhas_valid.txt")).read_text(encoding="utf-8")
-    (tmp_path / "comments.csv").write_text(text.replace("document\t", "text\t", 1), encoding="utf-8")
+    (tmp_path / "comments.csv").write_text(
+        text.replace("document\t", "text\t", 1), encoding="utf-8"
+    )
     with pytest.raises(DataError) as error:
         load_source(f"csv:{tmp_path}/comments.csv", real())
     for part in ("4,887", "looks like K-MHaS", "use kmhas:"):
