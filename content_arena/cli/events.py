@@ -102,10 +102,11 @@ def feedback_sample(
     p: Parameter = None, as_json: AsJson = False,
 ) -> None:
     "Hand out a random sample of flagged and unflagged predictions for labelling."
-    from content_arena.monitoring.feedback import draw_sample
-    with _open(settings_from(None, p)) as store:
-        rows = draw_sample(store, n, seed, read_time(since), read_time(until), model_version,
-                           preview)
+    from content_arena.monitoring.feedback import Feedback
+    settings = settings_from(None, p)
+    with _open(settings) as store:
+        rows = Feedback(store, settings).draw(n, seed, read_time(since), read_time(until),
+                                              model_version, preview)
     rows = rows[["prediction_id", "text_sha256", "lang", "text"]].astype(object)
     rows = rows.where(rows.notna(), None).to_dict("records")
     columns = ("prediction_id", "lang", "text" if any(r["text"] for r in rows) else "text_sha256")
@@ -128,13 +129,13 @@ def feedback_report(
     since: Since = None, until: Until = None, p: Parameter = None, as_json: AsJson = False,
 ) -> None:
     "Labels by state, and precision, recall and F1 of the window's answers, from the sample."
-    from content_arena.monitoring.feedback import (STATES, estimate_quality, label_counts,
-                                                   labels_by_text)
+    from content_arena.monitoring.feedback import STATES, Feedback
     settings, window = settings_from(None, p), (read_time(since), read_time(until))
     with _open(settings) as store:
-        counts = label_counts(store, settings, *window)
-        states = labels_by_text(store, settings, *window).state.value_counts()
-        quality = estimate_quality(store, settings, *window).to_dict()
+        feedback = Feedback(store, settings)
+        counts = feedback.counts(*window)
+        states = feedback.by_text(*window).state.value_counts()
+        quality = feedback.quality(*window).to_dict()
     value = {"labels": counts, "texts": {s: int(states.get(s, 0)) for s in STATES},
              "quality": quality}
     show_result(as_json, value, lambda c: _show_feedback(c, value))

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from ..core.config import Settings
 from ..core.files import file_sha256
 from .grouping import NUM_PERM
-from .tables import DataError
+from .raw_files import DataError
 
 # %% ../../nbs/03_data/75_datasets.ipynb #58007975
 SPLITS = ("train", "valid", "test")

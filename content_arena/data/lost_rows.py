@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .tables import DataError
+from .raw_files import DataError
 from .train_only import REASONS
 
 # %% ../../nbs/03_data/85_lost_rows.ipynb #6de66b07

@@ -39,7 +39,7 @@ from ..data.grouping import FINGERPRINT, cluster, fingerprints, merge_groups
 from ..data.lost_rows import (
     DUPLICATES, account_of, kind_of, losses_of, lost_parts, note_losses, refuse_lost, too_many)
 from ..data.readers import SourceTable, load_source, source_digest
-from ..data.tables import DataError
+from ..data.raw_files import DataError
 from ..data.train_only import REASONS, TrainOnly, train_only_rows
 from .conflicts import Settled, resolve_conflicts
 
@@ -82,8 +82,8 @@ class SourceFacts:
 def _facts_of(sources: Iterable[SourceTable]) -> SourceFacts:
     sources, read, assumed = list(sources), Counter(), {}
     for s in sources:
-        read[s.name] += getattr(s, "read", len(s.frame) + len(s.bad))
-        if said := [a for a in getattr(s, "assumed", ()) if a not in assumed.get(s.name, ())]:
+        read[s.name] += s.read
+        if said := [a for a in s.assumed if a not in assumed.get(s.name, ())]:
             assumed[s.name] = [*assumed.get(s.name, ()), *said]
     return SourceFacts(pd.concat([s.bad for s in sources], ignore_index=True), dict(read),
                        {s.name: s.licence for s in sources}, assumed)

@@ -18,7 +18,7 @@ from content_arena.data import datasets
 from content_arena.data.datasets import SPLITS, find_dataset, open_dataset
 from content_arena.data.lost_rows import LostRows, losses_lines, losses_of
 from content_arena.data.readers import SourceTable
-from content_arena.data.tables import DataError
+from content_arena.data.raw_files import DataError
 from content_arena.training import data_preparation
 from content_arena.training.data_preparation import prepare_dataset
 
@@ -60,15 +60,9 @@ def source(name, rows, bad=(), read=None, assumed=(), **columns):
     frame = frame.assign(attack=None, functionality=None, template=None, parent=None, **columns)
     frame = frame.astype(dict.fromkeys(("attack", "functionality", "template", "parent"), "str"))
     columns = ["source", "file", "line", "reason", "excerpt"]
-    table = SourceTable(
-        name,
-        "MIT",
-        frame,
-        pd.DataFrame([(name, f"{name}.csv", *b, "") for b in bad], columns=columns),
-    )
-    object.__setattr__(table, "read", len(rows) + len(bad) if read is None else read)
-    object.__setattr__(table, "assumed", tuple(assumed))
-    return table
+    lost = pd.DataFrame([(name, f"{name}.csv", *b, "") for b in bad], columns=columns)
+    read = len(rows) + len(bad) if read is None else read
+    return SourceTable(name, "MIT", frame, lost, read, tuple(assumed))
 
 
 @pytest.fixture
