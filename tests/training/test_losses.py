@@ -166,12 +166,12 @@ def test_whatever_stands_in_a_file_the_account_is_complete(home, lines):
     [(4, False, False), (5, True, False), (21, True, False), (22, True, True)],
 )
 def test_above_one_percent_is_a_warning_and_above_five_an_error(home, bad, warned, refused):
-    write(home / "a.csv", comments(), *[f"comment {i},toxic" for i in range(bad)])
+    write(home / "a.csv", comments(), *[f"comment {i}" for i in range(bad)])
     if refused:
         with pytest.raises(DataError, match="max_lost_fraction") as error:
             prepare(home, sources="csv:a.csv")
         message = str(error.value)
-        assert f"csv:a.csv: {bad} of {400 + bad} rows (5.2%)" in message and "'toxic'" in message
+        assert f"csv:a.csv: {bad} of {400 + bad} rows (5.2%)" in message and "fields" in message
         file = Path(re.search(r"Each of them is in (\S+) with its line", message)[1])
         lines = [json.loads(line)["line"] for line in file.read_text().splitlines()]
         assert lines == list(range(402, 402 + bad))
@@ -194,7 +194,7 @@ def test_a_small_source_can_not_be_lost_in_the_sum(home):
 
 
 def test_what_was_allowed_once_is_refused_from_the_cache_too(home):
-    write(home / "a.csv", comments(), *[f"comment {i},toxic" for i in range(60)])
+    write(home / "a.csv", comments(), *[f"comment {i}" for i in range(60)])
     dataset = prepare(home, sources="csv:a.csv", max_lost_fraction=0.2)
     with pytest.raises(DataError, match="max_lost_fraction") as error:
         prepare(home, sources="csv:a.csv")
@@ -203,7 +203,7 @@ def test_what_was_allowed_once_is_refused_from_the_cache_too(home):
 
 
 def test_lost_rows_are_named_before_an_empty_split_is(home):
-    write(home / "a.csv", [*comments(10), *((f"comment {i}", "toxic") for i in range(300))])
+    write(home / "a.csv", comments(10), *[f"comment {i}" for i in range(300)])
     with pytest.raises(DataError, match="max_lost_fraction"):
         prepare(home, sources="csv:a.csv")
 
