@@ -131,19 +131,19 @@ def named_columns(written: Iterable[Any], needed: Sequence[str], used: Sequence[
         raise MissingColumn(name, missing, columns)
     return columns, tuple(assumed)
 
-# %% ../../nbs/03_data/20_delimited.ipynb #9ee183be
+# %% ../../nbs/03_data/20_delimited.ipynb #55136c91
 SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
 NO_SEPARATOR = "\x1f"                                    # a table of one column
 _SAMPLE_LINES = 4000
 
 def separator_of(stated: str, name: str) -> str:
     "The separator that a user means by `stated`: itself, a word, or `\\t`. Raises DataError."
-    found = {**SEPARATORS, "\\t": "\t", "pipe": "|", "space": " ", LAST_BAR: LAST_BAR}.get(
-        stated, stated)
-    if found != LAST_BAR and (len(found) != 1 or found in '\r\n"'):
+    words = {**SEPARATORS, "\\t": "\t", "pipe": "|", "space": " "}
+    separator = words.get(stated, stated)
+    if separator != LAST_BAR and (len(separator) != 1 or separator in '\r\n"'):
         raise DataError(f"{name}: separator = {stated!r}: it is one character, or one of"
                         f" {', '.join(SEPARATORS)}")
-    return found
+    return separator
 
 def _lenient(lines: list[str], separator: str) -> list[list[str]]:
     try:

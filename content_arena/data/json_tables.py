@@ -16,7 +16,7 @@ from .delimited import (
     Record, column, named_columns, refuse_twice)
 from .raw_files import DataError
 
-# %% ../../nbs/03_data/25_json_tables.ipynb #44220f3a
+# %% ../../nbs/03_data/25_json_tables.ipynb #ca573c95
 def row_parser(used: Sequence[str]) -> tuple[json.JSONDecoder, dict[str, str]]:
     "A decoder whose objects have names of columns as keys, and the names by key, to be changed."
     names: dict[str, str] = {}
@@ -40,7 +40,8 @@ def _why(error: Exception) -> str:
 
 def _record(line: int, row: Any, needed: Sequence[str]) -> Record:
     if not isinstance(row, dict):
-        return line, {"": str(row)[:200]}, f"a JSON {type(row).__name__} where an object is expected"
+        kind = type(row).__name__
+        return line, {"": str(row)[:200]}, f"a JSON {kind} where an object is expected"
     missing = [c for c in needed if c not in row]
     return line, row, f"no key {' and no key '.join(missing)}" if missing else None
 

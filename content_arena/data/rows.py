@@ -40,7 +40,7 @@ def problem_of(text: Any, max_chars: int) -> str | None:
         return "bytes or escapes that are no UTF-8"
     return None if strip_invisible(text).strip() else "empty text"
 
-# %% ../../nbs/03_data/60_rows.ipynb #7af8dc6e
+# %% ../../nbs/03_data/60_rows.ipynb #de25e8ff
 _BINARY = {"true": 1, "false": 0}
 
 def binary_label(value: str) -> int | None:
@@ -62,6 +62,7 @@ def _from_cut(cut: float) -> Callable[[str], int | None]:
         return None if math.isnan(number) else int(number >= cut)
     return meaning
 
+# %% ../../nbs/03_data/60_rows.ipynb #03df3182
 class Labels:
     "0 (clean), 1 (toxic) or None for the label cells of a row; `counts`: column -> value -> rows."
     def __init__(self, spec: SourceSpec):
@@ -96,7 +97,7 @@ class Labels:
                 label = None
         return label
 
-# %% ../../nbs/03_data/60_rows.ipynb #301f779f
+# %% ../../nbs/03_data/60_rows.ipynb #ab151420
 _CLEAN = {"0", "0.0", "none", "clean", "normal", "false", "no", "non", "not", "ok", "neither",
           "neutral", "nothate", "non-hateful", "default", "-1", "정상", "없음", "무", "일반", "비혐오", "8"}
 
@@ -115,8 +116,9 @@ def _suggestion(values: list[str], name: str) -> str:
     pairs = {clean: 0, **({others[0]: 1} if len(others) == 1 else {"*": 1})}
     behind = ",".join(f"{_ESCAPED.sub(lambda m: f'%{ord(m[0]):02X}', k)}:{v}"
                       for k, v in pairs.items())
-    return (f"say what they mean (0 clean, 1 toxic), e.g. {with_option(name, f'labels={behind}')} or, in"
-            f" sources.toml, labels = {_in_toml(pairs)}")
+    return ("say what they mean (0 clean, 1 toxic), e.g."
+            f" {with_option(name, f'labels={behind}')} or, in sources.toml, labels ="
+            f" {_in_toml(pairs)}")
 
 def with_option(name: str, option: str) -> str:
     "The source name `name` with `option` behind it."
@@ -126,7 +128,7 @@ def _is_score(values: Iterable[str]) -> bool:
     numbers = [v for v in values if re.fullmatch(r"-?\d*\.\d+(e-?\d+)?", v)]
     return len(numbers) > 10
 
-# %% ../../nbs/03_data/60_rows.ipynb #2b0d257d
+# %% ../../nbs/03_data/60_rows.ipynb #8dca9353
 def label_problem(labels: Labels, spec: SourceSpec, file: str) -> str | None:
     "Why the labels of `file` are not understood, and what to say; None if they are."
     for column, counts in labels.counts.items():
@@ -135,7 +137,8 @@ def label_problem(labels: Labels, spec: SourceSpec, file: str) -> str | None:
         few = 0.5 if spec.labels is not None else 0.01   # a map may leave something out
         if unknown.total() <= few * there or unknown.total() < 5 and unknown.total() * 2 < there:
             continue
-        begin = f"{file}: {unknown.total():,} of {there:,} labels in column {column} are not understood"
+        begin = (f"{file}: {unknown.total():,} of {there:,} labels in column {column} are not"
+                 " understood")
         if spec.cut is None and _is_score(unknown):
             numbers = [float(v) for v in unknown if re.fullmatch(r"-?[\d.]+(e-?\d+)?", v)]
             return (f"{begin}: it looks like a score from {min(numbers):g} to {max(numbers):g}. Say"
@@ -147,7 +150,7 @@ def label_problem(labels: Labels, spec: SourceSpec, file: str) -> str | None:
         return f"{begin}; there are {listed}{more}: {_suggestion(values, spec.name)}"
     return None
 
-# %% ../../nbs/03_data/60_rows.ipynb #569f2f50
+# %% ../../nbs/03_data/60_rows.ipynb #f60e81bd
 VARIANT_COLUMNS = ("attack", "functionality", "template", "parent")
 FRAME_COLUMNS = ("text", "label", "source", "file", "line", "lang", *VARIANT_COLUMNS, "categories",
                  "severity", "context")
@@ -163,8 +166,8 @@ def _text_of(columns: tuple[str, ...]) -> Callable[[Mapping[str, Any]], Any]:
     if len(columns) == 1:
         return lambda cells: cells.get(columns[0])
     def joined(cells: Mapping[str, Any]) -> str | None:
-        parts = (cells.get(c) for c in columns)
-        return "\n\n".join(str(p).strip() for p in parts if p is not None and str(p).strip()) or None
+        parts = (str(cells[c]).strip() for c in columns if cells.get(c) is not None)
+        return "\n\n".join(filter(None, parts)) or None
     return joined
 
 def _named_categories(spec: SourceSpec) -> dict[str, Mapping[str, Any]]:
@@ -178,7 +181,7 @@ def _named_categories(spec: SourceSpec) -> dict[str, Mapping[str, Any]]:
         except DataError:
             continue
         limit = (f">={spec.cut}",) if spec.cut is not None else yes
-        columns.setdefault(name, {**{v: (meant,) for v in limit}, "*": ()})
+        columns.setdefault(name, {**dict.fromkeys(limit, (meant,)), "*": ()})
     return columns
 
 # %% ../../nbs/03_data/60_rows.ipynb #c0f5200f
@@ -253,6 +256,6 @@ def frame(self: Rows) -> pd.DataFrame:
     full |= {"source": [self.spec.name] * rows, "file": [self.file] * rows}
     if self.labels is None:
         full["label"] = [0] * rows
-    types = {c: "str" for c in FRAME_COLUMNS}
+    types = dict.fromkeys(FRAME_COLUMNS, "str")
     types |= {"label": "int8", "line": "int64", "categories": object, "severity": "Int8"}
     return pd.DataFrame({c: pd.Series(full[c], dtype=types[c]) for c in FRAME_COLUMNS})

@@ -11,8 +11,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit, urlunsplit
@@ -92,7 +91,7 @@ def _http_failure(shown: str, status: int) -> DataError:
            404: "is not there"}.get(status, f"answered {status}")
     return DataError(f"{shown}: {why} (HTTP {status})")
 
-# %% ../../nbs/03_data/35_source_files.ipynb #341f08c1
+# %% ../../nbs/03_data/35_source_files.ipynb #45a97a7d
 def _get_http(url: str, known: dict[str, str], out: BinaryIO) -> dict[str, str] | None:
     "Download `url` into `out`; what to ask with the next time, or None if `known` is still true."
     asked = {"If-None-Match": known.get("etag"), "If-Modified-Since": known.get("changed")}
@@ -105,9 +104,11 @@ def _get_http(url: str, known: dict[str, str], out: BinaryIO) -> dict[str, str] 
             raise _http_failure(shown_url(url), response.status_code)
         for piece in response.iter_bytes():
             out.write(piece)
-        got = {"etag": response.headers.get("ETag"), "changed": response.headers.get("Last-Modified")}
+        answer = response.headers
+        got = {"etag": answer.get("ETag"), "changed": answer.get("Last-Modified")}
     return {k: v for k, v in got.items() if v}
 
+# %% ../../nbs/03_data/35_source_files.ipynb #5ade50e2
 def _file_system(scheme: str, **options: Any) -> Any:
     library, extra = _EXTRAS[scheme]
     try:
@@ -130,7 +131,8 @@ def _get_object(url: str, known: dict[str, str], out: BinaryIO) -> dict[str, str
         anonymous = {"anon": True} if scheme == "s3" else {"token": "anon"}
         system = _file_system(scheme, skip_instance_cache=True, **anonymous)
         info = system.info(url)
-    got = {k: str(info[k]) for k in ("ETag", "etag", "LastModified", "updated", "size") if k in info}
+    telling = ("ETag", "etag", "LastModified", "updated", "size")
+    got = {k: str(info[k]) for k in telling if k in info}
     if got == known:
         return None
     with system.open(url, "rb") as file:

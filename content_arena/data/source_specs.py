@@ -10,7 +10,7 @@ __all__ = ['OPTIONS', 'FILE_KINDS', 'VARIANTS', 'SourceSpec', 'with_options', 'r
 import difflib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -123,7 +123,7 @@ def with_options(spec: SourceSpec, said: Mapping[str, Any], where: str) -> Sourc
             raise DataError(f"{where}: {key} = {str(value)[:80]!r}: expected {e}") from e
     return replace(spec, **known, layout=replace(spec.layout, **layout))
 
-# %% ../../nbs/03_data/40_source_specs.ipynb #0c9864d2
+# %% ../../nbs/03_data/40_source_specs.ipynb #f2faf5d6
 def _pairs(value: str) -> dict[str, str]:
     pairs = [unquote(p).rpartition(":") for p in value.split(",") if p]
     if bad := [v for k, colon, v in pairs if not colon]:
@@ -153,8 +153,8 @@ def read_options(query: str, where: str) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         key = unquote(key).strip()
         if not equals:
-            raise DataError(f"{where}: {pair[:40]!r} behind the ? is no KEY=VALUE (a file whose name"
-                            " has a question mark is not there)")
+            raise DataError(f"{where}: {pair[:40]!r} behind the ? is no KEY=VALUE (and no file with"
+                            " a question mark in its name is there)")
         try:
             value = _said(key, value)
         except ValueError as e:
@@ -214,10 +214,10 @@ def as_variants(name: str) -> str:
     kind, colon, path = name.partition(":")
     return f"{VARIANTS}:{path}" if kind == "jsonl" and colon else name
 
-# %% ../../nbs/03_data/40_source_specs.ipynb #a6360c2a
+# %% ../../nbs/03_data/40_source_specs.ipynb #3c39f215
 @dataclass(frozen=True)
 class Listed:
-    "A source of `sources.toml`: its path, what is said of it, the file's folder; for errors, where."
+    "A source of `sources.toml`: its path, what is said of it, the file's folder; and where."
     path: str
     said: Mapping[str, Any]
     folder: Path
@@ -249,6 +249,6 @@ def listed_sources(settings: Settings) -> dict[str, Listed]:
             raise DataError(f"{where}: a source is a table: [{name}] and below it path = ...")
         if not isinstance(said.get("path"), str):
             raise DataError(f"{where}: path = \"FILE or address\" is missing")
-        listed[nfc(name)] = Listed(nfc(said["path"]), {k: v for k, v in said.items() if k != "path"},
-                                   path.parent, where)
+        options = {k: v for k, v in said.items() if k != "path"}
+        listed[nfc(name)] = Listed(nfc(said["path"]), options, path.parent, where)
     return listed

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import python_calamine as calamine
 
-from ..core.text import nfc
 from content_arena.data.delimited import (
     MissingColumn, Record, column, header_at, named_columns, read_delimited, records_of,
     shown_columns)
@@ -97,9 +96,10 @@ def _read_parquet(raw: RawFile, needed: Sequence[str], used: Sequence[str]) -> T
     batches = _parquet_batches(file, [w for w, _ in wanted], [n for _, n in wanted], raw.name)
     return Table(raw.name, tuple(names), batches, assumed)
 
-# %% ../../nbs/03_data/30_tables.ipynb #f4e8047e
+# %% ../../nbs/03_data/30_tables.ipynb #79a34929
 MAX_SHEET_CELLS = 20_000_000
-_CELL = re.compile(rb"<(?:\w+:)?(?:(row)|c)(?=[\s/>])(?:[^>]*?\sr=[\"']([A-Z]{0,3})(\d{1,7})[\"'])?")
+_CELL = re.compile(rb"<(?:\w+:)?(?:(row)|c)(?=[\s/>])"
+                   rb"(?:[^>]*?\sr=[\"']([A-Z]{0,3})(\d{1,7})[\"'])?")
 
 def _sheet_corner(pieces: Iterator[bytes]) -> tuple[int, int]:
     "The last row and the last column that a sheet's XML names."
@@ -215,7 +215,7 @@ def _read_workbook(raw: RawFile, layout: Layout, needed: Sequence[str], used: Se
             raise
         raise DataError(f"{raw.name}: a damaged workbook ({e}); open it and save it again") from e
 
-# %% ../../nbs/03_data/30_tables.ipynb #901a5162
+# %% ../../nbs/03_data/30_tables.ipynb #896be7f8
 _ENCODINGS = {"utf-16": "UTF-16", "utf-16-le": "UTF-16 (little endian)",
               "utf-16-be": "UTF-16 (big endian)", "utf-32": "UTF-32"}
 
@@ -240,15 +240,15 @@ def _read_text(raw: RawFile, layout: Layout, needed: Sequence[str], used: Sequen
         raise DataError(f"{raw.name}: the file is empty; expected rows with a text and a label")
     kind = "" if layout.columns or layout.separator else json_kind(first, layout.rows)
     if kind == "lines":
-        found = read_json_lines(chain([first], batches), raw.name, needed, used)
+        read = read_json_lines(chain([first], batches), raw.name, needed, used)
     elif kind:
         text = _whole_text(first, batches, raw.name)
-        found = read_json_document(text, raw.name, needed, used, layout.rows)
+        read = read_json_document(text, raw.name, needed, used, layout.rows)
     else:
-        found = read_delimited(chain([first], batches), raw.name, needed, used,
-                               columns=layout.columns, separator=layout.separator,
-                               quoting=layout.quoting)
-    columns, records, assumed = found
+        read = read_delimited(chain([first], batches), raw.name, needed, used,
+                              columns=layout.columns, separator=layout.separator,
+                              quoting=layout.quoting)
+    columns, records, assumed = read
     return Table(raw.name, tuple(columns), records, said + assumed)
 
 # %% ../../nbs/03_data/30_tables.ipynb #6e06ac85

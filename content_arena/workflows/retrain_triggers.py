@@ -19,7 +19,7 @@ from ..core.config import Settings
 from ..monitoring.drift import measure_drift
 from ..monitoring.feedback import Feedback
 from ..store.events import EventStore
-from ..data.readers import problem_of
+from ..data.rows import problem_of
 
 # %% ../../nbs/13_workflows/60_retrain_triggers.ipynb #cc242afa
 @dataclass(frozen=True)
