@@ -145,8 +145,8 @@ def intake_lines(answer: dict[str, Any], most: int = 20) -> list[str]:
         hint = ": is [store] store_url the store that these predictions were handed out from?"
         lines.append("nothing was added" + hint * bool(elsewhere))
     if n := answer["changed_texts"]:
-        lines.append(f"{n} texts are not as they were predicted (cut, corrected, or characters that"
-                     " the file's encoding lacks); the id counts")
+        lines.append(f"{n} text{'s are' if n > 1 else ' is'} not as predicted (cut, corrected, or"
+                     " with characters that the file's encoding lacks); the id counts")
     for p in answer["problems"][:most]:
         lines.append(f"  line {p['line']}: {p['outcome']}: {p['reason']}" if p["line"]
                      else f"  {p['reason']}")
