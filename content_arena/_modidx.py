@@ -1361,6 +1361,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'content_arena/data/source_specs.py'),
                                                  'content_arena.data.source_specs._sources_file': ( '03_data/source_specs.html#_sources_file',
                                                                                                     'content_arena/data/source_specs.py'),
+                                                 'content_arena.data.source_specs._split_file': ( '03_data/source_specs.html#_split_file',
+                                                                                                  'content_arena/data/source_specs.py'),
                                                  'content_arena.data.source_specs._split_query': ( '03_data/source_specs.html#_split_query',
                                                                                                    'content_arena/data/source_specs.py'),
                                                  'content_arena.data.source_specs._steps': ( '03_data/source_specs.html#_steps',

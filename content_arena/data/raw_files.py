@@ -242,11 +242,11 @@ def _is_utf8(pieces: Iterable[bytes]) -> bool:
         return False
     return True
 
-# %% ../../nbs/03_data/15_raw_files.ipynb #5e094b58
+# %% ../../nbs/03_data/15_raw_files.ipynb #d4765260
 def _refuse_binary(head: bytes, name: str) -> None:
     controls = sum(head.count(c) for c in (*range(1, 9), *range(14, 27), *range(28, 32)))
     for count, what in ((head.count(0), "NUL: binary"), (controls, "control characters: binary")):
-        if count > len(head) / 10:
+        if count > len(head) / 20:
             raise DataError(f"{name}: {count:,} of the first {len(head):,} bytes are {what}, and"
                             " no table; give CSV, JSON lines, Parquet or .xlsx")
 
