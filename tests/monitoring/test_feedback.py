@@ -16,9 +16,10 @@ from content_arena.core.config import load_settings
 from content_arena.mlops.evaluator import evidence_record
 from content_arena.monitoring import feedback
 from content_arena.monitoring.feedback import Estimate, Feedback, strata_of, stratified_quality
+from content_arena.monitoring.label_intake import FILE_OUTCOMES
 from content_arena.monitoring.shadow_statistics import ShadowEvaluator
 from content_arena.store.events import EventStore, text_sha256
-from content_arena.store.labels import add_labels
+from content_arena.store.labels import join_labels, rows_in
 from content_arena.store.writer import EventWriter
 
 pytestmark = pytest.mark.long(50)
@@ -535,27 +536,28 @@ def test_every_row_of_a_file_is_accounted_for(store, store_url, tmp_path):
         f",{sha(6)},7,ann",
         f"p1,{sha(0)},1,ann",
         "p1,,0,",
-        "p1,,1,",
+        "p1,,0,",
     ]
     table = "prediction_id,text_sha256,label,reviewer\n" + "\n".join(rows)
     code, said = add_file(store_url, tmp_path, table)
-    counts = {k: said[k] for k in ("added", "replaced", "unknown", "refused")}
-    assert (code, counts) == (1, {"added": 3, "replaced": 2, "unknown": 1, "refused": 3})
-    assert sum(counts.values()) == len(rows)
-    assert [p["line"] for p in said["problems"]] == [3, 6, 7, 8]
-    assert "p-none is unknown, or older than 90 days" in said["problems"][1]["reason"]
-    assert "not of the same comment" in said["problems"][3]["reason"]
+    counts = {k: n for k in FILE_OUTCOMES if (n := said[k])}
+    assert code == 1
+    assert counts == {"added": 2, "duplicate": 1, "conflicting": 2, "unknown": 1, "refused": 3}
+    assert sum(counts.values()) == said["read"] == len(rows)
+    assert [p["line"] for p in said["problems"]] == [3, 4, 5, 6, 7, 8, 10]
+    assert "p-none is unknown, or older than 90 days" in said["problems"][3]["reason"]
+    assert "not of the same comment" in said["problems"][5]["reason"]
     kept = {
         (r.text_sha256, r.reviewer if isinstance(r.reviewer, str) else None): r.label
         for r in store.read("feedback").itertuples()
     }
-    assert kept == {(sha(5), "ann"): 1, (sha(0), "ann"): 0, (sha(1), None): 1}
+    assert kept == {(sha(5), "ann"): 1, (sha(1), None): 0}
     code, again = add_file(store_url, tmp_path, table)  # mended or not: no row is doubled
-    assert (again["added"], again["replaced"]) == (0, 5) and len(store.read("feedback")) == 3
+    assert (again["added"], again["unchanged"]) == (0, 2) and len(store.read("feedback")) == 2
     for odd, says in (
         ("label,label\n1,0\n", "column label is there more than once"),
         ("text_sha256,lable\n", "no column label"),
-        ("", "no column label"),
+        ("", "empty"),
     ):
         assert says in add_file(store_url, tmp_path, odd)[1]
 
@@ -582,7 +584,7 @@ def test_a_label_for_a_prediction_that_does_not_exist_is_refused_by_name(
     lost = add("p-none")
     assert lost.exit_code == 1 and "0 added" in lost.output and "p-none" in lost.output
     assert store.read("feedback").empty
-    assert [add("p0").exit_code, "1 replaced" in add("p0").output] == [0, True]
+    assert [add("p0").exit_code, "1 unchanged" in add("p0").output] == [0, True]
     assert len(store.read("feedback")) == 1
 
 
@@ -646,7 +648,8 @@ def test_one_label_per_reviewer_and_comment_in_every_figure(store, store_url, tm
     labels += [
         dict(prediction_id="p1", label=v, source="moderator", reviewer="ann") for v in (1, 0)
     ]
-    taken = add_labels(store, labels, tmp_path, 90, 0)
+    taken = join_labels(labels, rows_in(store, tmp_path), 90, 0)
+    store.add("feedback", [t.row for t in taken])
     assert [t.outcome for t in taken].count("added") == 4
     settings = load_settings(env={}, store_text=True)
     assert Feedback(store, settings).counts() == {"counted": 4, "repeated": 4, "unknown": 1}
