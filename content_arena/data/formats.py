@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RESTRICTIONS', 'TESTED', 'DESCRIBED', 'BEEP', 'BEEP_UNLABELED', 'CURSE', 'APEACH', 'KODOLI', 'KMHAS', 'UNSMILE',
            'KOLD', 'HATESCORE', 'KDA', 'KOCOH', 'ZIZUN', 'NSMC', 'DAVIDSON', 'HATECHECK', 'JIGSAW', 'CIVIL_COMMENTS',
-           'TOXIC_CHAT', 'FORMATS', 'Format', 'looks_like', 'hint', 'format_of', 'check_licences', 'format_named',
-           'describe_formats']
+           'TOXIC_CHAT', 'FORMATS', 'Format', 'follow_label', 'recognised', 'looks_like', 'hint', 'format_of',
+           'check_licences', 'format_named', 'describe_formats']
 
 # %% ../../nbs/03_data/55_formats.ipynb #68fe1c4b
 import difflib
@@ -310,7 +310,7 @@ FORMATS: dict[str, Format] = {f.name: f for f in (
     BEEP, CURSE, APEACH, DAVIDSON, KODOLI, KMHAS, UNSMILE, KOLD, HATECHECK, HATESCORE, KDA, KOCOH,
     ZIZUN, JIGSAW, CIVIL_COMMENTS, TOXIC_CHAT, NSMC, BEEP_UNLABELED)}
 
-# %% ../../nbs/03_data/55_formats.ipynb #2f867577
+# %% ../../nbs/03_data/55_formats.ipynb #443afd62
 @patch
 def spec(self: Format, settings: Settings, columns: Collection[str] = (), name: str = ""
          ) -> SourceSpec:
@@ -323,6 +323,16 @@ def spec(self: Format, settings: Settings, columns: Collection[str] = (), name: 
                    citation=self.citation,
                    labels=layout.labels if layout.labels is None else {**layout.labels, **labels})
 
+def follow_label(recipe: SourceSpec, spec: SourceSpec) -> SourceSpec:
+    """`spec`, a `recipe` with other columns: what the recipe reads from its label column is read
+    from the other one too."""
+    if len(recipe.label) != 1 or len(spec.label) != 1 or recipe.label == spec.label:
+        return spec
+    (old,), (new,) = recipe.label, spec.label
+    categories = {new if c == old else c: values for c, values in spec.categories.items()}
+    return replace(spec, categories=categories,
+                   severity=new if spec.severity == old else spec.severity)
+
 @patch
 def files(self: Format, split: str = "") -> dict[str, tuple[PublicFile, ...]]:
     """The files of each split that is read: of `split` (several with commas), or the default ones.
@@ -334,7 +344,7 @@ def files(self: Format, split: str = "") -> dict[str, tuple[PublicFile, ...]]:
                         f" accepted: {', '.join(self.splits) or 'none, give its file'}")
     return {s: self.splits[s] for s in asked}
 
-# %% ../../nbs/03_data/55_formats.ipynb #a128e7b5
+# %% ../../nbs/03_data/55_formats.ipynb #1a6d1ec1
 def _columns_tell(fmt: Format, columns: set[str]) -> bool:
     if fmt.columns and columns == set(fmt.columns):
         return True
@@ -351,16 +361,28 @@ def _values_tell(fmt: Format, cells: Iterable[str]) -> bool:
     parts.discard("")
     return bool(fmt.values) and set(fmt.telling) <= parts <= set(fmt.values)
 
+def recognised(columns: Collection[str], cells: Mapping[str, Collection[str]] | None = None
+               ) -> tuple[Format, str] | None:
+    """The format that a plain file seems to have, by its `columns` or by the distinct values in one
+    of them (`cells`: column -> values, as many as are at hand), and that column, or ''."""
+    for fmt in FORMATS.values():
+        if _columns_tell(fmt, set(columns)):
+            return fmt, ""
+    return next(((fmt, column) for fmt in FORMATS.values() for column, values in
+                 (cells or {}).items() if _values_tell(fmt, values)), None)
+
 def looks_like(columns: Collection[str], cells: Mapping[str, Collection[str]] | None = None
                ) -> Format | None:
-    """The format that a plain file seems to have: by its `columns`, else by the distinct values in
-    one of them (`cells`: column -> values, as many as are at hand). None: none."""
-    known = next((f for f in FORMATS.values() if _columns_tell(f, set(columns))), None)
-    return known or next((f for f in FORMATS.values() for values in (cells or {}).values()
-                          if _values_tell(f, values)), None)
+    "The format that a plain file seems to have (see `recognised`), or None."
+    known = recognised(columns, cells)
+    return known[0] if known else None
 
-def hint(fmt: Format, path: str) -> str:
-    "What to tell whoever gave the file at `path`, which looks like `fmt`."
+def hint(fmt: Format, path: str, columns: Collection[str] = (), text: str = "", label: str = ""
+         ) -> str:
+    """What to tell whoever gave the file at `path`, which looks like `fmt`; if its `columns` are
+    none of the format's, `text` and `label` are those that seem to be meant."""
+    fits = any({*s.text, *s.label} <= set(columns) for s in fmt.layouts) or not columns
+    path += "" if fits else f"?text={text or 'COLUMN'}&label={label or 'COLUMN'}"
     without = "" if fmt.layouts[0].labelled else ", whose labels are not ours, and unlabelled"
     return f"this looks like {fmt.title}: use {fmt.name}:{path}{without}"
 

@@ -25,7 +25,7 @@ from ..core.text import nfc
 from .delimited import (
     MissingColumn, Record, column, named_columns, shown_columns)
 from .embedded_corpus import embedded_corpus
-from .formats import FORMATS, Format, hint, looks_like
+from .formats import FORMATS, Format, follow_label, hint, recognised
 from .public_files import GITHUB_RAW, PublicFile, find_public_file
 from .raw_files import DataError
 from .rows import (
@@ -130,10 +130,11 @@ def _listed_parts(said: SourceName, settings: Settings) -> list[Part]:
     if fmt is not None and fmt not in FORMATS:
         raise DataError(f"{listed.where}: format = {fmt!r}: there are {', '.join(FORMATS)}")
     path, file = _own_path(listed.where, listed.path, [listed.folder], settings)
-    spec = _recipe_of(FORMATS[fmt], path, file, settings, said.name) if fmt else \
+    recipe = _recipe_of(FORMATS[fmt], path, file, settings, said.name) if fmt else \
         SourceSpec(said.name)
-    spec = with_options(spec, options, listed.where)
-    return [Part(file, replace(with_options(spec, said.said, said.name), path=listed.path), path,
+    spec = with_options(with_options(recipe, options, listed.where), said.said, said.name)
+    spec = follow_label(recipe, spec) if fmt else spec
+    return [Part(file, replace(spec, path=listed.path), path,
                  recipe=FORMATS[fmt] if fmt else None)]
 
 # %% ../../nbs/03_data/65_readers.ipynb #eb90dbe5
@@ -152,11 +153,12 @@ def parts_of(name: str, settings: Settings, base_url: str = GITHUB_RAW) -> list[
     if said.kind not in ("file", VARIANTS) and not fmt:
         raise _unknown(said.name, settings)
     path, file = _own_path(said.name, said.path, folders, settings)
-    spec = _recipe_of(fmt, path, file, settings, said.name) if fmt else SourceSpec(said.name)
+    recipe = _recipe_of(fmt, path, file, settings, said.name) if fmt else SourceSpec(said.name)
     if said.kind == VARIANTS:
-        spec = replace(spec, train_only=True, lang_column="lang")
-    return [Part(file, replace(with_options(spec, said.said, said.name), path=said.path), path,
-                 recipe=fmt)]
+        recipe = replace(recipe, train_only=True, lang_column="lang")
+    spec = with_options(recipe, said.said, said.name)
+    spec = follow_label(recipe, spec) if fmt else spec
+    return [Part(file, replace(spec, path=said.path), path, recipe=fmt)]
 
 def _on_hub(fmt: Format, said: SourceName, folders: Sequence[Path]) -> bool:
     "Whether `said` means the hub's copy: it says so, or there is no other."
@@ -256,9 +258,11 @@ def _explain(error: MissingColumn, part: Part) -> DataError:
     "The error for a missing column, with the columns to name, or the format that it looks like."
     spec, table = part.spec, open_table(part.path, part.file, part.spec.layout)
     records = next(table.batches, [])
-    if fmt := looks_like(table.columns, _distinct(records, table.columns)):
-        return DataError(f"{error}: {hint(fmt, spec.path or part.file)}")
     guess = _guess(records, table.columns)
+    if known := recognised(table.columns, _distinct(records, table.columns)):
+        guess |= {"label": known[1]} if known[1] else {}
+        meant = hint(known[0], spec.path or part.file, table.columns, **guess)
+        return DataError(f"{error}: {meant}")
     if no_header(table.columns):
         only = {c: "text" for c in table.columns[:1] if len(table.columns) == 1}
         meant = {c: key for key, c in guess.items()} | only
@@ -285,9 +289,12 @@ def _open_part(part: Part) -> Table:
 def _check_labels(rows: Rows, part: Part) -> None:
     "Raise DataError if the labels of a file are not understood."
     if rows.labels and (why := label_problem(rows.labels, part.spec, part.file)):
-        values = {c: {v for v in counts if v} for c, counts in rows.labels.counts.items()}
-        fmt = looks_like((), values) if part.spec.labels is None else None
-        raise DataError(why + (f". Or {hint(fmt, part.spec.path or part.file)}" if fmt else ""))
+        spec, counts = part.spec, rows.labels.counts
+        values = {c: {v for v in known if v} for c, known in counts.items()}
+        known = recognised((), values) if spec.labels is None else None
+        columns, text = [*spec.text, *spec.label], spec.text[0]
+        more = hint(known[0], spec.path or part.file, columns, text, known[1]) if known else ""
+        raise DataError(why + (f". Or {more}" if more else ""))
 
 # %% ../../nbs/03_data/65_readers.ipynb #639f9724
 _embedded = cache(embedded_corpus)                   # asked for twice: its digest, then its rows

@@ -421,6 +421,21 @@ def test_renamed_kmhas_is_refused_with_its_label_counts_and_a_hint(home):
         assert re.search(rf"{label}'?\D{{1,4}}{n}\b", message), (label, n, message)
 
 
+@pytest.mark.parametrize("name", ["kmhas", "kodoli", "beep", "hatecheck"])
+def test_what_the_hint_says_is_what_helps(home, name):
+    "Whoever has renamed the columns gets a name that reads the file whole, categories and all."
+    text, rows = INVENTED[name]
+    spec = FORMATS[name].layouts[0]
+    head, rest = text.split("\n", 1)
+    for columns in (("text", "label"), ("말", "분류")):
+        renamed = head.replace(spec.text[0], columns[0]).replace(spec.label[0], columns[1])
+        (home / "mine.txt").write_text(f"{renamed}\n{rest}" + rest * 4, encoding="utf-8")
+        with pytest.raises(DataError) as error:
+            load_source("file:mine.txt", at(home))
+        (said_name,) = re.findall(rf"use ({name}:mine.txt\S*)", str(error.value))
+        assert said(load_source(said_name, at(home)).frame) == rows * 5, said_name
+
+
 @pytest.mark.parametrize(
     "columns, cells",
     [
