@@ -1336,6 +1336,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'content_arena/data/raw_files.py'),
                                               'content_arena.data.raw_files.file_pieces': ( '03_data/raw_files.html#file_pieces',
                                                                                             'content_arena/data/raw_files.py'),
+                                              'content_arena.data.raw_files.one_line': ( '03_data/raw_files.html#one_line',
+                                                                                         'content_arena/data/raw_files.py'),
                                               'content_arena.data.raw_files.raw_file': ( '03_data/raw_files.html#raw_file',
                                                                                          'content_arena/data/raw_files.py'),
                                               'content_arena.data.raw_files.refuse_no_table': ( '03_data/raw_files.html#refuse_no_table',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REMOTE', 'on_disk', 'is_file', 'source_folders', 'local_path', 'is_remote', 'shown_url', 'remote_file']
 
-# %% ../../nbs/03_data/35_source_files.ipynb #b85cf5d0
+# %% ../../nbs/03_data/35_source_files.ipynb #03b2e719
 import hashlib
 import json
 import netrc
@@ -23,7 +23,7 @@ from ..core.config import Settings
 from ..core.files import write_json
 from ..core.http_clients import http_client
 from ..core.text import nfc
-from .raw_files import DataError
+from .raw_files import DataError, one_line
 
 # %% ../../nbs/03_data/35_source_files.ipynb #69b172c8
 def on_disk(path: Path) -> Path:
@@ -143,9 +143,9 @@ def _get_object(url: str, known: dict[str, str], out: BinaryIO) -> dict[str, str
             out.write(piece)
     return got
 
-# %% ../../nbs/03_data/35_source_files.ipynb #4b6955c7
+# %% ../../nbs/03_data/35_source_files.ipynb #f8f8cd86
 def _refused(url: str, error: Exception) -> DataError:
-    shown, what = shown_url(url), f"{type(error).__name__}: {str(error).splitlines()[0:1]}"
+    shown, what = shown_url(url), f"{type(error).__name__}: {one_line(error)}"
     if isinstance(error, FileNotFoundError):
         return DataError(f"{shown}: is not there")
     if isinstance(error, PermissionError):
