@@ -173,7 +173,7 @@ def bomb(data: bytes, rng: random.Random) -> bytes:
 def lying_workbook(data: bytes, rng: random.Random) -> bytes:
     "A workbook whose sheet has been rewritten: far corners, many rows, a giant text."
     corner = rng.choice(("XFD1048576", "A99999999", "ZZZ9", "A1"))
-    text = "a" * rng.choice((10, 5 << 20))
+    text = "a" * rng.choice((10, 1 << 20))
     cells = f'<row r="1"><c r="{corner}" t="inlineStr"><is><t>{text}</t></is></c></row>'
     out = io.BytesIO()
     with (
@@ -184,7 +184,7 @@ def lying_workbook(data: bytes, rng: random.Random) -> bytes:
             body = old.read(part)
             if part.filename.endswith("sheet1.xml"):
                 body = body.replace(
-                    b"<sheetData>", b"<sheetData>" + cells.encode() * rng.choice((1, 50))
+                    b"<sheetData>", b"<sheetData>" + cells.encode() * rng.choice((1, 20))
                 )
             new.writestr(part.filename, body)
     return out.getvalue()
