@@ -19,7 +19,7 @@ from content_arena.core.config import load_settings
 from content_arena.data.raw_files import DataError, raw_file
 from content_arena.data.readers import load_source
 from content_arena.data.tables import open_table
-from fuzz_tables import ROWS, mutated, whole_files
+from fuzz_tables import ROWS, mutated, whole_files, workbook_with
 
 pytestmark = pytest.mark.long(60)
 
@@ -208,3 +208,22 @@ def test_parquet_of_a_billion_equal_rows(mine):
             writer.write_table(rows)
     with pytest.raises(DataError, match="MAX_ROWS_PER_BYTE"):
         open_table(home / "mine", "mine")
+
+
+@pytest.mark.parametrize(
+    "corner", ["XFD1048576", "A99999999", "ZZZZ9", "xfd1048576", "A" + "9" * 18]
+)
+def test_workbook_with_a_cell_in_a_far_corner(mine, corner):
+    "calamine makes room for every cell up to it, or ends the process if there is none."
+    home = mine(workbook_with(f'<row r="1"><c r="{corner}"><v>1</v></c></row>'))
+    with pytest.raises(DataError, match="MAX_SHEET_CELLS"):
+        load_source("file:mine", at(home))
+
+
+def test_workbook_whose_cells_share_one_long_text(mine):
+    "Each cell gets a copy of it."
+    home = mine(
+        workbook_with('<row r="1">' + '<c t="s"><v>0</v></c>' * 9000 + "</row>", "a" * (1 << 20))
+    )
+    with pytest.raises(DataError, match="MAX_SHEET_CHARS"):
+        load_source("file:mine", at(home))
