@@ -141,7 +141,7 @@ def _shared_chars(archive: zipfile.ZipFile, sheet: str) -> int:
         total += sum(sizes[int(n)] for n in _SHARED.findall(piece[:cut]) if int(n) < len(sizes))
     return total
 
-# %% ../../nbs/03_data/30_tables.ipynb #9111c23d
+# %% ../../nbs/03_data/30_tables.ipynb #f08e519b
 def _check_workbook(raw: RawFile) -> None:
     "Raise DataError if a part is damaged, or would need far more memory than the file."
     size = raw.path.stat().st_size
@@ -150,9 +150,9 @@ def _check_workbook(raw: RawFile) -> None:
             pieces = bounded(file_pieces(archive.open(part)), size, raw.name)
             rows, columns = _sheet_corner(pieces)
             if rows * columns > MAX_SHEET_CELLS:
-                raise DataError(f"{raw.name}: a sheet ends at row {rows:,}, column {columns:,}: more"
-                                f" than {MAX_SHEET_CELLS:,} cells (MAX_SHEET_CELLS): delete the"
-                                " empty ones, or save it as CSV")
+                raise DataError(f"{raw.name}: a sheet ends at row {rows:,}, column {columns:,}:"
+                                f" more than {MAX_SHEET_CELLS:,} cells (MAX_SHEET_CELLS): delete"
+                                " the empty ones, or save it as CSV")
         for sheet in archive.namelist():
             if (chars := _shared_chars(archive, sheet)) > MAX_SHEET_CHARS:
                 raise DataError(f"{raw.name}: refused: the cells of a sheet hold {chars:,} bytes of"
@@ -192,7 +192,7 @@ def _read_sheet(sheet: Any, name: str, needed: Sequence[str], used: Sequence[str
 def _header_text(cell: Any) -> str:
     return "" if cell is None else str(cell)
 
-# %% ../../nbs/03_data/30_tables.ipynb #e9c9263c
+# %% ../../nbs/03_data/30_tables.ipynb #ac3d1452
 def _named_sheet(book: Any, name: str, sheet: str) -> Any:
     same = [s for s in book.sheet_names if column(s) == column(sheet)]
     if len(same) != 1:
@@ -233,7 +233,8 @@ def _read_workbook(raw: RawFile, layout: Layout, needed: Sequence[str], used: Se
             RuntimeError, NotImplementedError, ValueError) as e:
         if isinstance(e, DataError):
             raise
-        raise DataError(f"{raw.name}: a damaged workbook ({one_line(e)}); open it and save it again") from e
+        raise DataError(f"{raw.name}: a damaged workbook ({one_line(e)}); open it and save it"
+                        " again") from e
 
 # %% ../../nbs/03_data/30_tables.ipynb #896be7f8
 _ENCODINGS = {"utf-16": "UTF-16", "utf-16-le": "UTF-16 (little endian)",
