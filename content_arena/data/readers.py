@@ -262,7 +262,7 @@ def _explain(error: MissingColumn, part: Part) -> DataError:
     if known := recognised(table.columns, _distinct(records, table.columns)):
         guess |= {"label": known[1]} if known[1] else {}
         meant = hint(known[0], spec.path or part.file, table.columns, **guess)
-        return DataError(f"{error}: {meant}")
+        return DataError(f"{str(error).partition('. Rename')[0]}. T{meant[1:]}")
     if no_header(table.columns):
         only = {c: "text" for c in table.columns[:1] if len(table.columns) == 1}
         meant = {c: key for key, c in guess.items()} | only

@@ -453,7 +453,7 @@ def test_data_set_is_prepared_from_each_format(home, name):
 @pytest.mark.parametrize("name", [n for n in INVENTED if n != "curse"])  # which has no header
 def test_plain_file_of_a_known_format_is_named(home, name):
     (home / "mine.txt").write_text(INVENTED[name][0], encoding="utf-8")
-    with pytest.raises(DataError, match=f"looks like {FORMATS[name].title}.*use {name}:mine.txt"):
+    with pytest.raises(DataError, match=f"This looks like {FORMATS[name].title}.*use {name}:mine.txt"):
         load_source("file:mine.txt", at(home))
 
 
