@@ -1529,6 +1529,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'content_arena/data/tables.py'),
                                            'content_arena.data.tables._read_workbook': ( '03_data/tables.html#_read_workbook',
                                                                                          'content_arena/data/tables.py'),
+                                           'content_arena.data.tables._shared_chars': ( '03_data/tables.html#_shared_chars',
+                                                                                        'content_arena/data/tables.py'),
                                            'content_arena.data.tables._sheet_corner': ( '03_data/tables.html#_sheet_corner',
                                                                                         'content_arena/data/tables.py'),
                                            'content_arena.data.tables._sheet_rows': ( '03_data/tables.html#_sheet_rows',

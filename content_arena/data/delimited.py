@@ -205,7 +205,7 @@ def likely_dialect(lines: list[str], needed: Sequence[str], separator: str | Non
             assumed.append("quotes are plain characters")
     return Dialect(separator, quoting), skip, tuple(assumed)
 
-# %% ../../nbs/03_data/20_delimited.ipynb #eb33fdfd
+# %% ../../nbs/03_data/20_delimited.ipynb #991a7ed7
 def header_at(rows: Sequence[Row], needed: Sequence[str]) -> int:
     "Which of the first `rows` is the header: the one with all of `needed`, below a title; or 0."
     wanted = {c.casefold() for c in needed}
@@ -216,6 +216,7 @@ def header_at(rows: Sequence[Row], needed: Sequence[str]) -> int:
             break
     return 0
 
+# %% ../../nbs/03_data/20_delimited.ipynb #63dbc7a6
 def records_of(header: Sequence[str], batches: Iterable[list[Row]]) -> Iterator[list[Record]]:
     "Records by the names in `header`; a row of another width has a problem."
     width = len(header)

@@ -117,7 +117,7 @@ def _zip_pieces(path: Path, name: str) -> Iterator[bytes]:
     with zipfile.ZipFile(path) as archive:
         yield from file_pieces(archive.open(member))
 
-# %% ../../nbs/03_data/15_raw_files.ipynb #b07a7bdd
+# %% ../../nbs/03_data/15_raw_files.ipynb #18f78313
 @dataclass(frozen=True)
 class RawFile:
     """A file that may be a table: kind "text", "parquet" or "xlsx"; packing "", "gzip", "zstd" or
@@ -145,12 +145,12 @@ class RawFile:
         except (EOFError, zlib.error, zstandard.ZstdError, zipfile.BadZipFile,
                 RuntimeError, NotImplementedError) as e:
             raise DataError(f"{self.name}: the {self.packing} file is cut off or damaged"
-                            f" ({one_line(e)}); its last good line is {lines:,}. Nothing of it is used: copy"
-                            " or download it again") from e
+                            f" ({one_line(e)}); its last good line is {lines:,}. Nothing of it is"
+                            " used: copy or download it again") from e
         except OSError as e:
             raise DataError(f"{self.name}: cannot be read ({e.strerror or e})") from e
 
-# %% ../../nbs/03_data/15_raw_files.ipynb #270f9979
+# %% ../../nbs/03_data/15_raw_files.ipynb #6b26d037
 def _is_workbook(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         return "xl/workbook.xml" in archive.namelist()
@@ -180,7 +180,8 @@ def raw_file(path: Path, name: str) -> RawFile:
                 if head.startswith(magic):
                     raise DataError(f"{name}: {what} inside a {packing} file: unpack it once")
     except zipfile.BadZipFile as e:
-        raise DataError(f"{name}: a damaged zip or .xlsx file ({one_line(e)}): copy or save it again") from e
+        raise DataError(f"{name}: a damaged zip or .xlsx file ({one_line(e)}): copy or save it"
+                        " again") from e
     except OSError as e:
         raise DataError(f"{name}: cannot be read ({e.strerror or e})") from e
     refuse_no_table(head, name)

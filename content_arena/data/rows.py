@@ -23,8 +23,9 @@ from .delimited import Record
 from .raw_files import DataError
 from .source_specs import SourceSpec
 
-# %% ../../nbs/03_data/60_rows.ipynb #d2d6aea3
+# %% ../../nbs/03_data/60_rows.ipynb #27fc7fb1
 _VISIBLE = re.compile("[0-9A-Za-z가-힣]")
+_REFUSED = re.compile("[\x00\ud800-\udfff]")
 
 def problem_of(text: Any, max_chars: int) -> str | None:
     "Why `text` can't be used, or None."
@@ -32,7 +33,7 @@ def problem_of(text: Any, max_chars: int) -> str | None:
         return "no text" if text is None else f"text is of type {type(text).__name__}"
     if len(text) > max_chars:
         return f"{len(text):,} characters; max_text_chars is {max_chars:,}"
-    if text.isprintable() and _VISIBLE.search(text):     # nearly all
+    if _VISIBLE.search(text) and not _REFUSED.search(text):              # nearly all
         return None
     if "\x00" in text:
         return "NUL character in the text"

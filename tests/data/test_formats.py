@@ -453,7 +453,9 @@ def test_data_set_is_prepared_from_each_format(home, name):
 @pytest.mark.parametrize("name", [n for n in INVENTED if n != "curse"])  # which has no header
 def test_plain_file_of_a_known_format_is_named(home, name):
     (home / "mine.txt").write_text(INVENTED[name][0], encoding="utf-8")
-    with pytest.raises(DataError, match=f"This looks like {FORMATS[name].title}.*use {name}:mine.txt"):
+    with pytest.raises(
+        DataError, match=f"This looks like {FORMATS[name].title}.*use {name}:mine.txt"
+    ):
         load_source("file:mine.txt", at(home))
 
 
@@ -649,7 +651,11 @@ def test_rows_are_what_they_were_before_there_were_recipes(name):
     assert (len(frame), int(frame.label.sum()), digest) == BEFORE[name]
 
 
-CLASSES = "categories.label"
+CLASSES = (
+    "categories.label=0:origin,1:appearance,2:politics,3:profanity,4:age,5:gender,6:race,7:religion,8:"
+    "&category_separator=%2C"
+)
+STEPS = "severity=offensiveness&severities=NOT:0,LIKELY:1,OFFEN:2"
 #: name -> a plain file and the settings with which it is the same
 PLAIN = {
     "beep": [
@@ -659,9 +665,13 @@ PLAIN = {
     "apeach": [("apeach_test.csv", "label=class&labels=Default:0,Spoiled:1&lang=ko")],
     "davidson": [("davidson.csv", "text=tweet&label=class&labels=2:0,*:1&lang=en")],
     "kodoli": [
-        ("kodoli.csv", "text=sentences&label=offensiveness&labels=NOT:0,LIKELY:1,OFFEN:1&lang=ko")
+        (
+            "kodoli.csv",
+            f"text=sentences&label=offensiveness&labels=NOT:0,LIKELY:1,OFFEN:1&lang=ko&{STEPS}",
+        )
     ],
-    "kmhas": [("kmhas_valid.txt", "text=document&labels=8:0,*:1&lang=ko")],
+    "kmhas": [("kmhas_valid.txt", f"text=document&labels=8:0,*:1&lang=ko&{CLASSES}")],
+    "curse": [("curse.txt", "columns=text,label&separator=last |&lang=ko")],
 }
 
 
@@ -671,11 +681,12 @@ def test_real_file_by_name_and_as_a_plain_file_with_settings_are_equal(name):
     parts = [load_source(f"file:{data(file)}?{how}", real()).frame for file, how in PLAIN[name]]
     plain, named = pd.concat(parts, ignore_index=True), by_name(name).frame
     same = ["text", "label", "line", "lang"]
+    same += {"kmhas": ["categories"], "kodoli": ["severity"]}.get(name, [])
     pd.testing.assert_frame_equal(plain[same], named[same])
 
 
 @pytest.mark.needs("data")
-@pytest.mark.parametrize("name", [*PLAIN, "curse"])
+@pytest.mark.parametrize("name", PLAIN)
 def test_real_file_under_its_own_path_is_read_by_the_recipe_too(name):
     files = [f for part in FORMATS[name].files().values() for f in part]
     parts = [load_source(f"{name}:{data(f.name)}", real()).frame for f in files]

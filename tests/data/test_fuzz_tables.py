@@ -19,7 +19,7 @@ from content_arena.core.config import load_settings
 from content_arena.data.raw_files import DataError, raw_file
 from content_arena.data.readers import load_source
 from content_arena.data.tables import open_table
-from fuzz_tables import ROWS, mutated, whole_files
+from fuzz_tables import ROWS, mutated, whole_files, workbook_with
 
 pytestmark = pytest.mark.long(60)
 
@@ -159,16 +159,14 @@ def test_every_row_of_a_long_list_is_handed_out(mine):
     assert load_source("file:mine", at(home)).frame.text.tolist() == [r["text"] for r in rows]
 
 
-@pytest.mark.parametrize("size", [1 << 20, (1 << 20) - 1, (1 << 20) + 1])
-def test_rows_at_the_edge_of_a_piece(mine, size):
+@pytest.mark.parametrize("shift", [0, 1, 2, 7])
+def test_rows_at_the_edge_of_a_piece(mine, shift):
     "A line end, a quoted cell and a letter of three bytes may lie across two pieces of a file."
-    n = 3 * size // 29
+    n, begin = 50_000, b"x" * shift + b"y,0\r\n"
     body = "".join(f'"줄 {i}\r\n둘째",{i % 2}\r\n' for i in range(n)).encode()
-    pad = b"x" * (size - len(b"text,label\r\n,0\r\n"))
-    for middle in (b"", pad[: 4000 - size % 7] + b",0\r\n"):
-        home = mine(b"text,label\r\n" + middle + body)
-        read = load_source("file:mine", at(home))
-        assert len(read.frame) == n + bool(middle) and read.bad.empty
+    assert len(body) > 1 << 20
+    read = load_source("file:mine", at(mine(b"text,label\r\n" + begin + body)))
+    assert len(read.frame) == n + 1 and read.bad.empty and read.frame.line.iloc[-1] == 2 * n + 1
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
@@ -204,11 +202,28 @@ def test_parquet_of_a_billion_equal_rows(mine):
     import pyarrow.parquet as pq
 
     home = mine(b"")
-    rows = pa.table(
-        {"text": pa.array(["a"] * 500_000), "label": [0] * 500_000}
-    )
+    rows = pa.table({"text": pa.array(["a"] * 500_000), "label": [0] * 500_000})
     with pq.ParquetWriter(home / "mine", rows.schema) as writer:
         for _ in range(8):
             writer.write_table(rows)
     with pytest.raises(DataError, match="MAX_ROWS_PER_BYTE"):
         open_table(home / "mine", "mine")
+
+
+@pytest.mark.parametrize(
+    "corner", ["XFD1048576", "A99999999", "ZZZZ9", "xfd1048576", "A" + "9" * 18]
+)
+def test_workbook_with_a_cell_in_a_far_corner(mine, corner):
+    "calamine makes room for every cell up to it, or ends the process if there is none."
+    home = mine(workbook_with(f'<row r="1"><c r="{corner}"><v>1</v></c></row>'))
+    with pytest.raises(DataError, match="MAX_SHEET_CELLS"):
+        load_source("file:mine", at(home))
+
+
+def test_workbook_whose_cells_share_one_long_text(mine):
+    "Each cell gets a copy of it."
+    home = mine(
+        workbook_with('<row r="1">' + '<c t="s"><v>0</v></c>' * 9000 + "</row>", "a" * (1 << 20))
+    )
+    with pytest.raises(DataError, match="MAX_SHEET_CHARS"):
+        load_source("file:mine", at(home))

@@ -170,24 +170,26 @@ def bomb(data: bytes, rng: random.Random) -> bytes:
     return _zeros(rng.choice(("gzip", "zstd", "zip")), 70 << 20, what)
 
 
-def lying_workbook(data: bytes, rng: random.Random) -> bytes:
-    "A workbook whose sheet has been rewritten: far corners, many rows, a giant text."
-    corner = rng.choice(("XFD1048576", "A99999999", "ZZZ9", "A1"))
-    text = "a" * rng.choice((10, 5 << 20))
-    cells = f'<row r="1"><c r="{corner}" t="inlineStr"><is><t>{text}</t></is></c></row>'
+def workbook_with(cells: str, shared: str = "") -> bytes:
+    "The workbook with more rows, as XML, before its own, and `shared` as the first shared text."
     out = io.BytesIO()
-    with (
-        zipfile.ZipFile(io.BytesIO(whole_files()["workbook"])) as old,
-        zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new,
-    ):
-        for part in old.infolist():
-            body = old.read(part)
-            if part.filename.endswith("sheet1.xml"):
-                body = body.replace(
-                    b"<sheetData>", b"<sheetData>" + cells.encode() * rng.choice((1, 50))
-                )
-            new.writestr(part.filename, body)
+    with zipfile.ZipFile(io.BytesIO(whole_files()["workbook"])) as old:
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as new:
+            for part in old.infolist():
+                body = old.read(part)
+                if part.filename.endswith("sheet1.xml"):
+                    body = body.replace(b"<sheetData>", b"<sheetData>" + cells.encode())
+                new.writestr(part.filename, body)
+            if shared:
+                new.writestr("xl/sharedStrings.xml", f"<sst><si><t>{shared}</t></si></sst>")
     return out.getvalue()
+
+
+def lying_workbook(data: bytes, rng: random.Random) -> bytes:
+    corner = rng.choice(("XFD1048576", "A99999999", "ZZZ9", "A1"))
+    text = "a" * rng.choice((10, 1 << 20))
+    cell = f'<c r="{corner}" t="inlineStr"><is><t>{text}</t></is></c>'
+    return workbook_with(f'<row r="1">{cell}</row>' * rng.choice((1, 20)))
 
 
 Mutation = Callable[[bytes, random.Random], bytes]
