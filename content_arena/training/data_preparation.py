@@ -93,8 +93,8 @@ def _facts_of(sources: Iterable[SourceTable]) -> SourceFacts:
 
 def _read_sources(settings: Settings, progress: bool) -> tuple[pd.DataFrame, list[SourceTable]]:
     sides = [(n, "train") for n in settings.sources] + [(n, "test") for n in settings.test_sources]
-    sources = [load_source(name, settings)
-               for name, _ in tqdm(sides, "sources", disable=not progress)]
+    with tqdm(sides, "sources", disable=not progress) as bar:      # an error begins a line
+        sources = [load_source(name, settings) for name, _ in bar]
     frame = pd.concat([with_added(s.frame).assign(side=side)
                        for s, (_, side) in zip(sources, sides)], ignore_index=True)
     return frame, sources
