@@ -216,12 +216,14 @@ def header_at(rows: Sequence[Row], needed: Sequence[str]) -> int:
             break
     return 0
 
-# %% ../../nbs/03_data/20_delimited.ipynb #63dbc7a6
+# %% ../../nbs/03_data/20_delimited.ipynb #73f0ecf8
 def records_of(header: Sequence[str], batches: Iterable[list[Row]]) -> Iterator[list[Record]]:
     "Records by the names in `header`; a row of another width has a problem."
     width = len(header)
+    named = len("\t".join(header).rstrip("\t").split("\t"))      # empty columns may be left out
+    fits = lambda fields: len(fields) == width or len(fields) >= named and not any(fields[width:])
     for rows in batches:
-        yield [(line, dict(zip(header, fields)), None) if problem is None and len(fields) == width
+        yield [(line, dict(zip(header, fields)), None) if problem is None and fits(fields)
                else (line, {"": " ".join(fields)},
                      problem or f"{len(fields)} fields, the header has {width}")
                for line, fields, problem in rows]

@@ -271,6 +271,22 @@ def test_header_below_a_title(home):
     assert read.assumed == ("a.csv: the header is line 3",) and read.frame.line[0] == 4
 
 
+def test_empty_columns_behind_the_last_are_nobodys_fault(home):
+    (home / "a.csv").write_text("text;label;;\na;0;;\nb;1\nc;0;\nd;1;;;\ne\nf;1;;;x\n")
+    read = load_source("file:a.csv", at(home))
+    assert pairs(read) == [("a", 0), ("b", 1), ("c", 0), ("d", 1)] and read.bad.line.tolist() == [
+        6,
+        7,
+    ]
+
+
+def test_scores_with_a_decimal_comma(home):
+    rows = [(t, f"0,{9 - 8 * (1 - y)}{i % 9 + 1}") for i, (t, y) in enumerate(invented_rows(60))]
+    (home / "a.csv").write_text(table(rows, sep=";"))
+    assert "looks like a score from 0.11 to 0.99" in refusal("file:a.csv", home)
+    all_used("file:a.csv?cut=0.5", home, invented_rows(60))
+
+
 def test_context_several_texts_and_severity(home):
     (home / "a.csv").write_text(
         "title,body,reply_to,label,step,kind\n제목,본문,앞 글,1,hard,\"욕,지역\"\n,혼자,,0,none,\n, ,x,1,soft,욕\n"
