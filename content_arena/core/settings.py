@@ -49,7 +49,7 @@ class MlflowSettings(_Section):
 # %% ../../nbs/01_core/30_settings.ipynb #e0c71f53
 _PIECE = re.compile(r'(?:[^",]|"(?:[^"]|"")*")+')
 _QUOTED = re.compile(r'((?:[\w-]+:)?)"((?:[^"]|"")*)"')
-_GOES_ON = re.compile(r"[^?]*:[012]")                    # the next pair of a map behind a ?
+_GOES_ON = re.compile(r"[^?]*:[012](?:&[^?]*)?")         # the next pair of a map behind a ?
 
 def split_names(value: str) -> tuple[str, ...]:
     """The names in a list: `a, "b,c"` or JSON (`["a", "b,c"]`).

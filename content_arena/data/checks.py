@@ -131,7 +131,7 @@ def check_labels(dataset: Dataset, rows: pd.DataFrame, show: int = 20) -> Findin
                    {"asked": len(asked), "doubtful": len(worst), "rows": some})
 
 # %% ../../nbs/03_data/90_checks.ipynb #b68635fe
-MOST_COMPARED = 3000
+MOST_COMPARED = 2000
 
 def check_leakage(dataset: Dataset, rows: pd.DataFrame) -> Finding:
     "Pairs of rows in two splits that are the same comment, or nearly."

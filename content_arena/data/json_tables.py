@@ -219,11 +219,13 @@ def read_json_document(text: str, name: str, needed: Sequence[str] = (), used: S
             yield batch
     return _named(parsed(), names, name, needed, used)
 
-# %% ../../nbs/03_data/25_json_tables.ipynb #3bdd3317
+# %% ../../nbs/03_data/25_json_tables.ipynb #3382d777
+_JSON = re.compile(r"\{\s*(\"|$)|\[\s*([{\[\"\]]|-?\d+\s*[,\]]|$)")
+
 def json_kind(lines: Sequence[str], rows: str | None = None) -> str:
     "What a file that begins with `lines` is: lines, document, or nothing that is JSON."
     begin = [line.strip() for line in lines[:50] if line.strip()][:20]
-    if not begin or not re.match(r"\{\s*(\"|$)|\[\s*([{\[\"\]]|$)", begin[0]):
+    if not begin or not _JSON.match(begin[0]):
         objects = [s for s in begin if s.startswith("{") and s.endswith("}")]
         return "lines" if len(objects) * 2 > len(begin) else ""
     if rows:

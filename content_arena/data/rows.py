@@ -23,8 +23,9 @@ from .delimited import Record
 from .raw_files import DataError
 from .source_specs import SourceSpec
 
-# %% ../../nbs/03_data/60_rows.ipynb #d2d6aea3
+# %% ../../nbs/03_data/60_rows.ipynb #27fc7fb1
 _VISIBLE = re.compile("[0-9A-Za-z가-힣]")
+_REFUSED = re.compile("[\x00\ud800-\udfff]")
 
 def problem_of(text: Any, max_chars: int) -> str | None:
     "Why `text` can't be used, or None."
@@ -32,7 +33,7 @@ def problem_of(text: Any, max_chars: int) -> str | None:
         return "no text" if text is None else f"text is of type {type(text).__name__}"
     if len(text) > max_chars:
         return f"{len(text):,} characters; max_text_chars is {max_chars:,}"
-    if text.isprintable() and _VISIBLE.search(text):     # nearly all
+    if _VISIBLE.search(text) and not _REFUSED.search(text):              # nearly all
         return None
     if "\x00" in text:
         return "NUL character in the text"
@@ -40,7 +41,7 @@ def problem_of(text: Any, max_chars: int) -> str | None:
         return "bytes or escapes that are no UTF-8"
     return None if strip_invisible(text).strip() else "empty text"
 
-# %% ../../nbs/03_data/60_rows.ipynb #de25e8ff
+# %% ../../nbs/03_data/60_rows.ipynb #ebfe591f
 _BINARY = {"true": 1, "false": 0}
 
 def binary_label(value: str) -> int | None:
@@ -56,7 +57,7 @@ def binary_label(value: str) -> int | None:
 def _from_cut(cut: float) -> Callable[[str], int | None]:
     def meaning(value: str) -> int | None:
         try:
-            number = float(value)
+            number = float(value.replace(",", "."))      # as spreadsheets of some countries have it
         except ValueError:
             return None
         return None if math.isnan(number) else int(number >= cut)
@@ -97,7 +98,7 @@ class Labels:
                 label = None
         return label
 
-# %% ../../nbs/03_data/60_rows.ipynb #ab151420
+# %% ../../nbs/03_data/60_rows.ipynb #a6793bd2
 _CLEAN = {"0", "0.0", "none", "clean", "normal", "false", "no", "non", "not", "ok", "neither",
           "neutral", "nothate", "non-hateful", "default", "-1", "정상", "없음", "무", "일반", "비혐오", "8"}
 
@@ -124,11 +125,12 @@ def with_option(name: str, option: str) -> str:
     "The source name `name` with `option` behind it."
     return f"{name}{'&' if '?' in name else '?'}{option}"
 
-def _is_score(values: Iterable[str]) -> bool:
-    numbers = [v for v in values if re.fullmatch(r"-?\d*\.\d+(e-?\d+)?", v)]
-    return len(numbers) > 10
+_SCORE = re.compile(r"-?\d*\.\d+(e-?\d+)?|-?\d,\d\d+")            # "2,3" is two classes
 
-# %% ../../nbs/03_data/60_rows.ipynb #8dca9353
+def _is_score(values: Iterable[str]) -> bool:
+    return sum(_SCORE.fullmatch(v) is not None for v in values) > 10
+
+# %% ../../nbs/03_data/60_rows.ipynb #804774e5
 def label_problem(labels: Labels, spec: SourceSpec, file: str) -> str | None:
     "Why the labels of `file` are not understood, and what to say; None if they are."
     for column, counts in labels.counts.items():
@@ -140,7 +142,7 @@ def label_problem(labels: Labels, spec: SourceSpec, file: str) -> str | None:
         begin = (f"{file}: {unknown.total():,} of {there:,} labels in column {column} are not"
                  " understood")
         if spec.cut is None and _is_score(unknown):
-            numbers = [float(v) for v in unknown if re.fullmatch(r"-?[\d.]+(e-?\d+)?", v)]
+            numbers = [float(v.replace(",", ".")) for v in unknown if _SCORE.fullmatch(v)]
             return (f"{begin}: it looks like a score from {min(numbers):g} to {max(numbers):g}. Say"
                     f" from where on a comment is toxic: {with_option(spec.name, 'cut=0.5')} or, in"
                     " sources.toml, cut = 0.5")

@@ -35,6 +35,7 @@ from ..data.datasets import (
     FINGERPRINT_SCHEMA, FORMAT, SCHEMA, SPLITS, Dataset, as_parquet, content_digest, digest,
     file_entry, identity, json_lines, open_dataset, with_added, write_folder)
 from ..data.embedded_texts import texts_sha256
+from ..data.formats import check_licences
 from ..data.grouping import FINGERPRINT, cluster, fingerprints, merge_groups
 from ..data.lost_rows import (
     DUPLICATES, account_of, kind_of, losses_of, lost_parts, note_losses, refuse_lost, too_many)
@@ -53,7 +54,9 @@ def _code_digest() -> str:
 def recipe_of(settings: Settings) -> dict[str, Any]:
     """The settings that shape a data set, by name, and the digest of each source.
 
-    Raises DataError if a source can't be read, or is both in `sources` and `test_sources`."""
+    Raises DataError if a source can't be read, is both in `sources` and `test_sources`, or would be
+    trained on against its licence (`check_licences`)."""
+    check_licences(settings)
     sides = ({nfc(s) for s in names} for names in (settings.sources, settings.test_sources))
     if both := sorted(set.intersection(*sides)):
         raise DataError(f"settings: {', '.join(both)} stands both in sources and in test_sources;"
@@ -90,8 +93,8 @@ def _facts_of(sources: Iterable[SourceTable]) -> SourceFacts:
 
 def _read_sources(settings: Settings, progress: bool) -> tuple[pd.DataFrame, list[SourceTable]]:
     sides = [(n, "train") for n in settings.sources] + [(n, "test") for n in settings.test_sources]
-    sources = [load_source(name, settings)
-               for name, _ in tqdm(sides, "sources", disable=not progress)]
+    with tqdm(sides, "sources", disable=not progress) as bar:      # an error begins a line
+        sources = [load_source(name, settings) for name, _ in bar]
     frame = pd.concat([with_added(s.frame).assign(side=side)
                        for s, (_, side) in zip(sources, sides)], ignore_index=True)
     return frame, sources
@@ -286,7 +289,7 @@ def _notes(settings: Settings, account: dict[str, int], disputes: dict[str, int]
     if disputes["context"]:
         notes.append(f"{disputes['context']:,} comments were read with several contexts: each is"
                      " one comment, with the first of them.")
-    return notes
+    return notes + [f"The licence limits what may be done: {n}." for n in check_licences(settings)]
 
 # %% ../../nbs/05_training/10_data_preparation.ipynb #a431de95
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from content_arena.data.formats import FORMATS, check_licences, describe_formats
 from content_arena.data.public_files import PublicFile, find_public_file
 from content_arena.data.raw_files import DataError
 from content_arena.data.readers import load_source, load_unlabelled
+from content_arena.training.data_preparation import prepare_dataset
 
 
 @pytest.fixture
@@ -399,13 +400,62 @@ def test_format_is_read_from_the_hub_by_its_id_there(home, monkeypatch):
         load_source("hub:smilegate-ai/kor_unsmile", at(home, hub_label_column="hate"))
 
 
+NAMES = "Ann Bob Cid Dan Eve Fay Gil Hal Ida Joe Kim Lee".split()
+THINGS = "soup song dance hat joke plan idea garden letter speech".split()
+
+
+def many_rows(home: Path, name: str) -> str:
+    "Two hundred rows in the layout of `name`, made from its invented ones."
+    text, rows = INVENTED[name]
+    (home / "few.txt").write_text(text, encoding="utf-8")
+    few = load_source(f"{name}:few.txt", at(home)).frame
+    patterns = {k: few[few.label == k].iloc[0] for k in (0, 1)}
+    sentences = {
+        0: [f"{n} made a lovely {t} today" for n in NAMES for t in THINGS][:100],
+        1: [f"{n} the fool wants a {t}" for n in NAMES for t in THINGS][:100],
+    }
+    if name == "kold":
+        chosen = {k: KOLD_ROWS[few.text.tolist().index(p.text)] for k, p in patterns.items()}
+        made = [chosen[k] | {"comment": s} for k in (0, 1) for s in sentences[k]]
+        return json.dumps(made, ensure_ascii=False)
+    lines = text.splitlines(keepends=True)
+    head = lines[:1] if name != "curse" else []
+    made = [
+        lines[patterns[k].line - 1].replace(patterns[k].text, s)
+        for k in (0, 1)
+        for s in sentences[k]
+    ]
+    return "".join(head + made)
+
+
+QUICK = ("kmhas", "kold", "civil_comments")  # a list, JSON, scores
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in INVENTED]
+)
+def test_data_set_is_prepared_from_each_format(home, name):
+    (home / "mine.txt").write_text(many_rows(home, name), encoding="utf-8")
+    settings = at(home, sources=f"{name}:mine.txt", allow_restricted_licences=name)
+    made = prepare_dataset(settings, progress=False)
+    account = dict(made.manifest["rows"])
+    assert account.pop("read") == sum(account.values()) == 200
+    rows = pd.concat(made.frame(split) for split in ("train", "valid", "test"))
+    assert set(rows.label) == {0, 1} and len(rows) > 150
+    knows = {c for _, names, _ in INVENTED[name][1] for c in [names is not None]} == {True}
+    assert rows.categories.notna().all() == knows
+    assert made.manifest["licences"] == {f"{name}:mine.txt": FORMATS[name].licence}
+
+
 # Recognition --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [n for n in INVENTED if n != "curse"])  # which has no header
 def test_plain_file_of_a_known_format_is_named(home, name):
     (home / "mine.txt").write_text(INVENTED[name][0], encoding="utf-8")
-    with pytest.raises(DataError, match=f"looks like {FORMATS[name].title}.*use {name}:mine.txt"):
+    with pytest.raises(
+        DataError, match=f"This looks like {FORMATS[name].title}.*use {name}:mine.txt"
+    ):
         load_source("file:mine.txt", at(home))
 
 
@@ -533,6 +583,15 @@ def test_restricted_licence_is_tested_on_but_not_trained_on_unasked(home, name):
     assert len(check_licences(allowed)) == 1
 
 
+def test_preparing_refuses_a_restricted_set_and_notes_what_its_licence_limits(home):
+    (home / "mine.txt").write_text(many_rows(home, "unsmile"), encoding="utf-8")
+    with pytest.raises(DataError, match="allow_restricted_licences = unsmile"):
+        prepare_dataset(at(home, sources="unsmile:mine.txt"), progress=False)
+    allowed = at(home, sources="unsmile:mine.txt", allow_restricted_licences="unsmile")
+    notes = prepare_dataset(allowed, progress=False).manifest["notes"]
+    assert any("no commercial use" in n and "no adapted versions" in n for n in notes)
+
+
 def test_licence_is_seen_behind_other_names_too(home):
     (home / "sources.toml").write_text('[ours]\npath = "a.tsv"\nformat = "unsmile"\n')
     for name in ("ours", "ours?lang=ko", "hub:smilegate-ai/kor_unsmile:valid", "unsmile:hub"):
@@ -592,7 +651,11 @@ def test_rows_are_what_they_were_before_there_were_recipes(name):
     assert (len(frame), int(frame.label.sum()), digest) == BEFORE[name]
 
 
-CLASSES = "categories.label"
+CLASSES = (
+    "categories.label=0:origin,1:appearance,2:politics,3:profanity,4:age,5:gender,6:race,7:religion,8:"
+    "&category_separator=%2C"
+)
+STEPS = "severity=offensiveness&severities=NOT:0,LIKELY:1,OFFEN:2"
 #: name -> a plain file and the settings with which it is the same
 PLAIN = {
     "beep": [
@@ -602,9 +665,13 @@ PLAIN = {
     "apeach": [("apeach_test.csv", "label=class&labels=Default:0,Spoiled:1&lang=ko")],
     "davidson": [("davidson.csv", "text=tweet&label=class&labels=2:0,*:1&lang=en")],
     "kodoli": [
-        ("kodoli.csv", "text=sentences&label=offensiveness&labels=NOT:0,LIKELY:1,OFFEN:1&lang=ko")
+        (
+            "kodoli.csv",
+            f"text=sentences&label=offensiveness&labels=NOT:0,LIKELY:1,OFFEN:1&lang=ko&{STEPS}",
+        )
     ],
-    "kmhas": [("kmhas_valid.txt", "text=document&labels=8:0,*:1&lang=ko")],
+    "kmhas": [("kmhas_valid.txt", f"text=document&labels=8:0,*:1&lang=ko&{CLASSES}")],
+    "curse": [("curse.txt", "columns=text,label&separator=last |&lang=ko")],
 }
 
 
@@ -614,11 +681,12 @@ def test_real_file_by_name_and_as_a_plain_file_with_settings_are_equal(name):
     parts = [load_source(f"file:{data(file)}?{how}", real()).frame for file, how in PLAIN[name]]
     plain, named = pd.concat(parts, ignore_index=True), by_name(name).frame
     same = ["text", "label", "line", "lang"]
+    same += {"kmhas": ["categories"], "kodoli": ["severity"]}.get(name, [])
     pd.testing.assert_frame_equal(plain[same], named[same])
 
 
 @pytest.mark.needs("data")
-@pytest.mark.parametrize("name", [*PLAIN, "curse"])
+@pytest.mark.parametrize("name", PLAIN)
 def test_real_file_under_its_own_path_is_read_by_the_recipe_too(name):
     files = [f for part in FORMATS[name].files().values() for f in part]
     parts = [load_source(f"{name}:{data(f.name)}", real()).frame for f in files]

@@ -22,7 +22,14 @@ def test_first_run_bootstraps_and_leaves_its_report_everywhere(home, first):
         "run_dir",
         "report_html",
         "comparison",
+        "losses",
     }
+    losses = first["losses"]
+    assert (
+        losses["read"]
+        == 1600
+        == losses["used"] + losses["quarantined"] + losses["duplicates"] + losses["cut"]
+    )
     assert (first["status"], first["model_version"]) == ("bootstrapped", "1")
     assert first["comparison"]["verdict"] == "bootstrap"
     assert first["comparison"]["samples_evaluated"] >= 1000
@@ -165,3 +172,10 @@ def test_a_battle_against_the_champion_and_its_report(home, first):
     assert "Of " in page and "disguised toxic comments" in page and "image/png" in page
     code, out, err = arena(home[1], "battle", "run", "--alias", "best", "--json")
     assert code == 1 and "no alias 'best'; accepted" in json.loads(out.splitlines()[-1])["message"]
+
+
+def test_training_without_notebooks_says_what_was_lost(home, first):
+    code, out, err = arena(home[1], "train", "-p", "epochs=1", "--json")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["losses"] == first["losses"]
+    assert "1,600 read = " in err

@@ -19,6 +19,7 @@ import pandas as pd
 from ...core.config import Settings
 from ...core.text import as_read
 from ...training.data_preparation import open_dataset, prepare_dataset
+from ...data.lost_rows import note_losses, table_losses
 from ...data.raw_files import DataError
 from ...data.readers import load_source, parts_of
 
@@ -75,7 +76,9 @@ def read_corpus(source: str, settings: Settings, split: str = "valid") -> Corpus
     Of anything but a file, the `split` that a dataset of it alone has. Raises BattleError."""
     try:
         if any(not part.public for part in parts_of(source, settings)):      # one's own file
-            return Corpus.of_frame(load_source(source, settings).frame, source)
+            table = load_source(source, settings)
+            note_losses(table_losses(table))
+            return Corpus.of_frame(table.frame, source)
         alone = settings.model_copy(update={"sources": (source,), "test_sources": (),
                                             "train_sources": (), "train_excludes": ()})
         dataset = prepare_dataset(alone, progress=False)
