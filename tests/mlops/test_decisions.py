@@ -235,6 +235,11 @@ def by_command(registry, settings, monkeypatch):
     monkeypatch.setattr(evaluator, "load_engine", Fakes())
     data = SimpleNamespace(
         id="t",
+        folder=None,
+        manifest={
+            "rows": {"read": len(TEST), "test": len(TEST), "quarantined": 0},
+            "quarantine": {},
+        },
         frame=lambda split: TEST,
         fingerprints=lambda split: fingerprints(TEST.text.tolist()),
     )
