@@ -39,12 +39,13 @@ def tokenize_windows(tokenizer: Any, texts: Sequence[str],
     Windows have at most `max_length` tokens, special tokens included, and overlap by a quarter of
     it.
     """
-    whole = tokenizer_input(texts, form)
-    out = tokenizer(whole, truncation=True, max_length=max_length, stride=max_length // 4,
-                    return_overflowing_tokens=True, return_offsets_mapping=True)
+    out = tokenizer(tokenizer_input(texts, form), truncation=True, max_length=max_length,
+                    stride=max_length // 4, return_overflowing_tokens=True,
+                    return_offsets_mapping=True)
     owner = np.asarray(out["overflow_to_sample_mapping"], dtype=np.int64)
-    windows = np.bincount(owner, minlength=len(whole))
-    parts = [whole[i] if windows[i] == 1 else whole[i][_shown(offsets)]
+    windows = np.bincount(owner, minlength=len(texts))
+    long = {i: tokenizer_input([texts[i]], form)[0] for i in np.flatnonzero(windows > 1)}
+    parts = [long[i][_shown(offsets)] if i in long else texts[i]
              for i, offsets in zip(owner, out["offset_mapping"])]
     return out["input_ids"], owner, parts
 

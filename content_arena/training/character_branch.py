@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
 from ..core.hangul import split
-from ..core.text import TEXT_FORM, as_read, text_form
+from ..core.text import TEXT_FORM, text_form, tokenizer_input
 
 # %% ../../nbs/05_training/55_character_branch.ipynb #2c9668ac
 _LETTERS = {ord(s): "".join(split(s)) for s in map(chr, range(ord("가"), ord("힣") + 1))}
@@ -64,7 +64,7 @@ class CharacterBranch:
         "Log odds of toxic, before any calibration: (n,) float64."
         if not len(texts):
             return np.zeros(0)
-        features = self._features(count_ngrams(as_read(texts, self.form)), self.idf)
+        features = self._features(count_ngrams(tokenizer_input(texts, self.form)), self.idf)
         return features @ self.weights.astype(np.float64) + self.bias
 
 # %% ../../nbs/05_training/55_character_branch.ipynb #a998550d
@@ -79,7 +79,7 @@ def fit(cls: CharacterBranch, texts: Sequence[str], labels: Sequence[int]) -> Ch
     if len(texts) != len(labels) or set(np.unique(labels)) != {0, 1}:
         raise ValueError(f"{len(texts)} texts need as many labels, of both 0 and 1; got {len(labels)}"
                          f" of {sorted(set(labels.tolist()))[:5]}")
-    counts = count_ngrams(as_read(texts))
+    counts = count_ngrams(tokenizer_input(texts))
     have = np.bincount(counts.indices, minlength=counts.shape[1])
     idf = (np.log((1 + len(labels)) / (1 + have)) + 1).astype(np.float32)
     features = cls._features(counts, idf)

@@ -234,9 +234,10 @@ PROBE_TEXTS = (
     "Shut up and get lost.",
 )
 
-def probe_scores(classifier: Any, tokenizer: Any, blend: Blend = Blend(1.0),
+def probe_scores(classifier: Any, tokenizer: Any, blend: Blend | None = None,
                  branch: CharacterBranch | None = None) -> dict[str, list]:
     "Texts and P(toxic) of the filter in training, for comparison after loading."
+    blend = blend or Blend(1.0)
     ids = encode(tokenizer, PROBE_TEXTS, 32)
     device = str(next(classifier.parameters()).device)
     with torch.no_grad():

@@ -10,12 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from content_arena.core.config import load_settings
-from content_arena.data import formats, readers
+from content_arena.data import readers
 from content_arena.data.categories import CATEGORIES, SEVERITIES, CategoryMap, SeverityMap
 from content_arena.data.formats import FORMATS, check_licences, describe_formats, looks_like
 from content_arena.data.public_files import PublicFile, find_public_file
@@ -236,7 +234,7 @@ def test_label_policy_is_a_setting(home, setting, name, labels):
     assert load_source(source, at(home)).frame.severity.tolist() == [0, 1, 2]
     assert readers.source_digest(source, strict) != readers.source_digest(source, at(home))
     (home / "mine.txt").write_text(INVENTED["curse"][0], encoding="utf-8")
-    other = f"curse:mine.txt"
+    other = "curse:mine.txt"
     assert readers.source_digest(other, strict) == readers.source_digest(other, at(home))
 
 
