@@ -7,6 +7,7 @@ __all__ = ['BUCKETS', 'VIEWS', 'C', 'SMOOTHING', 'BRANCH_FILE', 'letters', 'coun
 
 # %% ../../nbs/05_training/55_character_branch.ipynb #78b0dffb
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,20 +15,19 @@ import numpy as np
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scipy.optimize import minimize
 from scipy.sparse import csr_matrix, hstack
+from scipy.special import expit
 from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 
-from ..core.hangul import split
 from ..core.text import TEXT_FORM, text_form, tokenizer_input
 
 # %% ../../nbs/05_training/55_character_branch.ipynb #2c9668ac
-_LETTERS = {ord(s): "".join(split(s)) for s in map(chr, range(ord("가"), ord("힣") + 1))}
-
 def letters(text: str) -> str:
-    "`text` in small letters, each Hangul syllable as the two or three letters that type it."
-    return text.lower().translate(_LETTERS)
+    """`text` in small letters, each Hangul syllable as its two or three letters, compatible forms as
+    the usual ones (NFKD): a letter that stands alone is the one that begins a syllable."""
+    return unicodedata.normalize("NFKD", text.lower())
 
 BUCKETS = 2 ** 18                       # of each view; n-grams that share one are taken as one
 VIEWS = {"characters": (str.lower, (1, 4)), "letters": (letters, (2, 6))}
@@ -70,26 +70,44 @@ class CharacterBranch:
 # %% ../../nbs/05_training/55_character_branch.ipynb #a998550d
 C, SMOOTHING = 4.0, 1.0           # chosen on validation rows of BEEP!, Curse, KODOLI and K-MHaS
 
+def _logistic(features: csr_matrix, labels: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Weights (k + 1,), the bias last, of a logistic regression that adds to the log odds `known`
+    (n,); scikit-learn's takes no such offset. L2-penalised but for the bias, `C` as there."""
+    signs, size = np.where(labels == 1, 1.0, -1.0), features.shape[1]
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        margins = signs * (features @ weights[:-1] + weights[-1] + known)
+        pull = -signs * expit(-margins)
+        slope = np.append(C * (features.T @ pull) + weights[:-1], C * pull.sum())
+        return C * np.logaddexp(0, -margins).sum() + weights[:-1] @ weights[:-1] / 2, slope
+    return minimize(loss, np.zeros(size + 1), jac=True, method="L-BFGS-B",
+                    options={"maxiter": 200, "ftol": 1e-6}).x
+
 @patch(cls_method=True)
-def fit(cls: CharacterBranch, texts: Sequence[str], labels: Sequence[int]) -> CharacterBranch:
+def fit(cls: CharacterBranch, texts: Sequence[str], labels: Sequence[int],
+        start: CharacterBranch | None = None) -> CharacterBranch:
     """Fit on n `texts` with n `labels` (0 clean, 1 toxic); the same input gives the same model.
 
-    50,000 comments take half a minute. Raises ValueError if a class is missing."""
+    `start`: a branch that is gone on from: what is fitted adds to its log odds. 50,000 comments
+    take half a minute. Raises ValueError if a class is missing."""
     labels = np.asarray(labels)
     if len(texts) != len(labels) or set(np.unique(labels)) != {0, 1}:
         raise ValueError(f"{len(texts)} texts need as many labels, of both 0 and 1; got {len(labels)}"
                          f" of {sorted(set(labels.tolist()))[:5]}")
     counts = count_ngrams(tokenizer_input(texts))
     have = np.bincount(counts.indices, minlength=counts.shape[1])
-    idf = (np.log((1 + len(labels)) / (1 + have)) + 1).astype(np.float32)
+    new = (np.log((1 + len(labels)) / (1 + have)) + 1).astype(np.float32)
+    idf = start.idf if start else new
     features = cls._features(counts, idf)
     sums = [np.asarray(features[labels == k].sum(0))[0] + SMOOTHING for k in (0, 1)]
     ratio = np.log(sums[1] / sums[1].sum()) - np.log(sums[0] / sums[0].sum())
+    known = features @ start.weights + start.bias if start else np.zeros(len(labels))
     features.data *= ratio.astype(np.float32)[features.indices]
-    model = LogisticRegression(C=C, solver="liblinear", tol=1e-2, random_state=0)
-    model.fit(features, labels)
-    weights = (model.coef_[0] * ratio).astype(np.float32)
-    return cls(idf, weights, float(model.intercept_[0]))
+    fitted = _logistic(features, labels, known)
+    weights, bias = fitted[:-1] * ratio, float(fitted[-1])
+    if start:
+        weights, bias = weights + start.weights, bias + start.bias
+    return cls(idf, weights.astype(np.float32), bias)
 
 # %% ../../nbs/05_training/55_character_branch.ipynb #46bb4722
 BRANCH_FILE = "characters.safetensors"
@@ -120,3 +138,8 @@ def load(cls: CharacterBranch, folder: Path) -> CharacterBranch:
         return cls(idf, weights, float(bias[0]), text_form(about))
     except (OSError, ValueError, KeyError, SafetensorError) as e:
         raise ValueError(f"{file} can't be loaded: {e}; restore or retrain the version") from e
+
+@patch(cls_method=True)
+def of_version(cls: CharacterBranch, folder: Path) -> CharacterBranch | None:
+    "The branch in a version's `folder`, None if it has none. Raises as `load` does."
+    return cls.load(folder) if (Path(folder) / BRANCH_FILE).exists() else None

@@ -211,14 +211,15 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
                   validate=_validator(twin, valid_ids, valid_labels, pad),
                   on_log=lambda step, values: mlflow.log_metrics(values, step=step))
     logits = predict_logits(twin.refresh(), valid_ids, pad)
-    readers = read_twice(train, valid, logits, s.characters)
+    start = CharacterBranch.of_version(ancestor) if ancestor else None
+    readers = read_twice(train, valid, logits, s.characters, start)
     scores = readers.scores
     spec |= readers.spec | {
         "max_length": s.max_length, "threshold": choose_threshold(valid_labels, scores),
         "probe": probe_scores(classifier, tokenizer, readers.blend, readers.branch)}
     sha256 = save_model(classifier, work / "model", spec, readers.branch)
     mlflow.log_metrics(readers.metrics, step=summary["best_step"])
-    mlflow.set_tags({"readers": "+".join(spec["readers"]), "ablation": readers.ablation})
+    mlflow.set_tags({"readers": "+".join(spec["readers"]), "ablation": spec["ablation"]})
     baseline_scores = self._baseline(train, valid, work)
     _log_end(summary, spec, sha256, valid_labels, scores, baseline_scores, work)
 

@@ -6,7 +6,7 @@
 __all__ = ['fit_temperature', 'classification_metrics', 'Filter', 'read_twice']
 
 # %% ../../nbs/05_training/75_two_readers.ipynb #013fc521
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,7 @@ class Filter:
     branch: CharacterBranch | None
     scores: np.ndarray
     spec: dict[str, Any]
-    metrics: dict[str, float] = field(default_factory=dict)
-    ablation: str = ""
+    metrics: dict[str, float]
 
 def _alone(name: str, logits: np.ndarray, labels: np.ndarray) -> tuple[dict, dict[str, float]]:
     "How one reader would answer alone, and its figures on the validation rows."
@@ -74,15 +73,14 @@ def _fewest(labels: np.ndarray) -> int:
 
 # %% ../../nbs/05_training/75_two_readers.ipynb #c42c6438
 def read_twice(train: pd.DataFrame, valid: pd.DataFrame, logits: np.ndarray,
-               characters: str = "auto") -> Filter:
-    """The filter of a network with `logits` (n, 2) on the `valid` rows: a character branch is fitted on
-    `train` and kept if `valid` says that it earns its cost (`auto`), always (`on`), or never (`off`).
-
-    Both frames have text and label."""
+               characters: str = "auto", start: CharacterBranch | None = None) -> Filter:
+    """The filter of a network with `logits` (n, 2) on the `valid` rows: a character branch is fitted
+    on `train` (going on from `start`) and kept if `valid` says that it earns its cost (`auto`),
+    always (`on`), or never (`off`). Both frames have text and label."""
     labels, network = valid["label"].to_numpy(np.int64), logits[:, 1] - logits[:, 0]
     temperature = fit_temperature(logits, labels)
     one = Blend(1 / temperature)
-    spec = {"temperature": temperature, "blend": asdict(one), "readers": {}}
+    spec = {"temperature": temperature, "blend": asdict(one), "ablation": "not asked for"}
     network_alone, metrics = _alone("network", network, labels)
     single = Filter(one, None, one.probability(network), spec | {"readers": {
         "network": network_alone}}, metrics)
@@ -90,14 +88,14 @@ def read_twice(train: pd.DataFrame, valid: pd.DataFrame, logits: np.ndarray,
         return single
     if characters == "auto" and _fewest(labels) < 5:
         return single
-    branch = CharacterBranch.fit(train["text"].tolist(), train["label"].to_numpy())
+    branch = CharacterBranch.fit(train["text"].tolist(), train["label"].to_numpy(), start)
     second = branch.logits(valid["text"].tolist())
     ablation = ablate(network, second, labels) if _fewest(labels) >= 5 else None
     branch_alone, more = _alone("characters", second, labels)
     if characters == "auto" and not ablation.earns:
-        return Filter(one, None, single.scores, single.spec, metrics | more, str(ablation))
+        spec = single.spec | {"ablation": str(ablation)}
+        return Filter(one, None, single.scores, spec, metrics | more)
     blend = fit_blend(network, second, labels)
-    spec |= {"blend": asdict(blend),
+    spec |= {"blend": asdict(blend), "ablation": str(ablation or "too few validation rows"),
              "readers": {"network": network_alone, "characters": branch_alone}}
-    return Filter(blend, branch, blend.probability(network, second), spec, metrics | more,
-                  str(ablation or "too few validation rows to say"))
+    return Filter(blend, branch, blend.probability(network, second), spec, metrics | more)
