@@ -7,9 +7,12 @@ __all__ = ['Since', 'Until', 'shadow_app', 'feedback_app', 'store_app', 'read_ti
            'feedback_report', 'feedback_add', 'store_status', 'store_purge']
 
 # %% ../../nbs/14_cli/40_events.ipynb #7308ea6c
-import csv
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -92,24 +95,47 @@ def shadow_report(
     show_result(as_json, value, lambda c: _show_shadow(c, value))
 
 # %% ../../nbs/14_cli/40_events.ipynb #ce283bad
+def _sample_file(tool: str) -> Any:
+    return Annotated[Path | None, typer.Option(metavar="FILE", help=f"write it for {tool}")]
+
+def _show_sample(console: Console, rows: list[dict], files: dict[str, str]) -> None:
+    without = sum(not r["text"] for r in rows)
+    if not files:
+        about = "text_sha256" if without == len(rows) else "text"
+        console.print(framed_table(rows, ("prediction_id", "lang", about)))
+    for path in files.values():
+        console.print(f"{len(rows)} comments to label: {path}")
+    if files and without:
+        console.print(f"{without} of them have no text: [store] store_text was off", markup=False)
+
 @feedback_app.command("sample")
 def feedback_sample(
     n: Annotated[int, typer.Option("--n", min=1, help="predictions to hand out")],
-    since: Since = None, until: Until = None,
+    csv: _sample_file("Excel, as CSV") = None, xlsx: _sample_file("Excel") = None,
+    label_studio: _sample_file("Label Studio") = None, argilla: _sample_file("Argilla 2") = None,
+    argilla_1: _sample_file("Argilla 1") = None, since: Since = None, until: Until = None,
     seed: Annotated[int, typer.Option(help="another seed draws another sample")] = 0,
     model_version: Annotated[str | None, typer.Option(help="only this version's")] = None,
     preview: Annotated[bool, typer.Option("--preview", help="show it, and note nothing")] = False,
     p: Parameter = None, as_json: AsJson = False,
 ) -> None:
     "Hand out a random sample of flagged and unflagged predictions for labelling."
-    from content_arena.monitoring.feedback import draw_sample
-    with _open(settings_from(None, p)) as store:
-        rows = draw_sample(store, n, seed, read_time(since), read_time(until), model_version,
-                           preview)
+    from content_arena.monitoring.feedback import Feedback
+    from content_arena.monitoring.label_files import FORMS, check_new, write_sample
+    paths = zip(FORMS, (csv, xlsx, label_studio, argilla, argilla_1))
+    files = {form: path for form, path in paths if path}
+    for path in files.values():
+        check_new(path, preview)
+    settings = settings_from(None, p)
+    with _open(settings) as store:
+        rows = Feedback(store, settings).draw(n, seed, read_time(since), read_time(until),
+                                              model_version, preview)
     rows = rows[["prediction_id", "text_sha256", "lang", "text"]].astype(object)
     rows = rows.where(rows.notna(), None).to_dict("records")
-    columns = ("prediction_id", "lang", "text" if any(r["text"] for r in rows) else "text_sha256")
-    show_result(as_json, {"rows": rows}, lambda c: c.print(framed_table(rows, columns)))
+    for form, path in files.items():
+        write_sample(rows, path, form)
+    value = {"rows": rows, "files": {form: str(path) for form, path in files.items()}}
+    show_result(as_json, value, lambda c: _show_sample(c, rows, value["files"]))
 
 # %% ../../nbs/14_cli/40_events.ipynb #e7b4958e
 def _show_feedback(console: Console, value: dict) -> None:
@@ -128,65 +154,69 @@ def feedback_report(
     since: Since = None, until: Until = None, p: Parameter = None, as_json: AsJson = False,
 ) -> None:
     "Labels by state, and precision, recall and F1 of the window's answers, from the sample."
-    from content_arena.monitoring.feedback import (STATES, estimate_quality, label_counts,
-                                                   labels_by_text)
+    from content_arena.monitoring.feedback import STATES, Feedback
     settings, window = settings_from(None, p), (read_time(since), read_time(until))
     with _open(settings) as store:
-        counts = label_counts(store, settings, *window)
-        states = labels_by_text(store, settings, *window).state.value_counts()
-        quality = estimate_quality(store, settings, *window).to_dict()
+        feedback = Feedback(store, settings)
+        counts = feedback.counts(*window)
+        states = feedback.by_text(*window).state.value_counts()
+        quality = feedback.quality(*window).to_dict()
     value = {"labels": counts, "texts": {s: int(states.get(s, 0)) for s in STATES},
              "quality": quality}
     show_result(as_json, value, lambda c: _show_feedback(c, value))
 
 # %% ../../nbs/14_cli/40_events.ipynb #1e17ca17
-def _labels(file: str, shared: dict) -> list[dict]:
-    "Rows of a CSV file, empty cells left out. Raises StoreError for what is no table of labels."
-    from content_arena.store.schema import StoreError
-    try:
-        with (sys.stdin if file == "-" else open(file, newline="", encoding="utf-8-sig")) as f:
-            header, *rows = [row for row in csv.reader(f) if row] or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise StoreError(f"{file} can't be read: {e}") from None
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise StoreError(f"{file}: column {', '.join(twice)} is there more than once: leave one")
-    if "label" not in header:
-        raise StoreError(f"{file}, line 1: no column label; the first line names the columns, such"
-                         " as prediction_id,label,reviewer")
-    return [shared | {k: v for k, v in zip([*header, *["(no name)"] * len(row)], row) if v}
-            for row in rows]
+@contextmanager
+def _standard_input() -> Iterator[Path]:
+    "A file with what comes in on standard input."
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stdin"
+        path.write_bytes(sys.stdin.buffer.read())
+        yield path
+
+def _given_labels(file: str | None, one: dict, shared: dict) -> Any:
+    "The rows of `file`, or the `one` label of the command line; with what is `shared` by all."
+    from content_arena.monitoring.label_files import (LabelFile, label_row, named_file,
+                                                      read_labels)
+    given = ["--" + k.replace("_", "-") for k, v in one.items() if v is not None]
+    if file and given:
+        raise SettingsError(f"--file has labels of its own: leave out {', '.join(given)}")
+    if not file and one["label"] is None:
+        raise SettingsError("say what it is, --label toxic or --label clean; or give a --file")
+    if not file:
+        return LabelFile([label_row(None, shared | one)], ())
+    if file == "-":
+        with _standard_input() as path:
+            labels = read_labels(path, "standard input")
+    else:
+        path, spec = named_file(file)
+        labels = read_labels(path, file, spec)
+    return labels._replace(rows=[r._replace(values=shared | r.values) for r in labels.rows])
 
 # %% ../../nbs/14_cli/40_events.ipynb #dee13204
-def _show_intake(console: Console, value: dict, rows: int) -> None:
-    console.print(f"{rows} labels read: " + ", ".join(f"{value[o]} {o}" for o in
-                                                      ("added", "replaced", "unknown", "refused")))
-    for p in value["problems"]:
-        console.print(f"  {p['line']}: {p['reason']}" if p["line"] else f"  {p['reason']}")
-
 @feedback_app.command("add")
 def feedback_add(
     prediction_id: Annotated[str | None, typer.Option(help="what the label is about")] = None,
     text_sha256: Annotated[str | None, typer.Option(help="the same, by hash")] = None,
-    label: Annotated[int | None, typer.Option(help="1 toxic, 0 clean")] = None,
+    label: Annotated[str | None, typer.Option(help="toxic or clean, 1 or 0")] = None,
     source: Annotated[str, typer.Option(help="trusted: see [feedback]")] = "moderator",
     reviewer: Annotated[str | None, typer.Option(help="who says so")] = None,
-    file: Annotated[str | None, typer.Option(help="CSV of labels; - is stdin")] = None,
+    file: Annotated[str | None, typer.Option(help="labels from Excel, Label Studio or Argilla;"
+                                                  " - is stdin; FILE?label=COLUMN")] = None,
     p: Parameter = None, as_json: AsJson = False,
 ) -> None:
-    "Add one label, or those of a CSV file; exit code 1 if any is unknown or refused."
-    from content_arena.store.labels import OUTCOMES, add_labels
-    shared, settings = {"source": source, "reviewer": reviewer}, settings_from(None, p)
+    "Add one label, or those of a file; exit code 1 if any is unknown, refused or conflicting."
+    from content_arena.monitoring.label_intake import add_rows, intake_answer, intake_lines
+    settings = settings_from(None, p)
     one = {"prediction_id": prediction_id, "text_sha256": text_sha256, "label": label}
-    rows = _labels(file, shared) if file else [shared | one]
+    labels = _given_labels(file, one, {"source": source, "reviewer": reviewer})
     with _open(settings) as store:
-        taken = add_labels(store, rows, settings.path("var_dir") / "spool",
-                           settings.store_retention_days)
-    value = {o: sum(t.outcome == o for t in taken) for o in OUTCOMES}
-    wrong = [{"line": i if file else None, "outcome": t.outcome, "reason": t.reason}
-             for i, t in enumerate(taken, start=2) if not t.row]
-    value = {"status": "incomplete" if wrong else "added"} | value | {"problems": wrong}
-    show_result(as_json, value, lambda c: _show_intake(c, value, len(rows)))
-    if wrong:
+        outcomes, changed = add_rows(store, labels.rows, settings.path("var_dir") / "spool",
+                                     settings.store_retention_days)
+    value = intake_answer(outcomes, changed, labels.assumed)
+    show_result(as_json, value,
+                lambda c: c.print(*intake_lines(value), sep="\n", markup=False))
+    if value["status"] == "incomplete":
         raise typer.Exit(1)
 
 # %% ../../nbs/14_cli/40_events.ipynb #535b8d46

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,7 +34,10 @@ _loaded: list[Settings] = []
 
 def settings_from(profile: str | None, pairs: list[str] | None) -> Settings:
     "Settings with the `name=value` pairs of `-p`. Raises SettingsError."
-    _loaded[:] = [load_settings(profile, **parse_parameters(pairs or ()))]
+    given = parse_parameters(pairs or ())
+    if given.keys() & {"sources", "test_sources", "train_sources", "battle_corpus", "sources_file"}:
+        given.setdefault("sources_dir", str(Path.cwd()))   # a name that is typed starts here
+    _loaded[:] = [load_settings(profile, **given)]
     return _loaded[0]
 
 def settings_used() -> Settings | None:

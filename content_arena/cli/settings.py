@@ -16,6 +16,7 @@ from .options import (
     AsJson, Parameter, Profile, framed_table, settings_from, show_result)
 from ..core.config import (
     ENV_PREFIX, SECRETS, SECTIONS, Settings, find_settings_file, load_settings, profiles_of)
+from ..core.settings import join_names
 from ..core.settings_file import read_entries, read_text
 
 # %% ../../nbs/14_cli/15_settings.ipynb #ff53188e
@@ -36,7 +37,7 @@ def as_written(value: Any) -> str:
     "A value as a settings file has it."
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return join_names(value) if isinstance(value, tuple) else str(value)
 
 # %% ../../nbs/14_cli/15_settings.ipynb #23f77128
 def setting_rows(chosen: Settings) -> list[dict[str, Any]]:

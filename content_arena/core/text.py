@@ -148,11 +148,25 @@ def skeleton(text: str) -> str:
     return text
 
 # %% ../../nbs/01_core/10_text.ipynb #9943d941
+_SIMPLE = re.compile(r"[가-힣ㄱ-ㅣ\t-\r -~]*")
+_SINGLE, _SYLLABLE, _LATIN = (re.compile(f"[{letters}]") for letters in ("ㄱ-ㅣ", "가-힣", "A-Za-z"))
+
+def _quick_counts(text: str) -> tuple[int, int] | None:
+    "Weight of Hangul and of Latin where nothing has to be composed or folded to know them."
+    if not _SIMPLE.fullmatch(text):
+        return None
+    hangul, latin = 3 * len(_SYLLABLE.findall(text)), len(_LATIN.findall(text))
+    if _SINGLE.search(text):                           # as syllables they may weigh less
+        return None if latin else (hangul + 3, 0)
+    return hangul, latin
+
 def language(text: str) -> str:
     """Language tag "ko", "en" or "other", by script alone.
 
     A Hangul letter counts three times: a syllable is about three letters. Latin letters that
     outnumber the rest make "en": who needs to tell English from French needs more than this."""
+    if quick := _quick_counts(text):
+        return "ko" if quick[0] and quick[0] >= quick[1] else "en" if quick[1] else "other"
     hangul = latin = rest = 0
     for c in canonical(text):
         if is_syllable(c) or "ㄱ" <= c <= "ㆎ":

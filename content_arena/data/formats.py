@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['RESTRICTIONS', 'TESTED', 'DESCRIBED', 'BEEP', 'BEEP_UNLABELED', 'CURSE', 'APEACH', 'KODOLI', 'KMHAS', 'UNSMILE',
            'KOLD', 'HATESCORE', 'KDA', 'KOCOH', 'ZIZUN', 'NSMC', 'DAVIDSON', 'HATECHECK', 'JIGSAW', 'CIVIL_COMMENTS',
-           'TOXIC_CHAT', 'FORMATS', 'Format', 'looks_like', 'hint', 'format_of', 'check_licences', 'format_named',
-           'describe_formats']
+           'TOXIC_CHAT', 'FORMATS', 'Format', 'follow_label', 'recognised', 'looks_like', 'hint', 'format_of',
+           'check_licences', 'format_named', 'describe_formats']
 
-# %% ../../nbs/03_data/55_formats.ipynb #a72261a2
+# %% ../../nbs/03_data/55_formats.ipynb #68fe1c4b
 import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,11 +17,12 @@ from typing import Any
 from fastcore.basics import patch
 
 from ..core.config import Settings
+from ..core.text import nfc
 from .public_files import HUB_FILES, PublicFile
-from .source_specs import SourceSpec
+from .source_specs import Listed, SourceSpec, listed_sources
 from .tables import DataError, Layout
 
-# %% ../../nbs/03_data/55_formats.ipynb #4eddcdf8
+# %% ../../nbs/03_data/55_formats.ipynb #66ce0c42
 RESTRICTIONS = {"non-commercial": "the licence allows no commercial use",
                 "no-derivatives": "the licence allows no adapted versions",
                 "unstated": "no licence is stated: ask the authors"}
@@ -33,9 +34,10 @@ class Format:
     lang: of its rows ("": several). page: where it is described. splits: name -> files; `default`:
     the splits that are read if none is named (none: all). hub: its id there; `hub_splits`: what a
     split is called there, if not as here. restrictions: keys of `RESTRICTIONS`. policies: written
-    label -> the setting that says whether it is toxic. values: the label values by which a file
-    with other columns is recognised, `telling` those of them that must be there. verified: what of
-    this was checked, and how."""
+    label -> the setting that says whether it is toxic. columns: all columns of its file, where they
+    are too plain to tell by themselves. values: the label values by which a file with other columns
+    is recognised, `telling` those of them that must be there. verified: what of this was checked,
+    and how."""
     name: str
     title: str
     lang: str
@@ -50,6 +52,7 @@ class Format:
     hub_splits: Mapping[str, str] = field(default_factory=dict)
     restrictions: tuple[str, ...] = ()
     policies: Mapping[str, str] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
     telling: tuple[str, ...] = ()
 
@@ -66,7 +69,7 @@ def _any(columns: str, yes: str = "1", no: str = "0") -> dict[str, dict[str, tup
     pairs = [c.split("=") for c in columns.split(";")]
     return {column: {yes: (name,), no: ()} for column, name in pairs}
 
-# %% ../../nbs/03_data/55_formats.ipynb #fca11864
+# %% ../../nbs/03_data/55_formats.ipynb #a1794325
 _BEEP = "kocohub/korean-hate-speech/1cc1d82d60ea9835940ac4c72a2976054a5e7a5b/labeled"
 _BIAS = {"bias": {"none": (), "gender": ("gender",), "others": ("other",)}}
 BEEP = Format(
@@ -83,7 +86,7 @@ BEEP = Format(
     policies={"offensive": "beep_offensive"},
     values=("none", "offensive", "hate"), telling=("offensive", "hate"))
 
-_WHOLE_LINES = Layout(separator="", quoting=False, columns=("text",))
+_WHOLE_LINES = Layout(quoting=False, columns=("text",))
 BEEP_UNLABELED = Format(
     "beep_unlabeled", "BEEP!, unlabelled part 5", "ko", "CC BY-SA 4.0", BEEP.page,
     (SourceSpec("beep_unlabeled", label=(), labelled=False, layout=_WHOLE_LINES),),
@@ -230,7 +233,7 @@ ZIZUN = Format(
     {"all": _file("zizun.csv", "ZIZUN/korean-malicious-comments-dataset/"
                   "37e4f8cf1d57b6b57775cd90c997d7eb7220f56e/Dataset.csv")})
 
-# %% ../../nbs/03_data/55_formats.ipynb #7b201372
+# %% ../../nbs/03_data/55_formats.ipynb #0b722062
 _NSMC_SPEC = SourceSpec("nsmc", label=(), labelled=False)
 NSMC = Format(
     "nsmc", "NSMC, Naver film reviews", "ko", "CC0", "https://github.com/e9t/nsmc",
@@ -242,7 +245,7 @@ NSMC = Format(
                       "https://github.com/e9t/nsmc (text and rating of the files in raw/)"),
      "train": _file("ratings_train.txt", "e9t/nsmc/HEAD/ratings_train.txt"),
      "test": _file("ratings_test.txt", "e9t/nsmc/HEAD/ratings_test.txt")},
-    default=("reviews",))
+    default=("reviews",), columns=("id", "document", "label"))
 
 # %% ../../nbs/03_data/55_formats.ipynb #c5064922
 _DAVIDSON = "t-davidson/hate-speech-and-offensive-language/6a1e3f02522963d820e302c3ad48b189552c143b"
@@ -307,7 +310,7 @@ FORMATS: dict[str, Format] = {f.name: f for f in (
     BEEP, CURSE, APEACH, DAVIDSON, KODOLI, KMHAS, UNSMILE, KOLD, HATECHECK, HATESCORE, KDA, KOCOH,
     ZIZUN, JIGSAW, CIVIL_COMMENTS, TOXIC_CHAT, NSMC, BEEP_UNLABELED)}
 
-# %% ../../nbs/03_data/55_formats.ipynb #2f867577
+# %% ../../nbs/03_data/55_formats.ipynb #443afd62
 @patch
 def spec(self: Format, settings: Settings, columns: Collection[str] = (), name: str = ""
          ) -> SourceSpec:
@@ -320,6 +323,16 @@ def spec(self: Format, settings: Settings, columns: Collection[str] = (), name: 
                    citation=self.citation,
                    labels=layout.labels if layout.labels is None else {**layout.labels, **labels})
 
+def follow_label(recipe: SourceSpec, spec: SourceSpec) -> SourceSpec:
+    """`spec`, a `recipe` with other columns: what the recipe reads from its label column is read
+    from the other one too."""
+    if len(recipe.label) != 1 or len(spec.label) != 1 or recipe.label == spec.label:
+        return spec
+    (old,), (new,) = recipe.label, spec.label
+    categories = {new if c == old else c: values for c, values in spec.categories.items()}
+    return replace(spec, categories=categories,
+                   severity=new if spec.severity == old else spec.severity)
+
 @patch
 def files(self: Format, split: str = "") -> dict[str, tuple[PublicFile, ...]]:
     """The files of each split that is read: of `split` (several with commas), or the default ones.
@@ -331,8 +344,10 @@ def files(self: Format, split: str = "") -> dict[str, tuple[PublicFile, ...]]:
                         f" accepted: {', '.join(self.splits) or 'none, give its file'}")
     return {s: self.splits[s] for s in asked}
 
-# %% ../../nbs/03_data/55_formats.ipynb #154ef981
+# %% ../../nbs/03_data/55_formats.ipynb #1a6d1ec1
 def _columns_tell(fmt: Format, columns: set[str]) -> bool:
+    if fmt.columns and columns == set(fmt.columns):
+        return True
     for spec in fmt.layouts:
         needed = {*spec.text, *spec.label}
         plain = needed <= {"text", "label", "document"} or not spec.labelled
@@ -346,33 +361,53 @@ def _values_tell(fmt: Format, cells: Iterable[str]) -> bool:
     parts.discard("")
     return bool(fmt.values) and set(fmt.telling) <= parts <= set(fmt.values)
 
+def recognised(columns: Collection[str], cells: Mapping[str, Collection[str]] | None = None
+               ) -> tuple[Format, str] | None:
+    """The format that a plain file seems to have, by its `columns` or by the distinct values in one
+    of them (`cells`: column -> values, as many as are at hand), and that column, or ''."""
+    for fmt in FORMATS.values():
+        if _columns_tell(fmt, set(columns)):
+            return fmt, ""
+    return next(((fmt, column) for fmt in FORMATS.values() for column, values in
+                 (cells or {}).items() if _values_tell(fmt, values)), None)
+
 def looks_like(columns: Collection[str], cells: Mapping[str, Collection[str]] | None = None
                ) -> Format | None:
-    """The format that a plain file seems to have: by its `columns`, else by the distinct values in
-    one of them (`cells`: column -> values, as many as are at hand). None: none."""
-    known = next((f for f in FORMATS.values() if _columns_tell(f, set(columns))), None)
-    return known or next((f for f in FORMATS.values() for values in (cells or {}).values()
-                          if _values_tell(f, values)), None)
+    "The format that a plain file seems to have (see `recognised`), or None."
+    known = recognised(columns, cells)
+    return known[0] if known else None
 
-def hint(fmt: Format, path: str) -> str:
-    "What to tell whoever gave the file at `path`, which looks like `fmt`."
-    return f"this looks like {fmt.title}: use {fmt.name}:{path}"
+def hint(fmt: Format, path: str, columns: Collection[str] = (), text: str = "", label: str = ""
+         ) -> str:
+    """What to tell whoever gave the file at `path`, which looks like `fmt`; if its `columns` are
+    none of the format's, `text` and `label` are those that seem to be meant."""
+    fits = any({*s.text, *s.label} <= set(columns) for s in fmt.layouts) or not columns
+    path += "" if fits else f"?text={text or 'COLUMN'}&label={label or 'COLUMN'}"
+    without = "" if fmt.layouts[0].labelled else ", whose labels are not ours, and unlabelled"
+    return f"this looks like {fmt.title}: use {fmt.name}:{path}{without}"
 
-# %% ../../nbs/03_data/55_formats.ipynb #07b39b10
-def format_of(source: str) -> Format | None:
-    "The format that the source `source` names: `kmhas`, `kmhas:PATH`, `kmhas?split=train`."
-    return FORMATS.get(source.partition("?")[0].partition(":")[0])
+# %% ../../nbs/03_data/55_formats.ipynb #f719cceb
+def format_of(source: str, listed: Mapping[str, Listed] | None = None) -> Format | None:
+    """The format that the source `source` names: as `kmhas`, `kmhas:PATH`, `kmhas?split=train`, by
+    its hub id, or in `listed`, the tables of sources.toml."""
+    name = nfc(source).strip().partition("?")[0]
+    if listed and name in listed:
+        return FORMATS.get(str(listed[name].said.get("format")))
+    kind, _, rest = name.partition(":")
+    if kind == "hub":
+        return next((f for f in FORMATS.values() if f.hub and f.hub == rest.partition(":")[0]), None)
+    return FORMATS.get(kind)
 
 def check_licences(settings: Settings) -> list[str]:
     """What the licences of the sources that are only tested on forbid, a sentence each.
 
     Raises DataError if a source that would be trained on has such a licence, and its format is not
     among `allow_restricted_licences`."""
-    notes = []
+    notes, listed = [], listed_sources(settings)
     for names, trained in ((settings.sources, True), (settings.train_sources, True),
                            (settings.test_sources, False)):
         for name in names:
-            fmt = format_of(name)
+            fmt = format_of(name, listed)
             if fmt is None or not fmt.restrictions:
                 continue
             why = "; ".join(RESTRICTIONS[r] for r in fmt.restrictions)

@@ -16,7 +16,9 @@ from fastcore.basics import patch
 
 from ..core.config import Settings
 from .grouping import find_overlap, fingerprints
-from .readers import DataError, load_source
+from .raw_files import DataError
+from .readers import load_source
+from .source_specs import as_variants
 
 # %% ../../nbs/03_data/80_train_only.ipynb #0acc72bd
 def attack_rules(attack: str | None) -> tuple[str, ...]:
@@ -106,7 +108,7 @@ def train_only_rows(settings: Settings, read: pd.DataFrame, drawn: pd.DataFrame,
 
     `read`: all rows of the other sources (sha, group); `drawn`: those with a split; `fp`: their
     fingerprints, by the same index. Raises DataError for a variant of a held-out rule."""
-    sources = [load_source(name, settings) for name in settings.train_sources]
+    sources = [load_source(as_variants(name), settings) for name in settings.train_sources]
     rows = pd.concat([s.frame for s in sources], ignore_index=True)
     rows.index += int(read.index.max()) + 1
     _refuse_held_out(rows, settings.train_excludes)

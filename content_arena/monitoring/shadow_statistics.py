@@ -20,7 +20,7 @@ from scipy.special import betaln, xlog1py, xlogy
 from sklearn.metrics import cohen_kappa_score
 
 from ..core.config import Settings
-from .feedback import Estimate, confirmed_labels
+from .feedback import Estimate, Feedback
 from ..core.statistics import count_patterns, metrics_of, wilson_interval
 from ..store.events import EventStore, store_address
 from ..store.schema import StoreError
@@ -185,7 +185,7 @@ class ShadowEvaluator:
         newest = self.store.read("shadow", since=since, until=until, limit=1, match=match)
         pair = (champion, challenger) if newest.empty else tuple(
             newest.loc[0, ["champion_version", "challenger_version"]])
-        truth = confirmed_labels(self.store, self.settings, until=until)
+        truth = Feedback(self.store, self.settings).confirmed(until=until)
         rows, labelled, others = _collect(self.store, pair,
                                           truth.set_index("text_sha256").label,
                                           dict(since=since, until=until))

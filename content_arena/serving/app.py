@@ -389,7 +389,7 @@ def create_app(settings: Settings, secrets: Secrets | None = None,
     app.include_router(feedback_routes(service))
     app.include_router(operations_routes(service))
     guard = lambda request: authorise(request, service)
-    app.include_router(sample_routes(lambda: EventStore(settings, service.secrets), guard,
+    app.include_router(sample_routes(lambda: EventStore(settings, service.secrets), settings, guard,
                                      problems(400, 401, 403, 408, 413, 422, 503)))
     app.include_router(battle_routes(service.battles, guard,
                                      problems(400, 401, 403, 404, 408, 409, 413, 422, 429, 503)))

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..monitoring.feedback import draw_sample
+from ..core.config import Settings
+from ..monitoring.feedback import Feedback
 from .schemas import Problem
 from ..store.events import EventStore
 from ..store.schema import StoreError
@@ -42,7 +43,8 @@ class Sample(BaseModel):
     rows: list[Sampled]
 
 # %% ../../nbs/11_serving/70_labels.ipynb #644dfe82
-def sample_routes(open_store: Callable[[], EventStore], guard: Callable[[Request], None],
+def sample_routes(open_store: Callable[[], EventStore], settings: Settings,
+                  guard: Callable[[Request], None],
                   responses: dict[int | str, dict[str, Any]]) -> APIRouter:
     "`/api/v1/sample` from the store that `open_store` opens; `responses` are for OpenAPI."
     routes = APIRouter(prefix="/api/v1/sample", tags=["feedback"], responses=responses)
@@ -55,8 +57,8 @@ def sample_routes(open_store: Callable[[], EventStore], guard: Callable[[Request
         since = datetime.now(timezone.utc) - timedelta(hours=body.hours)
         try:
             with open_store() as store:
-                drawn = draw_sample(store, body.n, body.seed, since,
-                                    model_version=body.model_version, preview=preview)
+                drawn = Feedback(store, settings).draw(body.n, body.seed, since, preview=preview,
+                                                       model_version=body.model_version)
         except StoreError as e:
             raise Problem("store-unavailable", str(e), "ask again in a minute",
                           headers={"retry-after": "60"}) from e

@@ -42,8 +42,10 @@ from ..data.train_only import REASONS, TrainOnly, train_only_rows
 # %% ../../nbs/05_training/10_data_preparation.ipynb #3abfe6a2
 SPLITS = ("train", "valid", "test")
 _MODULES = ("core.hangul", "core.text", "data.embedded_texts", "data.embedded_corpus",
-            "data.tables", "data.source_specs", "data.readers", "data.grouping",
-            "data.train_only", "training.data_preparation")
+            "data.raw_files", "data.delimited", "data.json_tables", "data.tables",
+            "data.source_files", "data.source_specs", "data.public_files", "data.categories",
+            "data.formats", "data.rows", "data.readers", "data.grouping", "data.train_only",
+            "training.data_preparation")
 
 def _code_digest() -> str:
     return code_digest(_MODULES, unicodedata.unidata_version + texts_sha256())

@@ -40,7 +40,7 @@ from ..training.tracking import connect, log_json
 def learning_from(settings: Settings, samples: Path, split: FamilySplit) -> Settings:
     "`settings` with the file `samples` to train on too, and without the held-out rules of `split`."
     root, file = settings.root.resolve(), samples.resolve()
-    source = f"jsonl:{file.relative_to(root) if file.is_relative_to(root) else file}"
+    source = f"variants:{file.relative_to(root) if file.is_relative_to(root) else file}"
     return settings.model_copy(update={
         "train_sources": (*settings.train_sources, source),
         "train_excludes": tuple(r.name for r in split.rules(held_out=True))})

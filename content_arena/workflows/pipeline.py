@@ -27,6 +27,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from ..core.config import Settings, load_settings
 from ..core.files import write_json
+from ..core.settings import join_names
 from ..mlops.model_registry import ModelRegistry
 from .run_outcome import note_failure, note_success
 from .stage_kernel import StageKernel, interruptible
@@ -87,7 +88,7 @@ def _new_run(settings: Settings) -> Path:
     folder = settings.path("runs_dir") / name
     folder.mkdir(parents=True)
     values = {
-        k: ",".join(v) if isinstance(v, tuple) else v for k, v in settings.model_dump().items()
+        k: join_names(v) if isinstance(v, tuple) else v for k, v in settings.model_dump().items()
     }
     write_json(folder / "settings.json", {"profile": settings.profile, "values": values})
     write_json(
@@ -180,7 +181,7 @@ def run_stage(notebook: Path, run_folder: Path, settings: Settings) -> Path:
     KeyboardInterrupt after Ctrl-C, when the kernel has ended."""
     names = declared_parameters(notebook)
     values = {n: getattr(settings, n) for n in names if n != "run_dir"}
-    values = {n: ",".join(v) if isinstance(v, tuple) else v for n, v in values.items()}
+    values = {n: join_names(v) if isinstance(v, tuple) else v for n, v in values.items()}
     output = run_folder / notebook.name
     kernel = StageKernel(output.with_suffix(".kernel.log"))
     with interruptible(kernel):

@@ -17,9 +17,9 @@ import pandas as pd
 
 from ..core.config import Settings
 from ..monitoring.drift import measure_drift
-from ..monitoring.feedback import confirmed_labels, estimate_quality
+from ..monitoring.feedback import Feedback
 from ..store.events import EventStore
-from ..data.readers import problem_of
+from ..data.rows import problem_of
 
 # %% ../../nbs/13_workflows/60_retrain_triggers.ipynb #cc242afa
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _capped(rows: pd.DataFrame, by: str, share: float) -> pd.DataFrame:
 def new_samples(situation: Situation) -> pd.DataFrame:
     "Confirmed labels since the last run that may be trained on: text_sha256, text, label, ..."
     store, settings, until = situation.store, situation.settings, situation.now
-    labels = confirmed_labels(store, settings, since=situation.last_run, until=until)
+    labels = Feedback(store, settings).confirmed(situation.last_run, until)
     usable = labels.text.map(lambda t: not problem_of(t, settings.max_text_chars)).astype(bool)
     labels = labels[usable]
     if labels.empty:
@@ -108,8 +108,8 @@ def check_new_samples(situation: Situation) -> Trigger:
 def check_f1_drop(situation: Situation) -> Trigger:
     "How far F1 in the traffic (upper end of its interval) lies below the champion's F1."
     limit = situation.settings.retrain_f1_drop
-    q = estimate_quality(situation.store, situation.settings, since=situation.last_run,
-                         until=situation.now, model_version=situation.champion or None)
+    feedback = Feedback(situation.store, situation.settings)
+    q = feedback.quality(situation.last_run, situation.now, situation.champion or None)
     if situation.champion_f1 is None or np.isnan(q.f1.high):
         why = "the champion's F1 is unknown" if situation.champion_f1 is None else \
             f"{q.labelled} of {q.requested} requested labels came back, too few for an estimate"

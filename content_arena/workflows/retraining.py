@@ -92,7 +92,7 @@ def learn_labels(situation: Situation) -> Learnt:
         return situation.settings, {"labels": 0}
     labelled = sorted(zip(rows.text, map(int, rows.label)))
     file = keep_rows(situation.settings, [{"text": t, "label": y} for t, y in labelled])
-    sources = (*situation.settings.train_sources, f"jsonl:{file}")
+    sources = (*situation.settings.train_sources, f"variants:{file}")
     return situation.settings.model_copy(update={"train_sources": sources}), {"labels": len(rows)}
 
 # %% ../../nbs/13_workflows/70_retraining.ipynb #f7f62e64

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 
 from ..core.config import Settings
 from ..core.files import write_json
+from ..core.settings import join_names
 from ..monitoring.drift import DriftReport, expected_f1, measure_drift, quality_metrics
-from ..monitoring.feedback import Quality, estimate_quality
+from ..monitoring.feedback import Feedback, Quality
 from ..monitoring.run_metrics import publish
 from ..monitoring.shadow_statistics import ShadowEvaluator, ShadowReport
 from .pipeline import notebooks_dir, run_stage
@@ -114,7 +115,7 @@ def collect(store: EventStore, settings: Settings, *, champion_f1: float | None 
     return Week(
         since, until, window.traffic(),
         ShadowEvaluator(store, settings).report(since, until),
-        measure_drift(store, settings, until), estimate_quality(store, settings, since, until),
+        measure_drift(store, settings, until), Feedback(store, settings).quality(since, until),
         expected_f1(scored.toxic_score, scored.is_toxic.astype(bool)),
         window.battles(), window.retraining(), window.moves(history or []),
         check_all(Situation(store, settings, until, since, champion_f1)))
@@ -167,7 +168,7 @@ def write_report(settings: Settings) -> Path:
     name = datetime.now(timezone.utc).strftime("monitor-%Y%m%d-%H%M%S-") + secrets.token_hex(2)
     folder = settings.path("runs_dir") / name
     folder.mkdir(parents=True)
-    values = {k: ",".join(v) if isinstance(v, tuple) else v
+    values = {k: join_names(v) if isinstance(v, tuple) else v
               for k, v in settings.model_dump().items()}
     write_json(folder / "settings.json", {"profile": settings.profile, "values": values})
     return run_stage(notebook, folder, settings).with_suffix(".html")

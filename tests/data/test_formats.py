@@ -3,7 +3,9 @@
 import hashlib
 import json
 import re
+import sys
 import threading
+import types
 from dataclasses import replace
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +19,8 @@ from content_arena.data import readers
 from content_arena.data.categories import CATEGORIES, SEVERITIES, CategoryMap, SeverityMap
 from content_arena.data.formats import FORMATS, check_licences, describe_formats, looks_like
 from content_arena.data.public_files import PublicFile, find_public_file
-from content_arena.data.readers import DataError, load_source
+from content_arena.data.raw_files import DataError
+from content_arena.data.readers import load_source, load_unlabelled
 
 
 @pytest.fixture
@@ -46,9 +49,7 @@ def table(rows: list[tuple], separator: str = ",") -> str:
     return "".join(separator.join(row) + "\n" for row in quoted)
 
 
-UNSMILE_HEAD = (
-    "문장\t여성/가족\t남성\t성소수자\t인종/국적\t연령\t지역\t종교\t기타 혐오\t악플/욕설\tclean\t개인지칭"
-)
+UNSMILE_HEAD = "문장\t여성/가족\t남성\t성소수자\t인종/국적\t연령\t지역\t종교\t기타 혐오\t악플/욕설\tclean\t개인지칭"
 KOLD_ROWS = [
     {"guid": "k0", "title": "제목", "comment": "좋아요", "OFF": False, "TGT": None, "GRP": None},
     {
@@ -98,7 +99,12 @@ INVENTED = {
     ),
     "kmhas": (
         "document\tlabel\n반갑다\t8\n늙은 것들\t4\n정치도 욕도\t2,3\n고향 탓\t0\n",
-        [(0, [], None), (1, ["age"], None), (1, ["politics", "profanity"], None), (1, ["origin"], None)],
+        [
+            (0, [], None),
+            (1, ["age"], None),
+            (1, ["politics", "profanity"], None),
+            (1, ["origin"], None),
+        ],
     ),
     "unsmile": (
         UNSMILE_HEAD + "\n고맙다\t0\t0\t0\t0\t0\t0\t0\t0\t0\t1\t0\n"
@@ -346,10 +352,57 @@ def test_file_behind_a_login_says_where_to_get_it(home):
         load_source("jigsaw", at(home))
 
 
+def test_name_that_is_nearly_a_format_says_which(home):
+    with pytest.raises(DataError, match=r"'kmhass?' is unknown; did you mean kmhas\?; accepted"):
+        load_source("kmhass", at(home))
+
+
+class HubTable(dict):
+    "What `datasets.load_dataset` gives."
+
+    info = types.SimpleNamespace(license="")
+
+    @property
+    def column_names(self):
+        return list(self)
+
+
+def test_format_is_read_from_the_hub_by_its_id_there(home, monkeypatch):
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        if name == "google/civil_comments":
+            rows = {"text": ["fine", "fool"], "toxicity": [0.1, 0.8]}
+            return HubTable(rows | {c: [0.0, 0.6] for c in ("obscene", "threat", "insult")})
+        if name == "jeanlee/kmhas_korean_hate_speech":
+            return HubTable(text=["반갑다", "정치도 욕도"], label=[[8], [2, 3]])
+        return HubTable(text=["a"], label=["b"])
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    read = load_source("civil_comments", at(home))
+    assert said(read.frame) == [(0, [], None), (1, ["insult", "profanity", "threat"], None)]
+    assert read.licence == "CC0" and set(read.frame.source) == {"civil_comments"}
+    read = load_source("kmhas:hub", at(home))
+    assert said(read.frame) == [(0, [], None), (1, ["politics", "profanity"], None)]
+    load_source("kmhas:hub?split=train,test", at(home))
+    kmhas = "jeanlee/kmhas_korean_hate_speech"
+    assert asked == [
+        ("google/civil_comments", "train"),
+        (kmhas, "validation"),
+        (kmhas, "train"),
+        (kmhas, "test"),
+    ]
+    with pytest.raises(DataError, match="beep:hub: BEEP! is not on the hub"):
+        load_source("beep:hub", at(home))
+    with pytest.raises(DataError, match="this is Korean UnSmile: use unsmile:hub"):
+        load_source("hub:smilegate-ai/kor_unsmile", at(home, hub_label_column="hate"))
+
+
 # Recognition --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", set(INVENTED) - {"curse", "toxic_chat", "civil_comments"})
+@pytest.mark.parametrize("name", [n for n in INVENTED if n != "curse"])  # which has no header
 def test_plain_file_of_a_known_format_is_named(home, name):
     (home / "mine.txt").write_text(INVENTED[name][0], encoding="utf-8")
     with pytest.raises(DataError, match=f"looks like {FORMATS[name].title}.*use {name}:mine.txt"):
@@ -368,6 +421,21 @@ def test_renamed_kmhas_is_refused_with_its_label_counts_and_a_hint(home):
         assert re.search(rf"{label}'?\D{{1,4}}{n}\b", message), (label, n, message)
 
 
+@pytest.mark.parametrize("name", ["kmhas", "kodoli", "beep", "hatecheck"])
+def test_what_the_hint_says_is_what_helps(home, name):
+    "Whoever has renamed the columns gets a name that reads the file whole, categories and all."
+    text, rows = INVENTED[name]
+    spec = FORMATS[name].layouts[0]
+    head, rest = text.split("\n", 1)
+    for columns in (("text", "label"), ("말", "분류")):
+        renamed = head.replace(spec.text[0], columns[0]).replace(spec.label[0], columns[1])
+        (home / "mine.txt").write_text(f"{renamed}\n{rest}" + rest * 4, encoding="utf-8")
+        with pytest.raises(DataError) as error:
+            load_source("file:mine.txt", at(home))
+        (said_name,) = re.findall(rf"use ({name}:mine.txt\S*)", str(error.value))
+        assert said(load_source(said_name, at(home)).frame) == rows * 5, said_name
+
+
 @pytest.mark.parametrize(
     "columns, cells",
     [
@@ -375,13 +443,47 @@ def test_renamed_kmhas_is_refused_with_its_label_counts_and_a_hint(home):
         (("text", "label"), {"label": ["0", "1", "2"]}),
         (("text", "label"), {"label": ["정상", "혐오"]}),
         (("comment", "rating"), {"rating": [str(n) for n in range(1, 6)]}),
-        (("id", "document", "label"), {"label": ["0", "1"]}),
+        (("id", "comment", "label"), {"label": ["0", "1"]}),
         (("text", "label"), {"label": ["none", "hate"]}),
         ((), {}),
     ],
 )
 def test_ordinary_file_looks_like_no_format(columns, cells):
     assert looks_like(columns, cells) is None
+
+
+@pytest.mark.parametrize(
+    "text, columns",
+    [
+        ("좋은 날이다 정말|0\n" + "이런 바보가 다 있나|1\n아니다|0\n" * 5, "text,label"),
+        ("정말로 좋은 날이다 오늘은\n" + "이런 바보가 다 있나 싶다\n" * 5, "text"),
+    ],
+)
+def test_first_comment_is_not_shown_as_a_header(home, text, columns):
+    (home / "mine.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        load_source("file:mine.txt", at(home))
+    assert f"file:mine.txt?columns={columns}" in str(error.value)
+    assert "날이다" not in str(error.value)
+
+
+def test_film_ratings_are_not_taken_for_labels(home):
+    rows = "".join(f"{i}\t영화평 {i}\t{i % 2}\n" for i in range(9))
+    (home / "ratings.txt").write_text("id\tdocument\tlabel\n" + rows, encoding="utf-8")
+    with pytest.raises(DataError, match="looks like NSMC.*use nsmc:ratings.txt.*unlabelled"):
+        load_source("file:ratings.txt", at(home))
+    for name in ("nsmc:ratings.txt", "nsmc?split=train"):
+        (home / "ratings_train.txt").write_text("id\tdocument\tlabel\n" + rows, encoding="utf-8")
+        read = load_unlabelled(name, at(home, data_dir=str(home)))
+        assert read.frame.text.tolist() == [f"영화평 {i}" for i in range(9)]
+
+
+@pytest.mark.parametrize("name", ["kmhas", "unsmile", "beep"])
+def test_format_is_known_in_a_copy_saved_by_a_spreadsheet(home, name):
+    rows = [line.split("\t") for line in INVENTED[name][0].splitlines()]
+    (home / "copy.csv").write_text(table(rows), encoding="cp949")
+    read = load_source(f"{name}:copy.csv", at(home))
+    assert said(read.frame) == INVENTED[name][1] and any("cp949" in s for s in read.assumed)
 
 
 # The vocabulary, the table, the licences ----------------------------------------------------------
@@ -404,8 +506,19 @@ def test_no_hash_is_known_for_what_was_never_here():
     stated = {"kold_v1.json"}  # in its Git LFS pointer
     files = [f for fmt in FORMATS.values() for part in fmt.splits.values() for f in part]
     known = {f.name for f in files if f.sha256} - stated
-    tested = {"beep_train.tsv", "beep_dev.tsv", "beep_unlabeled.txt", "curse.txt", "apeach_test.csv"}
-    assert known == tested | {"davidson.csv", "kodoli.csv", "kmhas_valid.txt", "nsmc_unlabeled.parquet"}
+    tested = {
+        "beep_train.tsv",
+        "beep_dev.tsv",
+        "beep_unlabeled.txt",
+        "curse.txt",
+        "apeach_test.csv",
+    }
+    assert known == tested | {
+        "davidson.csv",
+        "kodoli.csv",
+        "kmhas_valid.txt",
+        "nsmc_unlabeled.parquet",
+    }
     assert len({f.name for f in files}) == len(files), "two sets would share a file in data_dir"
 
 
@@ -418,6 +531,14 @@ def test_restricted_licence_is_tested_on_but_not_trained_on_unasked(home, name):
     assert note.startswith(name)
     allowed = at(home, sources=f"embedded,{name}", allow_restricted_licences=name)
     assert len(check_licences(allowed)) == 1
+
+
+def test_licence_is_seen_behind_other_names_too(home):
+    (home / "sources.toml").write_text('[ours]\npath = "a.tsv"\nformat = "unsmile"\n')
+    for name in ("ours", "ours?lang=ko", "hub:smilegate-ai/kor_unsmile:valid", "unsmile:hub"):
+        with pytest.raises(DataError, match="Korean UnSmile .*is not trained on"):
+            check_licences(at(home, sources=name))
+    assert check_licences(at(home, sources="hub:owner/unsmile,file:unsmile.tsv")) == []
 
 
 def test_free_licences_need_no_permission(home):
@@ -515,11 +636,24 @@ def test_categories_and_severity_of_the_real_sets():
     assert by_name("kmhas").frame.label.sum() == 8776 - 4887
     raw = pd.read_csv(data("kmhas_valid.txt"), sep="\t", dtype=str, quoting=3)
     classes = raw.label.str.split(",").explode().value_counts()
-    written = dict(zip("01234567", "origin appearance politics profanity age gender race religion".split()))
+    written = dict(
+        zip("01234567", "origin appearance politics profanity age gender race religion".split())
+    )
     assert count("kmhas") == {written[k]: int(n) for k, n in classes.items() if k != "8"}
-    assert count("beep") == {"other": 1516 + 62, "gender": 1232 + 67} or by_name("beep")
+    beep = by_name("beep").frame
+    raw = pd.concat(
+        pd.read_csv(data(f"beep_{part}.tsv"), sep="\t", quoting=3) for part in ("train", "dev")
+    )
+    biased = raw[raw.hate != "none"].bias.value_counts()
+    assert count("beep") == {"other": biased.others, "gender": biased.gender}
+    steps = {"none": 0, "offensive": 1, "hate": 2}
+    assert beep.severity.tolist() == raw.hate.map(steps).tolist()
     assert by_name("kodoli").frame.severity.value_counts().to_dict() == {0: 25241, 1: 5608, 2: 7676}
-    assert by_name("davidson").frame.severity.value_counts().to_dict() == {0: 4163, 1: 19190, 2: 1430}
+    assert by_name("davidson").frame.severity.value_counts().to_dict() == {
+        0: 4163,
+        1: 19190,
+        2: 1430,
+    }
     assert by_name("curse").frame.categories.isna().all()
     for name in ("kmhas", "beep", "apeach"):
         frame = by_name(name).frame
@@ -530,7 +664,9 @@ def test_categories_and_severity_of_the_real_sets():
 @pytest.mark.needs("data")
 def test_real_kmhas_with_a_renamed_header_is_refused(tmp_path):
     text = Path(data("kmhas_valid.txt")).read_text(encoding="utf-8")
-    (tmp_path / "comments.csv").write_text(text.replace("document\t", "text\t", 1), encoding="utf-8")
+    (tmp_path / "comments.csv").write_text(
+        text.replace("document\t", "text\t", 1), encoding="utf-8"
+    )
     with pytest.raises(DataError) as error:
         load_source(f"csv:{tmp_path}/comments.csv", real())
     for part in ("4,887", "looks like K-MHaS", "use kmhas:"):
@@ -538,6 +674,19 @@ def test_real_kmhas_with_a_renamed_header_is_refused(tmp_path):
 
 
 @pytest.mark.needs("data")
-@pytest.mark.parametrize("name, rows", [("beep_unlabeled", 33893), ("nsmc", 712383)])
-def test_unlabelled_sets_are_read_by_name_and_as_plain_files(name, rows):
-    pass
+@pytest.mark.parametrize(
+    "name, rows, plain",
+    [
+        ("beep_unlabeled", 33893, "beep_unlabeled.txt?columns=text&lang=ko"),
+        pytest.param("nsmc", 712383, "nsmc_unlabeled.parquet?lang=ko", marks=[pytest.mark.slow]),
+    ],
+)
+def test_unlabelled_sets_are_read_by_name_and_as_plain_files(name, rows, plain):
+    named = load_unlabelled(name, real())
+    assert len(named.frame) + len(named.bad) == named.read == rows and len(named.bad) == 0
+    pd.testing.assert_frame_equal(
+        load_unlabelled(f"file:{data(plain)}", real()).frame[["text", "line", "lang"]],
+        named.frame[["text", "line", "lang"]],
+    )
+    with pytest.raises(DataError, match=f"{name}: has no labels"):
+        load_source(name, real())

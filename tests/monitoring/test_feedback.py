@@ -15,20 +15,11 @@ from content_arena.cli.main import app
 from content_arena.core.config import load_settings
 from content_arena.mlops.evaluator import evidence_record
 from content_arena.monitoring import feedback
-from content_arena.monitoring.feedback import (
-    Estimate,
-    confirmed_labels,
-    draw_sample,
-    estimate_quality,
-    label_counts,
-    labels_by_text,
-    quarantine,
-    strata_of,
-    stratified_quality,
-)
+from content_arena.monitoring.feedback import Estimate, Feedback, strata_of, stratified_quality
+from content_arena.monitoring.label_intake import FILE_OUTCOMES
 from content_arena.monitoring.shadow_statistics import ShadowEvaluator
 from content_arena.store.events import EventStore, text_sha256
-from content_arena.store.labels import add_labels
+from content_arena.store.labels import join_labels, rows_in
 from content_arena.store.writer import EventWriter
 
 pytestmark = pytest.mark.long(50)
@@ -58,7 +49,7 @@ def label(i, value, source="user", reviewer=None, minute=0) -> dict:
 
 
 def states(store) -> dict:
-    labels = labels_by_text(store, SETTINGS)
+    labels = Feedback(store, SETTINGS).by_text()
     return {
         s: (r.state, None if r.label is None or r.state == "conflicting" else int(r.label))
         for s, r in zip(labels.text_sha256, labels.itertuples())
@@ -96,29 +87,31 @@ def test_conflicting_labels_are_kept_and_resolved(store):
         sha(6): ("confirmed", 1),
     }
     assert len(store.read("feedback")) == 31  # the one who changed their mind said one thing
-    assert set(quarantine(store, SETTINGS).text_sha256) == {sha(2), sha(5)}
+    assert set(Feedback(store, SETTINGS).quarantined().text_sha256) == {sha(2), sha(5)}
 
 
 def test_one_user_with_many_labels_changes_nothing(store):
     store.add("feedback", [label(i, 1, "moderator", "mo") for i in range(20)])
-    before = confirmed_labels(store, SETTINGS)
+    before = Feedback(store, SETTINGS).confirmed()
     store.add("feedback", [label(0, 0, "user", "mallory", i) for i in range(50)])
     store.add("feedback", [label(i, 0, "user", "mallory") for i in range(500)])
     store.add("feedback", [label(i, 0, "user", None, m) for i in range(40) for m in range(5)])
-    assert confirmed_labels(store, SETTINGS).equals(before)
+    assert Feedback(store, SETTINGS).confirmed().equals(before)
 
 
 def test_the_quorum_is_a_setting(store):
     store.add("feedback", [label(1, 1, "user", "a")])
     alone = load_settings(env={}, feedback_quorum=1, trusted_sources="robot")
-    assert confirmed_labels(store, SETTINGS).empty and len(confirmed_labels(store, alone)) == 1
+    assert (
+        Feedback(store, SETTINGS).confirmed().empty and len(Feedback(store, alone).confirmed()) == 1
+    )
 
 
 def test_a_window_chooses_texts_and_not_votes(store):
     store.add("feedback", [label(1, 1, "user", f"u{i}", minute=i) for i in range(3)])
     late = dict(since=NOON + timedelta(minutes=2))
-    assert confirmed_labels(store, SETTINGS, **late).votes.tolist() == [3]
-    assert confirmed_labels(store, SETTINGS, until=NOON + timedelta(minutes=2)).empty
+    assert Feedback(store, SETTINGS).confirmed(**late).votes.tolist() == [3]
+    assert Feedback(store, SETTINGS).confirmed(until=NOON + timedelta(minutes=2)).empty
 
 
 # --- the sample ----------------------------------------------------------------------------------
@@ -150,7 +143,11 @@ def test_every_prediction_is_drawn_with_the_probability_that_is_noted(tmp_path):
     with EventStore.open(f"sqlite:///{tmp_path / 'events.db'}") as store:
         fill(store, [i < 10 for i in range(100)])
         for seed in range(100):
-            for i in draw_sample(store, 20, seed, until=NOON + timedelta(hours=1)).prediction_id:
+            for i in (
+                Feedback(store, SETTINGS)
+                .draw(20, seed, until=NOON + timedelta(hours=1))
+                .prediction_id
+            ):
                 times[i] += 1
         asked = store.read("label_requests")
     assert asked.groupby("stratum").probability.unique().map(list).to_dict() == {
@@ -166,9 +163,9 @@ def test_a_census_gives_the_quality_exactly(store):
     rng = np.random.default_rng(0)
     toxic, flagged = rng.random(300) < 0.3, rng.random(300) < 0.4
     fill(store, flagged)
-    assert len(draw_sample(store, 1000)) == 300
+    assert len(Feedback(store, SETTINGS).draw(1000)) == 300
     store.add("feedback", [label(i, int(t), "audit", "ada") for i, t in enumerate(toxic)])
-    q = estimate_quality(store, SETTINGS)
+    q = Feedback(store, SETTINGS).quality()
     hit = (toxic & flagged).sum()
     for estimate, true in (
         (q.precision, hit / flagged.sum()),
@@ -299,12 +296,12 @@ def test_looking_at_more_comments_moves_no_figure(store):
     flagged = toxic ^ (rng.random(903) < 0.1)
     fill(store, flagged)
     label_all(store, toxic, range(903))
-    weekly = draw_sample(store, 1000)
-    truth = estimate_quality(store, SETTINGS)
+    weekly = Feedback(store, SETTINGS).draw(1000)
+    truth = Feedback(store, SETTINGS).quality()
     assert truth.f1 == pytest.approx((f1_score(toxic, flagged),) * 3)
     for n, seed in ((10, 0), (3, 0), (3, 1), (100, 5), (1000, 0)):
-        draw_sample(store, n, seed)
-        again = estimate_quality(store, SETTINGS)
+        Feedback(store, SETTINGS).draw(n, seed)
+        again = Feedback(store, SETTINGS).quality()
         assert (again.f1, again.labelled, again.population) == (truth.f1, 903, 903)
     assert len(weekly) == 903
 
@@ -315,27 +312,27 @@ def test_drawing_again_asks_for_nothing_and_changes_nothing(store):
     toxic = rng.random(2000) < 0.2
     fill(store, toxic ^ (rng.random(2000) < 0.1))
     week = dict(until=NOON + timedelta(hours=1))
-    label_all(store, toxic, drawn(draw_sample(store, 200, **week)))
-    before = estimate_quality(store, SETTINGS)
-    assert set(drawn(draw_sample(store, 200, until=NOON + timedelta(hours=2)))) == set(
-        drawn(draw_sample(store, 200, **week))
+    label_all(store, toxic, drawn(Feedback(store, SETTINGS).draw(200, **week)))
+    before = Feedback(store, SETTINGS).quality()
+    assert set(drawn(Feedback(store, SETTINGS).draw(200, until=NOON + timedelta(hours=2)))) == set(
+        drawn(Feedback(store, SETTINGS).draw(200, **week))
     )
     for n in (10, 3, 3, 120):  # smaller: these are labelled already
-        draw_sample(store, n, until=NOON + timedelta(hours=3 + n))
-        assert estimate_quality(store, SETTINGS).f1 == pytest.approx(before.f1, rel=1e-9)
+        Feedback(store, SETTINGS).draw(n, until=NOON + timedelta(hours=3 + n))
+        assert Feedback(store, SETTINGS).quality().f1 == pytest.approx(before.f1, rel=1e-9)
     half = NOON + timedelta(seconds=1000)
     more = [
-        draw_sample(store, 100, seed=4, since=half),
-        draw_sample(store, 400, seed=5),
-        draw_sample(store, 450),
+        Feedback(store, SETTINGS).draw(100, seed=4, since=half),
+        Feedback(store, SETTINGS).draw(400, seed=5),
+        Feedback(store, SETTINGS).draw(450),
     ]  # not labelled yet
-    waits = estimate_quality(store, SETTINGS)
+    waits = Feedback(store, SETTINGS).quality()
     assert (waits.labelled, waits.open_draws) == (before.labelled, 3)
     assert waits.f1 == pytest.approx(before.f1, rel=1e-9)
     for rows in more:
         label_all(store, toxic, drawn(rows))
-    labelled = estimate_quality(store, SETTINGS)
-    ids = set(drawn(draw_sample(store, 200, **week))).union(*map(drawn, more))
+    labelled = Feedback(store, SETTINGS).quality()
+    ids = set(drawn(Feedback(store, SETTINGS).draw(200, **week))).union(*map(drawn, more))
     assert (labelled.labelled, labelled.open_draws, labelled.population) == (len(ids), 0, 2000)
     assert labelled.f1.high - labelled.f1.low < 0.8 * (before.f1.high - before.f1.low)
     assert before.f1.low < labelled.f1.value < before.f1.high
@@ -373,8 +370,8 @@ def test_draws_of_an_older_database_are_read_as_they_were(store):
     "Rows without seed and window, as revision 0001 had them: one draw, and its estimate of then."
     toxic, flagged = [i % 5 == 0 for i in range(1000)], [i % 4 == 0 for i in range(1000)]
     fill(store, flagged)
-    label_all(store, toxic, drawn(draw_sample(store, 200)))
-    now = estimate_quality(store, SETTINGS)
+    label_all(store, toxic, drawn(Feedback(store, SETTINGS).draw(200)))
+    now = Feedback(store, SETTINGS).quality()
     with store.engine.begin() as connection:
         connection.execute(
             sa.text(
@@ -382,12 +379,12 @@ def test_draws_of_an_older_database_are_read_as_they_were(store):
                 " window_until = null, window_version = null"
             )
         )
-    old = estimate_quality(store, SETTINGS)
+    old = Feedback(store, SETTINGS).quality()
     assert (old.labelled, old.requested, old.open_draws) == (200, 200, 0)
     assert 0.95 * now.population < old.population <= now.population == 1000
     assert old.f1 == pytest.approx(now.f1, abs=0.02)
-    draw_sample(store, 40)
-    assert estimate_quality(store, SETTINGS).f1 == pytest.approx(now.f1, abs=0.02)
+    Feedback(store, SETTINGS).draw(40)
+    assert Feedback(store, SETTINGS).quality().f1 == pytest.approx(now.f1, abs=0.02)
 
 
 def test_a_version_has_its_own_quality(store):
@@ -409,11 +406,11 @@ def test_a_version_has_its_own_quality(store):
             for i in range(100)
         ],
     )
-    draw_sample(store, 1000, model_version="3")
-    draw_sample(store, 1000)
+    Feedback(store, SETTINGS).draw(1000, model_version="3")
+    Feedback(store, SETTINGS).draw(1000)
     label_all(store, [i % 2 == 0 for i in range(100)], range(100))
     right, wrong, both = (
-        estimate_quality(store, SETTINGS, model_version=v) for v in ("3", "4", None)
+        Feedback(store, SETTINGS).quality(model_version=v) for v in ("3", "4", None)
     )
     assert (right.f1.value, wrong.f1.value, both.f1.value) == (1, 0, 0.5)
     assert (right.population, wrong.population, both.population) == (100, 100, 200)
@@ -539,27 +536,28 @@ def test_every_row_of_a_file_is_accounted_for(store, store_url, tmp_path):
         f",{sha(6)},7,ann",
         f"p1,{sha(0)},1,ann",
         "p1,,0,",
-        "p1,,1,",
+        "p1,,0,",
     ]
     table = "prediction_id,text_sha256,label,reviewer\n" + "\n".join(rows)
     code, said = add_file(store_url, tmp_path, table)
-    counts = {k: said[k] for k in ("added", "replaced", "unknown", "refused")}
-    assert (code, counts) == (1, {"added": 3, "replaced": 2, "unknown": 1, "refused": 3})
-    assert sum(counts.values()) == len(rows)
-    assert [p["line"] for p in said["problems"]] == [3, 6, 7, 8]
-    assert "p-none is unknown, or older than 90 days" in said["problems"][1]["reason"]
-    assert "not of the same comment" in said["problems"][3]["reason"]
+    counts = {k: n for k in FILE_OUTCOMES if (n := said[k])}
+    assert code == 1
+    assert counts == {"added": 2, "duplicate": 1, "conflicting": 2, "unknown": 1, "refused": 3}
+    assert sum(counts.values()) == said["read"] == len(rows)
+    assert [p["line"] for p in said["problems"]] == [3, 4, 5, 6, 7, 8, 10]
+    assert "p-none is unknown, or older than 90 days" in said["problems"][3]["reason"]
+    assert "not of the same comment" in said["problems"][5]["reason"]
     kept = {
         (r.text_sha256, r.reviewer if isinstance(r.reviewer, str) else None): r.label
         for r in store.read("feedback").itertuples()
     }
-    assert kept == {(sha(5), "ann"): 1, (sha(0), "ann"): 0, (sha(1), None): 1}
+    assert kept == {(sha(5), "ann"): 1, (sha(1), None): 0}
     code, again = add_file(store_url, tmp_path, table)  # mended or not: no row is doubled
-    assert (again["added"], again["replaced"]) == (0, 5) and len(store.read("feedback")) == 3
+    assert (again["added"], again["unchanged"]) == (0, 2) and len(store.read("feedback")) == 2
     for odd, says in (
         ("label,label\n1,0\n", "column label is there more than once"),
         ("text_sha256,lable\n", "no column label"),
-        ("", "no column label"),
+        ("", "empty"),
     ):
         assert says in add_file(store_url, tmp_path, odd)[1]
 
@@ -586,7 +584,7 @@ def test_a_label_for_a_prediction_that_does_not_exist_is_refused_by_name(
     lost = add("p-none")
     assert lost.exit_code == 1 and "0 added" in lost.output and "p-none" in lost.output
     assert store.read("feedback").empty
-    assert [add("p0").exit_code, "1 replaced" in add("p0").output] == [0, True]
+    assert [add("p0").exit_code, "1 unchanged" in add("p0").output] == [0, True]
     assert len(store.read("feedback")) == 1
 
 
@@ -650,18 +648,19 @@ def test_one_label_per_reviewer_and_comment_in_every_figure(store, store_url, tm
     labels += [
         dict(prediction_id="p1", label=v, source="moderator", reviewer="ann") for v in (1, 0)
     ]
-    taken = add_labels(store, labels, tmp_path, 90, 0)
+    taken = join_labels(labels, rows_in(store, tmp_path), 90, 0)
+    store.add("feedback", [t.row for t in taken])
     assert [t.outcome for t in taken].count("added") == 4
     settings = load_settings(env={}, store_text=True)
-    assert label_counts(store, settings) == {"counted": 4, "repeated": 4, "unknown": 1}
+    assert Feedback(store, settings).counts() == {"counted": 4, "repeated": 4, "unknown": 1}
     said = json.loads(run(store_url, "feedback", "report", "--json"))
     assert said["labels"] == {"counted": 4, "repeated": 4, "unknown": 1}
     assert said["texts"] == {"confirmed": 2, "quarantined": 0, "conflicting": 0}
-    votes = labels_by_text(store, SETTINGS).set_index("text_sha256").votes.to_dict()
+    votes = Feedback(store, SETTINGS).by_text().set_index("text_sha256").votes.to_dict()
     assert votes == {sha(0): 3, sha(1): 1}
-    assert len(confirmed_labels(store, SETTINGS)) == 2
-    draw_sample(store, 3)
-    assert estimate_quality(store, SETTINGS).labelled == 2
+    assert len(Feedback(store, SETTINGS).confirmed()) == 2
+    Feedback(store, SETTINGS).draw(3)
+    assert Feedback(store, SETTINGS).quality().labelled == 2
 
 
 def test_a_sample_is_handed_out_labelled_and_reported(store, store_url):

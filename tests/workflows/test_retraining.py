@@ -220,5 +220,5 @@ def test_labels_that_nobody_can_learn_from_neither_start_a_run_nor_break_one(
     store.add("feedback", [label(t, i % 2, "ann") for i, t in enumerate(good)])
     assert auto.run_once()["status"] == "rejected"
     [[source]] = trained
-    rows = Path(source.removeprefix("jsonl:")).read_text().splitlines()
+    rows = Path(source.removeprefix("variants:")).read_text().splitlines()
     assert len(rows) == 40 and all("good to know" in r for r in rows)

@@ -19,7 +19,8 @@ import pandas as pd
 from ...core.config import Settings
 from ...core.text import as_read
 from ...training.data_preparation import open_dataset, prepare_dataset
-from ...data.readers import FILE_KINDS, DataError, load_source
+from ...data.raw_files import DataError
+from ...data.readers import load_source, parts_of
 
 # %% ../../../nbs/10_arena/battles/10_corpus.ipynb #678a28f6
 class BattleError(ValueError):
@@ -69,11 +70,11 @@ class Corpus:
 
 # %% ../../../nbs/10_arena/battles/10_corpus.ipynb #7842c185
 def read_corpus(source: str, settings: Settings, split: str = "valid") -> Corpus:
-    """The comments of a `source` (embedded, csv:PATH, jsonl:PATH, parquet:PATH, beep, ...).
+    """The comments of a `source` (embedded, beep, file:PATH, ...).
 
     Of anything but a file, the `split` that a dataset of it alone has. Raises BattleError."""
     try:
-        if source.partition(":")[0] in FILE_KINDS:
+        if any(not part.public for part in parts_of(source, settings)):      # one's own file
             return Corpus.of_frame(load_source(source, settings).frame, source)
         alone = settings.model_copy(update={"sources": (source,), "test_sources": (),
                                             "train_sources": (), "train_excludes": ()})

@@ -120,7 +120,7 @@ def count_kinds(samples: Iterable[Sample]) -> dict[str, int]:
     return dict(sorted(Counter(s.kind for s in samples).items()))
 
 def save_samples(file: Path, samples: Sequence[Sample]) -> Path:
-    "Write `samples` as a file that the setting `train_sources` takes (`jsonl:PATH`)."
+    "Write `samples` as a file that the setting `train_sources` takes (`variants:PATH`)."
     return write_lines(file, (asdict(s) for s in samples))
 
 def load_samples(file: Path) -> list[Sample]:
