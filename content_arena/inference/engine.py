@@ -158,9 +158,10 @@ def reader_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096
     Their thresholds stand in `spec["readers"]`."""
     if not (self.branch and len(texts)):
         return {}
-    *readings, owner = self._readings(texts, batch_tokens)
+    network, characters, owner = self._readings(texts, batch_tokens)
     alone = {}
-    for (name, reader), logits in zip(self.spec["readers"].items(), readings, strict=True):
+    for name, logits in (("network", network), ("characters", characters)):
+        reader = self.spec["readers"][name]
         alone[name] = np.zeros(len(texts), dtype=np.float32)
         one = Blend(reader["weight"], 0.0, reader["bias"])
         np.maximum.at(alone[name], owner, one.probability(logits))
