@@ -24,6 +24,7 @@ def pytest_addoption(parser):
         help=f"fail, instead of skip, tests without these: {','.join(outside.PARTS)}",
     )
     parser.addoption("--fuzz", type=int, default=300, help="requests made up by schemathesis")
+    parser.addoption("--fuzz-files", type=int, default=200, help="damaged tables that are read")
     parser.addoption("--soak", type=int, default=30, help="reloads of the service under load")
     parser.addoption("--starts", type=int, default=10, help="starts of `serve` with a challenger")
     parser.addoption(

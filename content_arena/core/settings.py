@@ -111,6 +111,8 @@ class DataSettings(_Section):
         description="label of a group whose rows disagree; a tied majority is dropped")
     max_text_chars: int = Field(5000, ge=10, le=1_000_000,
         description="characters; a longer row is quarantined")
+    max_lost_fraction: float = Field(0.05, ge=0, le=1,
+        description="share of a source's rows that may be quarantined; more is an error")
     max_train_rows: int = Field(3000, ge=0, description="cap on training rows; 0: all")
     beep_offensive: Literal["toxic", "clean"] = Field("toxic",
         description="what BEEP!'s label offensive counts as")

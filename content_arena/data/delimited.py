@@ -205,7 +205,7 @@ def likely_dialect(lines: list[str], needed: Sequence[str], separator: str | Non
             assumed.append("quotes are plain characters")
     return Dialect(separator, quoting), skip, tuple(assumed)
 
-# %% ../../nbs/03_data/20_delimited.ipynb #5fff152a
+# %% ../../nbs/03_data/20_delimited.ipynb #eb33fdfd
 def header_at(rows: Sequence[Row], needed: Sequence[str]) -> int:
     "Which of the first `rows` is the header: the one with all of `needed`, below a title; or 0."
     wanted = {c.casefold() for c in needed}
@@ -243,7 +243,8 @@ def read_delimited(batches: Iterable[list[str]], name: str, needed: Sequence[str
     begin = [r for r in next(rows, []) if r[0] > skip]
     begin = [*dropwhile(lambda row: not columns and not "".join(row[1]).strip(), begin)]
     if columns:
-        return [*columns], records_of(columns, chain([begin], rows)), assumed
+        header, more = named_columns(columns, needed, used, name)
+        return header, records_of(header, chain([begin], rows)), assumed + more
     if not begin:
         raise DataError(f"{name}: the file is empty; expected rows with a text and a label")
     at = header_at(begin, needed)

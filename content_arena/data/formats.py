@@ -386,7 +386,7 @@ def hint(fmt: Format, path: str, columns: Collection[str] = (), text: str = "", 
     without = "" if fmt.layouts[0].labelled else ", whose labels are not ours, and unlabelled"
     return f"this looks like {fmt.title}: use {fmt.name}:{path}{without}"
 
-# %% ../../nbs/03_data/55_formats.ipynb #f719cceb
+# %% ../../nbs/03_data/55_formats.ipynb #891c17e9
 def format_of(source: str, listed: Mapping[str, Listed] | None = None) -> Format | None:
     """The format that the source `source` names: as `kmhas`, `kmhas:PATH`, `kmhas?split=train`, by
     its hub id, or in `listed`, the tables of sources.toml."""
@@ -395,7 +395,8 @@ def format_of(source: str, listed: Mapping[str, Listed] | None = None) -> Format
         return FORMATS.get(str(listed[name].said.get("format")))
     kind, _, rest = name.partition(":")
     if kind == "hub":
-        return next((f for f in FORMATS.values() if f.hub and f.hub == rest.partition(":")[0]), None)
+        dataset_id = rest.partition(":")[0]
+        return next((f for f in FORMATS.values() if f.hub and f.hub == dataset_id), None)
     return FORMATS.get(kind)
 
 def check_licences(settings: Settings) -> list[str]:

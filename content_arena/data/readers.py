@@ -296,7 +296,7 @@ def _check_labels(rows: Rows, part: Part) -> None:
         more = hint(known[0], spec.path or part.file, columns, text, known[1]) if known else ""
         raise DataError(why + (f". Or {more}" if more else ""))
 
-# %% ../../nbs/03_data/65_readers.ipynb #762553bb
+# %% ../../nbs/03_data/65_readers.ipynb #639f9724
 _embedded = cache(embedded_corpus)                   # asked for twice: its digest, then its rows
 _EMBEDDED = SourceSpec("embedded", train_only=True, lang_column="lang",
                        licence="Apache-2.0 (synthetic, part of this project)")
@@ -329,18 +329,18 @@ def _tables(name: str, settings: Settings, base_url: str, labelled: bool
             asked = _asked(spec, said.kind in FORMATS)
             yield Part(file, spec), _hub_records(said.name, dataset_id, table, *asked)
     for part in parts:
+        if labelled and not part.spec.labelled:
+            raise DataError(f"{part.spec.name}: has no labels; it is read by load_unlabelled")
         located = _located(part, settings, base_url)
         if not labelled:
             located = replace(located, spec=replace(located.spec, labelled=False, label=()))
         yield located, _open_part(located)
 
-# %% ../../nbs/03_data/65_readers.ipynb #85efa751
+# %% ../../nbs/03_data/65_readers.ipynb #91e5536d
 def _loaded(name: str, settings: Settings, base_url: str, labelled: bool) -> SourceTable:
     frames, bad, read, said, unknown = [], [], 0, [], Counter()
     licence = ""
     for part, table in _tables(name, settings, base_url, labelled):
-        if labelled and not part.spec.labelled:
-            raise DataError(f"{part.spec.name}: has no labels; it is read by load_unlabelled")
         rows = Rows(part.spec, part.file, settings.max_text_chars)
         for records in table.batches:
             rows.take(records)

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['REMOTE', 'on_disk', 'is_file', 'source_folders', 'local_path', 'is_remote', 'shown_url', 'remote_file']
 
-# %% ../../nbs/03_data/35_source_files.ipynb #d017c8cc
+# %% ../../nbs/03_data/35_source_files.ipynb #03b2e719
 import hashlib
 import json
+import netrc
 import os
 import re
 import tempfile
@@ -22,7 +23,7 @@ from ..core.config import Settings
 from ..core.files import write_json
 from ..core.http_clients import http_client
 from ..core.text import nfc
-from .raw_files import DataError
+from .raw_files import DataError, one_line
 
 # %% ../../nbs/03_data/35_source_files.ipynb #69b172c8
 def on_disk(path: Path) -> Path:
@@ -66,7 +67,7 @@ def local_path(written: str, folders: Sequence[Path]) -> Path | None:
             return path
     return None
 
-# %% ../../nbs/03_data/35_source_files.ipynb #36d85505
+# %% ../../nbs/03_data/35_source_files.ipynb #7f994449
 REMOTE = ("https://", "http://", "s3://", "gs://")
 _EXTRAS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs")}
 
@@ -82,8 +83,10 @@ def shown_url(url: str) -> str:
 def _asked(url: str) -> httpx.Auth | None:
     try:
         return httpx.NetRCAuth()
-    except (OSError, ValueError, SyntaxError):            # no ~/.netrc, or one that can't be read
+    except OSError:                                      # no ~/.netrc
         return None
+    except netrc.NetrcParseError as e:
+        raise DataError(f"{shown_url(url)}: ~/.netrc can't be used: {e.msg}") from e
 
 def _http_failure(shown: str, status: int) -> DataError:
     why = {401: "asks for a name and a password: put them into ~/.netrc (machine HOST login NAME"
@@ -140,9 +143,9 @@ def _get_object(url: str, known: dict[str, str], out: BinaryIO) -> dict[str, str
             out.write(piece)
     return got
 
-# %% ../../nbs/03_data/35_source_files.ipynb #4b6955c7
+# %% ../../nbs/03_data/35_source_files.ipynb #f8f8cd86
 def _refused(url: str, error: Exception) -> DataError:
-    shown, what = shown_url(url), f"{type(error).__name__}: {str(error).splitlines()[0:1]}"
+    shown, what = shown_url(url), f"{type(error).__name__}: {one_line(error)}"
     if isinstance(error, FileNotFoundError):
         return DataError(f"{shown}: is not there")
     if isinstance(error, PermissionError):

@@ -167,7 +167,7 @@ def read_options(query: str, where: str) -> dict[str, Any]:
             said[key] = value
     return said
 
-# %% ../../nbs/03_data/40_source_specs.ipynb #a1f1ccb4
+# %% ../../nbs/03_data/40_source_specs.ipynb #9728603f
 FILE_KINDS = ("file", "csv", "tsv", "txt", "json", "jsonl", "parquet", "xlsx")
 VARIANTS = "variants"                                # what an arena or a moderator added
 
@@ -188,6 +188,15 @@ def _split_query(url: str) -> tuple[str, str]:
     theirs = "&".join(p for p in pairs if not ours(p))
     return address + ("?" + theirs if theirs else ""), "&".join(p for p in pairs if ours(p))
 
+def _split_file(written: str, folders: Sequence[Path]) -> tuple[str, str]:
+    "A path, and the options behind it: the longest part before a ? that is a file, or the first."
+    marks = [i for i, letter in enumerate(written) if letter == "?"]
+    if not marks:
+        return written, ""
+    ends = [len(written), *reversed(marks)]
+    end = next((e for e in ends if local_path(written[:e], folders)), marks[0])
+    return written[:end], written[end + 1:]
+
 def parse_name(name: str, folders: Sequence[Path]) -> SourceName:
     "The source name `name`; `folders`: where relative paths start. Raises DataError."
     name = nfc(name).strip()
@@ -198,11 +207,8 @@ def parse_name(name: str, folders: Sequence[Path]) -> SourceName:
         kind, rest = kind.partition("?")[0], "?" + name.partition("?")[2]
     if is_remote(rest):
         path, query = _split_query(rest)
-    elif "?" in rest and not local_path(rest, folders):
-        path, _, query = rest.rpartition("?") if "?" not in rest.partition("=")[0] \
-            else rest.partition("?")
     else:
-        path, query = rest, ""
+        path, query = _split_file(rest, folders)
     kind = "file" if kind in FILE_KINDS and colon else kind
     if is_remote(path):
         name = name.partition("?")[0] + ("?" + query if query else "")     # no signature in it

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MAX_ROWS_PER_BYTE', 'MAX_SHEET_CELLS', 'Layout', 'Table', 'open_table']
 
-# %% ../../nbs/03_data/30_tables.ipynb #b07f5211
+# %% ../../nbs/03_data/30_tables.ipynb #1cb1bee2
 import datetime
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -25,7 +26,7 @@ from content_arena.data.delimited import (
 from .json_tables import (
     MAX_DOCUMENT_CHARS, json_kind, read_json_document, read_json_lines)
 from .raw_files import (
-    DataError, RawFile, bounded, encoding_of, file_pieces, raw_file, text_lines)
+    DataError, RawFile, bounded, encoding_of, file_pieces, one_line, raw_file, text_lines)
 
 # %% ../../nbs/03_data/30_tables.ipynb #ab0f09e8
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Table:
         "The records one by one. Raises DataError where the file turns out to be damaged."
         return chain.from_iterable(self.batches)
 
-# %% ../../nbs/03_data/30_tables.ipynb #011da485
+# %% ../../nbs/03_data/30_tables.ipynb #8ea7bc9e
 _BATCH_ROWS = 10_000
 MAX_ROWS_PER_BYTE = 4                                    # from a million rows on
 
@@ -78,15 +79,16 @@ def _parquet_batches(file: pq.ParquetFile, written: list[str], names: list[str],
             yield [(n, dict(zip(names, row)), None) for n, row in enumerate(zip(*cells), number)]
             number += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as e:
-        raise DataError(f"{name}, behind row {number - 1:,}: cannot be read as Parquet ({e});"
-                        " write the file again") from e
+        raise DataError(f"{name}, behind row {number - 1:,}: cannot be read as Parquet"
+                        f" ({one_line(e)}); write the file again") from e
 
 def _read_parquet(raw: RawFile, needed: Sequence[str], used: Sequence[str]) -> Table:
     try:
         file = pq.ParquetFile(raw.path)
         written, rows = file.schema_arrow.names, file.metadata.num_rows
     except (pa.ArrowException, OSError) as e:
-        raise DataError(f"{raw.name}: cannot be read as Parquet ({e}); write the file again") from e
+        raise DataError(f"{raw.name}: cannot be read as Parquet ({one_line(e)});"
+                        " write the file again") from e
     if rows > max(1_000_000, MAX_ROWS_PER_BYTE * raw.path.stat().st_size):
         raise DataError(f"{raw.name}: refused: {rows:,} rows in {raw.path.stat().st_size:,} bytes"
                         " (MAX_ROWS_PER_BYTE in data.tables)")
@@ -172,7 +174,7 @@ def _read_sheet(sheet: Any, name: str, needed: Sequence[str], used: Sequence[str
 def _header_text(cell: Any) -> str:
     return "" if cell is None else str(cell)
 
-# %% ../../nbs/03_data/30_tables.ipynb #159d74d5
+# %% ../../nbs/03_data/30_tables.ipynb #e9c9263c
 def _named_sheet(book: Any, name: str, sheet: str) -> Any:
     same = [s for s in book.sheet_names if column(s) == column(sheet)]
     if len(same) != 1:
@@ -209,11 +211,11 @@ def _read_workbook(raw: RawFile, layout: Layout, needed: Sequence[str], used: Se
         if layout.sheet:
             return _read_sheet(_named_sheet(book, raw.name, layout.sheet), raw.name, needed, used)
         return _likely_sheet(book, raw.name, needed, used)
-    except (calamine.CalamineError, zipfile.BadZipFile, EOFError, OSError, RuntimeError,
-            NotImplementedError, ValueError) as e:
+    except (calamine.CalamineError, zipfile.BadZipFile, zlib.error, EOFError, OSError,
+            RuntimeError, NotImplementedError, ValueError) as e:
         if isinstance(e, DataError):
             raise
-        raise DataError(f"{raw.name}: a damaged workbook ({e}); open it and save it again") from e
+        raise DataError(f"{raw.name}: a damaged workbook ({one_line(e)}); open it and save it again") from e
 
 # %% ../../nbs/03_data/30_tables.ipynb #896be7f8
 _ENCODINGS = {"utf-16": "UTF-16", "utf-16-le": "UTF-16 (little endian)",

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..core.config import Settings
 from .grouping import find_overlap, fingerprints
 from .raw_files import DataError
-from .readers import load_source
+from .readers import SourceTable, load_source
 from .source_specs import as_variants
 
 # %% ../../nbs/03_data/80_train_only.ipynb #0acc72bd
@@ -87,12 +87,13 @@ def reasons_against(rows: pd.DataFrame, fp: pd.DataFrame, known: KnownRows,
 # %% ../../nbs/03_data/80_train_only.ipynb #4263c4dd
 @dataclass(frozen=True)
 class TrainOnly:
-    "Rows to add (split, sha, group), their fingerprints, bad ones, and facts for the manifest."
+    """Rows to add (split, sha, group) and their fingerprints; the `sources` they are from; for each
+    of their rows the `fates`: train, or a key of `REASONS`; and facts for the manifest."""
     rows: pd.DataFrame
     fp: pd.DataFrame
-    bad: pd.DataFrame
+    sources: tuple[SourceTable, ...]
+    fates: pd.Series
     facts: dict[str, Any]
-    licences: dict[str, str]
 
 def _facts(rows: pd.DataFrame, why: pd.Series, settings: Settings) -> dict[str, Any]:
     kept = rows[why == ""]
@@ -108,7 +109,8 @@ def train_only_rows(settings: Settings, read: pd.DataFrame, drawn: pd.DataFrame,
 
     `read`: all rows of the other sources (sha, group); `drawn`: those with a split; `fp`: their
     fingerprints, by the same index. Raises DataError for a variant of a held-out rule."""
-    sources = [load_source(as_variants(name), settings) for name in settings.train_sources]
+    sources = tuple(load_source(as_variants(name), settings)
+                    for name in settings.train_sources)
     rows = pd.concat([s.frame for s in sources], ignore_index=True)
     rows.index += int(read.index.max()) + 1
     _refuse_held_out(rows, settings.train_excludes)
@@ -120,5 +122,5 @@ def train_only_rows(settings: Settings, read: pd.DataFrame, drawn: pd.DataFrame,
     own = range(int(read.group.max()) + 1, int(read.group.max()) + 1 + len(rows))
     group = [g if isinstance(g, int) and g >= 0 else o for g, o in zip(groups, own)]
     kept = rows.assign(split="train", sha=prints.canonical_sha, group=group)[why == ""]
-    return TrainOnly(kept, prints.loc[kept.index], pd.concat([s.bad for s in sources]),
-                     _facts(rows, why, settings), {s.name: s.licence for s in sources})
+    fates = why.replace("", "train")
+    return TrainOnly(kept, prints.loc[kept.index], sources, fates, _facts(rows, why, settings))

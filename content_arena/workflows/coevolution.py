@@ -33,7 +33,9 @@ from ..mlops.evaluator import load_engine
 from ..mlops.model_registry import ModelRegistry
 from ..versions.shelf import VersionStore
 from .pipeline import find_finished, read_json, run_pipeline
-from ..training.data_preparation import prepare_dataset, prepared_dataset
+from ..data.datasets import prepared_dataset
+from ..data.lost_rows import losses_lines, losses_of
+from ..training.data_preparation import prepare_dataset
 from ..training.tracking import connect, log_json
 
 # %% ../../nbs/13_workflows/50_coevolution.ipynb #2255b935
@@ -68,6 +70,8 @@ class RealParts:
     def __init__(self, settings: Settings, *, say: Callable[[str], None] = lambda text: None):
         self.settings, self.say, self.registry = settings, say, ModelRegistry(settings)
         self.dataset = prepare_dataset(settings, progress=False)
+        for line in losses_lines(losses_of(self.dataset.manifest, self.dataset.folder)):
+            say(line)
         self._engine: Any = None
 
     def newest(self) -> Target:

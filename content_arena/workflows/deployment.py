@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from ..arena.battles.fixed import gate_battle
 from ..core.config import Settings, load_secrets, load_settings, parse_parameters
+from ..data.lost_rows import losses_of
 from ..mlops.alerting import Notifier
 from ..mlops.deployer import ModelDeployer
 from ..mlops.evaluator import ChampionChallengerEvaluator, Comparison
@@ -46,15 +47,17 @@ async def evaluate_and_deploy(settings: Settings, *, run_id: str | None = None) 
     """Register the model of MLflow run `run_id` (if given) as challenger, compare, and deploy if
     it is better.
 
-    Returns the deployer's result: status, versions, comparison; and `registry_file`: whether
-    MODEL_REGISTRY.json was `written`, or why it could not be."""
+    Returns the deployer's result: status, versions, comparison; `registry_file`: whether
+    MODEL_REGISTRY.json was `written`, or why it could not be; `losses`: of the test data's set."""
     registry = ModelRegistry(settings)
     if run_id:
         registry.register_challenger(run_id)
     deployer = ModelDeployer(registry, settings, Notifier(settings, load_secrets()),
                              GateEvaluator(registry, settings))
-    result = await deployer.deploy_if_better(prepare_dataset(settings, progress=False))
-    return result | {"registry_file": registry.mirror() or "written"}
+    dataset = prepare_dataset(settings, progress=False)
+    result = await deployer.deploy_if_better(dataset)
+    return result | {"registry_file": registry.mirror() or "written",
+                     "losses": losses_of(dataset.manifest, dataset.folder)}
 
 # %% ../../nbs/13_workflows/40_deployment.ipynb #1c6ed22a
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     settings = load_settings(given.profile, **parse_parameters(given.pairs))
-    print(json.dumps(asyncio.run(evaluate_and_deploy(settings, run_id=given.run_id)), default=str))
+    result = asyncio.run(evaluate_and_deploy(settings, run_id=given.run_id))
+    print(json.dumps(result, default=str))
 
 # %% ../../nbs/13_workflows/40_deployment.ipynb #dc1aed2d
 if __name__ == "__main__" and "__file__" in globals():  # a notebook is __main__ too, but no file

@@ -28,6 +28,7 @@ from papermill.exceptions import PapermillExecutionError
 from ..core.config import Settings, load_settings
 from ..core.files import write_json
 from ..core.settings import join_names
+from ..data.lost_rows import losses_lines, note_losses
 from ..mlops.model_registry import ModelRegistry
 from .run_outcome import note_failure, note_success
 from .stage_kernel import StageKernel, interruptible
@@ -249,10 +250,9 @@ def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: boo
     result.
 
     Keys: status (the deployer's, or `finished` if it was not among `stages`), model_version,
-    mlflow_run_id,
-    run_dir, report_html, comparison. `new` starts afresh; `say` gets one line per event. Raises
-    PipelineError
-    (a stage failed), TrackingError (MLflow can't be reached), SettingsError."""
+    mlflow_run_id, run_dir, report_html, comparison, losses (see `data.lost_rows`). `new` starts
+    afresh; `say` gets one line per event. Raises PipelineError (a stage failed), TrackingError
+    (MLflow can't be reached), SettingsError."""
     notebooks = {stage: notebooks_dir(settings) / f"{stage}.ipynb" for stage in stages}
     for notebook in notebooks.values():
         declared_parameters(notebook)            # fail before the first stage, not before the last
@@ -284,6 +284,7 @@ def _stage(stage: str, notebook: Path, folder: Path, settings: Settings, say) ->
     state = read_json(folder / "run.json")
     if stage in state["done"]:
         say(f"{stage}: done before")
+        _tell_losses(stage, folder, lambda text: None)
         return
     started = datetime.now(timezone.utc)
     say(f"{stage}: running")
@@ -294,7 +295,17 @@ def _stage(stage: str, notebook: Path, folder: Path, settings: Settings, say) ->
         raise
     write_json(folder / "run.json", {**state, "status": "running", "done": [*state["done"], stage]})
     say(f"{stage}: completed in {(datetime.now(timezone.utc) - started).total_seconds():.0f} s")
+    _tell_losses(stage, folder, say)
 
+def _tell_losses(stage: str, folder: Path, say) -> None:
+    "Say what the stage that prepares data lost, and note it: that stage was another process."
+    if stage == STAGES[0] and (folder / "losses.json").exists():
+        losses = read_json(folder / "losses.json")
+        note_losses(losses)
+        for line in losses_lines(losses):
+            say(line)
+
+# %% ../../nbs/13_workflows/20_pipeline.ipynb #ea7c1372
 def _result(folder: Path, mlflow_run_id: str, settings: Settings) -> dict:
     def kept(name: str) -> dict:
         return read_json(folder / f"{name}.json") if (folder / f"{name}.json").exists() else {}
@@ -309,6 +320,7 @@ def _result(folder: Path, mlflow_run_id: str, settings: Settings) -> dict:
         "run_dir": str(folder),
         "report_html": str(report) if report.exists() else None,
         "comparison": kept("comparison") or None,
+        "losses": kept("losses") or None,
     }
 
 def find_finished(settings: Settings) -> dict | None:

@@ -7,22 +7,26 @@ __all__ = ['train_once', 'main']
 
 # %% ../../nbs/13_workflows/30_training.ipynb #eafc8ab8
 import argparse
+import sys
 from pathlib import Path
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..core.config import Settings, load_settings, parse_parameters
+from ..data.lost_rows import losses_lines
 from ..mlops.ancestor import find_ancestor
 from ..training.data_preparation import prepare_training_data
 from ..training.qlora_trainer import QLoRATrainer
 
 # %% ../../nbs/13_workflows/30_training.ipynb #594eb9a5
-def train_once(settings: Settings, *, work_dir: Path | None = None, progress: bool = True) -> str:
+def train_once(settings: Settings, *, work_dir: Path | None = None, progress: bool = True,
+               say: Callable[[str], None] = lambda text: None) -> str:
     """Prepare the data of `settings`, train on it; returns the MLflow run id.
 
-    Checkpoints lie in `work_dir` (default: a folder of `var_dir` named after data and settings),
-    so a killed
-    training goes on when it is called again."""
+    Checkpoints lie in `work_dir` (default: a folder of `var_dir` named after data and settings), so
+    a killed training goes on when it is called again. `say` gets what was lost in preparing."""
     data = prepare_training_data(settings)
+    for line in losses_lines(data["losses"]):
+        say(line)
     name = f"{data['dataset'].id[:12]}-{settings.digest()[:12]}"
     work = work_dir or settings.path("var_dir") / "training" / name
     ancestor = find_ancestor(settings)
@@ -42,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE", help="a setting"
     )
     given = parser.parse_args(arguments)
-    print(train_once(load_settings(given.profile, **parse_parameters(given.pairs))))
+    print(train_once(load_settings(given.profile, **parse_parameters(given.pairs)),
+                     say=lambda text: print(text, file=sys.stderr, flush=True)))
 
 # %% ../../nbs/13_workflows/30_training.ipynb #dc1aed2d
 if __name__ == "__main__" and "__file__" in globals():  # a notebook is __main__ too, but no file

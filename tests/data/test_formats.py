@@ -21,6 +21,7 @@ from content_arena.data.formats import FORMATS, check_licences, describe_formats
 from content_arena.data.public_files import PublicFile, find_public_file
 from content_arena.data.raw_files import DataError
 from content_arena.data.readers import load_source, load_unlabelled
+from content_arena.training.data_preparation import prepare_dataset
 
 
 @pytest.fixture
@@ -399,6 +400,53 @@ def test_format_is_read_from_the_hub_by_its_id_there(home, monkeypatch):
         load_source("hub:smilegate-ai/kor_unsmile", at(home, hub_label_column="hate"))
 
 
+NAMES = "Ann Bob Cid Dan Eve Fay Gil Hal Ida Joe Kim Lee".split()
+THINGS = "soup song dance hat joke plan idea garden letter speech".split()
+
+
+def many_rows(home: Path, name: str) -> str:
+    "Two hundred rows in the layout of `name`, made from its invented ones."
+    text, rows = INVENTED[name]
+    (home / "few.txt").write_text(text, encoding="utf-8")
+    few = load_source(f"{name}:few.txt", at(home)).frame
+    patterns = {k: few[few.label == k].iloc[0] for k in (0, 1)}
+    sentences = {
+        0: [f"{n} made a lovely {t} today" for n in NAMES for t in THINGS][:100],
+        1: [f"{n} the fool wants a {t}" for n in NAMES for t in THINGS][:100],
+    }
+    if name == "kold":
+        chosen = {k: KOLD_ROWS[few.text.tolist().index(p.text)] for k, p in patterns.items()}
+        made = [chosen[k] | {"comment": s} for k in (0, 1) for s in sentences[k]]
+        return json.dumps(made, ensure_ascii=False)
+    lines = text.splitlines(keepends=True)
+    head = lines[:1] if name != "curse" else []
+    made = [
+        lines[patterns[k].line - 1].replace(patterns[k].text, s)
+        for k in (0, 1)
+        for s in sentences[k]
+    ]
+    return "".join(head + made)
+
+
+QUICK = ("kmhas", "kold", "civil_comments")  # a list, JSON, scores
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in INVENTED]
+)
+def test_data_set_is_prepared_from_each_format(home, name):
+    (home / "mine.txt").write_text(many_rows(home, name), encoding="utf-8")
+    settings = at(home, sources=f"{name}:mine.txt", allow_restricted_licences=name)
+    made = prepare_dataset(settings, progress=False)
+    account = dict(made.manifest["rows"])
+    assert account.pop("read") == sum(account.values()) == 200
+    rows = pd.concat(made.frame(split) for split in ("train", "valid", "test"))
+    assert set(rows.label) == {0, 1} and len(rows) > 150
+    knows = {c for _, names, _ in INVENTED[name][1] for c in [names is not None]} == {True}
+    assert rows.categories.notna().all() == knows
+    assert made.manifest["licences"] == {f"{name}:mine.txt": FORMATS[name].licence}
+
+
 # Recognition --------------------------------------------------------------------------------------
 
 
@@ -531,6 +579,15 @@ def test_restricted_licence_is_tested_on_but_not_trained_on_unasked(home, name):
     assert note.startswith(name)
     allowed = at(home, sources=f"embedded,{name}", allow_restricted_licences=name)
     assert len(check_licences(allowed)) == 1
+
+
+def test_preparing_refuses_a_restricted_set_and_notes_what_its_licence_limits(home):
+    (home / "mine.txt").write_text(many_rows(home, "unsmile"), encoding="utf-8")
+    with pytest.raises(DataError, match="allow_restricted_licences = unsmile"):
+        prepare_dataset(at(home, sources="unsmile:mine.txt"), progress=False)
+    allowed = at(home, sources="unsmile:mine.txt", allow_restricted_licences="unsmile")
+    notes = prepare_dataset(allowed, progress=False).manifest["notes"]
+    assert any("no commercial use" in n and "no adapted versions" in n for n in notes)
 
 
 def test_licence_is_seen_behind_other_names_too(home):

@@ -50,7 +50,7 @@ odd = st.one_of(
     st.text(min_size=1, max_size=30),
 )
 TOOLS = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -149,6 +149,60 @@ def test_texts_come_back_as_they_were(tmp_path_factory, form, texts):
     assert [nfc(r.values["text"]) for r in back.rows] == [r["text"] for r in rows]
     assert {r.values["label"] for r in back.rows} == {None}
     assert not any(r.problem for r in back.rows)
+
+
+@TOOLS
+@given(
+    texts=st.lists(odd, min_size=1, max_size=5),
+    separator=st.sampled_from(",;\t"),
+    encoding=st.sampled_from(["utf-8-sig", "utf-8", "utf-16", "cp949"]),
+)
+def test_texts_come_back_from_a_csv_that_was_saved_again(
+    tmp_path_factory, texts, separator, encoding
+):
+    texts = ["이 줄은 그냥 보통 댓글이다", *(t for t in map(writable, texts) if t.strip())]
+    texts = [t.encode(encoding, "ignore").decode(encoding) or "가" for t in texts]
+    texts = [t for t in texts if t.strip()]
+    path = tmp_path_factory.mktemp("out") / "sample.csv"
+    write_sample(sample_of(texts), path, "csv")
+    out = io.StringIO()
+    rows = [*csv.reader(io.StringIO(path.read_text("utf-8-sig"), newline=""))]
+    csv.writer(out, delimiter=separator).writerows(
+        [*row, "memo" if n == 0 else ""] for n, row in enumerate(rows)
+    )
+    path.write_bytes(out.getvalue().encode(encoding))
+    back = read_labels(path, path.name)
+    assert [nfc(r.values["text"]) for r in back.rows] == [nfc(t) for t in texts]
+    assert not any(r.problem for r in back.rows)
+
+
+@TOOLS
+@given(
+    texts=st.lists(odd, min_size=1, max_size=5),
+    labels=st.lists(
+        st.sampled_from(["toxic", "Clean", 1, 0, True, False, 1.0, "정상"]), min_size=6
+    ),
+)
+def test_labels_come_back_from_a_workbook_that_was_saved_again(tmp_path_factory, texts, labels):
+    texts = [t for t in map(writable, texts) if t.strip()] or ["가"]
+    path, rows = tmp_path_factory.mktemp("out") / "sample.xlsx", sample_of(texts)
+    write_sample(rows, path, "xlsx")
+    book = openpyxl.load_workbook(path)
+    for n, label in enumerate(labels[: len(texts)], 2):
+        book.active.cell(n, 4).value = label
+    book.save(path)
+    back = read_labels(path, path.name).rows
+    assert [r.values["prediction_id"] for r in back] == [r["prediction_id"] for r in rows]
+    assert [r.values["label"] for r in back] == [
+        int(label in ("toxic", 1)) for label in labels[: len(texts)]
+    ]
+    for r, row in zip(back, rows):
+        if (
+            row["text"].isprintable()
+            and row["text"] == row["text"].strip()
+            and "_x" not in row["text"]
+        ):
+            assert r.values["text"] == row["text"]
 
 
 def writable(text: str) -> str:

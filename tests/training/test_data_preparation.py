@@ -513,6 +513,9 @@ def test_templates_are_split_as_a_whole_and_never_in_conflict(home):
         "exact": 0,
         "near": 0,
         "rows_relabelled": 0,
+        "categories": 0,
+        "severity": 0,
+        "context": 0,
     }
     frame = pd.concat([dataset.frame(s) for s in SPLITS])
     assert len(frame) == len(rows)
@@ -578,6 +581,9 @@ def test_embedded_corpus_is_a_full_data_set(home):
         "group": "int64",
         "attack": "str",
         "functionality": "str",
+        "categories": "object",
+        "severity": "Int8",
+        "context": "str",
     }
 
 
