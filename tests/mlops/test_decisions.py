@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from comparisons import ENGINES, TEST, Fake, learn
+from forks import copy_store
 from repository_files import names_used, parsed
 from typer.testing import CliRunner
 
@@ -33,15 +34,29 @@ def compare(registry, settings):
     return lambda **engines: evaluator.compare(TEST, engines=ENGINES | engines)
 
 
-@pytest.fixture
-def three(registry, settings, compare):
-    "A log of three decisions: promote, reject, promote."
-    log = DecisionLog(registry)
+@pytest.fixture(scope="module")
+def three_decisions(two_versions, tmp_path_factory):
+    "The database of a registry with three decisions: promote, reject, promote."
+    root = tmp_path_factory.mktemp("three decisions")
+    registry = copy_store(two_versions, root)
+    log, evaluator = DecisionLog(registry), ChampionChallengerEvaluator(registry, registry.settings)
+    compare = lambda **engines: evaluator.compare(TEST, engines=ENGINES | engines)
     log.record(compare(), code="c1")
     log.record(compare(challenger=Fake("2", 0.5)), code="c2")
-    learn(settings, "3", ["b", "e"], ["a row of e"])
+    learn(registry.settings, "3", ["b", "e"], ["a row of e"])
     log.record(compare(challenger=Fake("3", 0.9)), code="c3")
-    return log
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def registry(request, registry, three_decisions, tmp_path):
+    "With the three decisions, where a test asks for `three`."
+    return copy_store(three_decisions, tmp_path) if "three" in request.fixturenames else registry
+
+
+@pytest.fixture
+def three(registry):
+    return DecisionLog(registry)
 
 
 def stored(settings, suffix: str) -> list:
@@ -51,7 +66,8 @@ def stored(settings, suffix: str) -> list:
 HONEST = Verified(decisions=4, moves=1, older=0)  # the first champion was made by hand
 
 
-def test_an_honest_history(three, registry):
+def test_an_honest_history(three, registry, settings):
+    assert len(stored(settings, "json")) == 4  # its own files: what forges them must hit them
     assert three.verify() == HONEST
     assert three.list().verdict.tolist() == ["by hand", "promote", "reject", "promote"]
     record = three.show(three.list().id[2])
@@ -219,6 +235,11 @@ def by_command(registry, settings, monkeypatch):
     monkeypatch.setattr(evaluator, "load_engine", Fakes())
     data = SimpleNamespace(
         id="t",
+        folder=None,
+        manifest={
+            "rows": {"read": len(TEST), "test": len(TEST), "quarantined": 0},
+            "quarantine": {},
+        },
         frame=lambda split: TEST,
         fingerprints=lambda split: fingerprints(TEST.text.tolist()),
         folder=None,

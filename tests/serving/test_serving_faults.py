@@ -242,7 +242,7 @@ def test_reloading_over_and_over_fails_nobody_and_leaks_nothing(
     marks = []
     with stage.serving(app) as url:
         assert reload(url).json()["model_version"] == "1"
-        with load(url, clients=2) as got:
+        with load(url, clients=2, pause_s=0.02) as got:
             for n in range(2, times + 2):
                 loader.registry.set(champion=str(n))
                 answered = reload(url)

@@ -28,8 +28,10 @@ class Asked(NamedTuple):
 
 
 @contextmanager
-def load(url, clients=4):
-    "Clients that ask without a pause; yields the list of what they got, as `Asked`."
+def load(url, clients=4, pause_s=0.0):
+    """Clients that ask without a pause, or with one; yields the list of what they got, as `Asked`.
+
+    Without, they take the interpreter from a service in this process that loads a model."""
     got, stop = [], threading.Event()
 
     def ask(client):
@@ -42,6 +44,7 @@ def load(url, clients=4):
                 except httpx.HTTPError as e:
                     status = repr(e)
                 got.append(Asked(client, status, version, began, time.perf_counter()))
+                time.sleep(pause_s)
 
     with ThreadPoolExecutor(clients) as pool:
         asking = [pool.submit(ask, i) for i in range(clients)]

@@ -52,8 +52,9 @@ ENGINES = {"champion": Fake("1", 0.80), "challenger": Fake("2", 0.88)}
 def learn(settings, number: str, lineage: list[str], rows: list[str] | None) -> None:
     "Version `number`, made challenger; its run logged fingerprints of `rows`, and of one more."
     client = mlflow.MlflowClient(settings.mlflow_uri())
-    experiment = client.get_experiment_by_name("e") or client.get_experiment(
-        client.create_experiment("e", artifact_location=settings.path("artifact_dir").as_uri())
+    name, place = settings.experiment, settings.path("artifact_dir").as_uri()  # copies follow it
+    experiment = client.get_experiment_by_name(name) or client.get_experiment(
+        client.create_experiment(name, artifact_location=place)
     )
     run = client.create_run(experiment.experiment_id)
     if rows is not None:
