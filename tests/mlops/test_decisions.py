@@ -242,13 +242,6 @@ def by_command(registry, settings, monkeypatch):
         },
         frame=lambda split: TEST,
         fingerprints=lambda split: fingerprints(TEST.text.tolist()),
-        folder=None,
-        manifest={
-            "id": "t",
-            "recipe": {},
-            "rows": {"read": len(TEST), "test": len(TEST), "quarantined": 0},
-            "quarantine": {},
-        },
     )
     monkeypatch.setattr(entry, "prepare_dataset", lambda *a, **k: data)
     s = settings.model_copy(update={"gate_battle_rounds": 0, "inference_url": "http://127.0.0.1:9"})
