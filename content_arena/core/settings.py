@@ -133,6 +133,9 @@ class ModelSettings(_Section):
         description="mean: mean pooling + linear; standard: AutoModelForSequenceClassification;"
                     " auto: standard where nothing but the head is missing from the checkpoint")
     max_length: int = Field(96, ge=8, le=8192, description="tokens per text in training")
+    characters: Literal["auto", "on", "off"] = Field("auto",
+        description="a character branch as second reader; auto: if validation rows say that it"
+                    " earns its cost")
 
 # %% ../../nbs/01_core/30_settings.ipynb #36363381
 class TrainSettings(_Section):

@@ -25,21 +25,33 @@ from .ensemble import Combination, load_members, recipe_of, share_equal
 from ..core.text import TEXT_FORM, text_form, tokenizer_input
 from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
 from ..training.building import BadModel, ModelError, best_device, fast_dtype
-from ..training.classifier import (
-    predict_logits, read_spec, toxic_probability, verify_model)
+from ..training.blend import Blend, blend_of
+from ..training.character_branch import CharacterBranch
+from ..training.classifier import predict_logits, read_spec, verify_model
 
 # %% ../../nbs/06_inference/30_engine.ipynb #15752914
 def tokenize_windows(tokenizer: Any, texts: Sequence[str],
                      max_length: int, form: str = TEXT_FORM
-                     ) -> tuple[list[list[int]], np.ndarray]:
-    """Token ids of all windows of `texts` in `form`, and for each the index of its text (m,).
+                     ) -> tuple[list[list[int]], np.ndarray, list[str]]:
+    """Token ids of all windows of `texts` in `form`, for each the index of its text (m,), and the
+    part of the text that it shows.
 
     Windows have at most `max_length` tokens, special tokens included, and overlap by a quarter of
     it.
     """
     out = tokenizer(tokenizer_input(texts, form), truncation=True, max_length=max_length,
-                    stride=max_length // 4, return_overflowing_tokens=True)
-    return out["input_ids"], np.asarray(out["overflow_to_sample_mapping"], dtype=np.int64)
+                    stride=max_length // 4, return_overflowing_tokens=True,
+                    return_offsets_mapping=True)
+    owner = np.asarray(out["overflow_to_sample_mapping"], dtype=np.int64)
+    windows = np.bincount(owner, minlength=len(texts))
+    long = {i: tokenizer_input([texts[i]], form)[0] for i in np.flatnonzero(windows > 1)}
+    parts = [long[i][_shown(offsets)] if i in long else texts[i]
+             for i, offsets in zip(owner, out["offset_mapping"])]
+    return out["input_ids"], owner, parts
+
+def _shown(offsets: Sequence[tuple[int, int]]) -> slice:
+    real = [(start, end) for start, end in offsets if end > start]       # not special tokens
+    return slice(real[0][0], real[-1][1]) if real else slice(0, 0)
 
 # %% ../../nbs/06_inference/30_engine.ipynb #93e1b9e3
 class Engine:
@@ -49,12 +61,14 @@ class Engine:
     from it on is toxic; `size_mb`: memory of the weights, MB. Thread-safe."""
 
     def __init__(self, classifier: Any, tokenizer: Any, spec: dict, *, version: str, alias: str,
-                 sha256: str):
+                 sha256: str, branch: CharacterBranch | None = None):
         self.classifier, self.tokenizer, self.spec = classifier, tokenizer, spec
+        self.branch, self.blend = branch, blend_of(spec)
         self.version, self.alias, self.sha256 = version, alias, sha256
         self.threshold, self.max_length = float(spec["threshold"]), int(spec["max_length"])
         self._text_form = text_form(spec)
         self.size_mb = sum(p.numel() * p.element_size() for p in classifier.parameters()) / 1e6
+        self.size_mb += branch.size_mb if branch else 0
         self._tokenizer_lock = tokenizer_lock(tokenizer)      # other engines may use it too
 
 # %% ../../nbs/06_inference/30_engine.ipynb #f2e1ed22
@@ -84,9 +98,16 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
                                             device=device)
     except BaseModelError as e:
         raise ModelError(f"version {version or folder.name} needs its base model: {e}") from e
-    engine = cls(classifier, tokenizer, spec, version=version, alias=alias, sha256=sha256)
+    engine = cls(classifier, tokenizer, spec, version=version, alias=alias, sha256=sha256,
+                 branch=_load_branch(folder) if spec["blend"]["characters"] else None)
     engine.check_probe(probe_tolerance)
     return engine
+
+def _load_branch(folder: Path) -> CharacterBranch:
+    try:
+        return CharacterBranch.load(folder)
+    except ValueError as e:
+        raise BadModel(f"model folder {folder.name}: {e}") from e
 
 # %% ../../nbs/06_inference/30_engine.ipynb #b6a853c4
 def _load_ensemble(cls: type[Engine], spec: dict, cache_dir: Path, probe_tolerance: float, *,
@@ -113,14 +134,38 @@ def scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096) -> np.n
         return np.zeros(0, dtype=np.float32)
     if isinstance(self.classifier, Combination):
         return self.classifier.scores(texts, batch_tokens=batch_tokens)
-    with self._tokenizer_lock:
-        ids, owner = tokenize_windows(self.tokenizer, texts, self.max_length, self._text_form)
-    logits = predict_logits(self.classifier, ids, self.tokenizer.pad_token_id, batch_tokens)
+    network, characters, owner = self._readings(texts, batch_tokens)
     best = np.zeros(len(texts), dtype=np.float32)
-    np.maximum.at(
-        best, owner, toxic_probability(logits, self.spec["temperature"]).astype(np.float32)
-    )
+    np.maximum.at(best, owner, self.blend.probability(network, characters))
     return best
+
+@patch
+def _readings(self: Engine, texts: Sequence[str], batch_tokens: int
+              ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    "Log odds of both readers for each window (m,), and the index of its text (m,)."
+    with self._tokenizer_lock:
+        ids, owner, parts = tokenize_windows(self.tokenizer, texts, self.max_length,
+                                             self._text_form)
+    logits = predict_logits(self.classifier, ids, self.tokenizer.pad_token_id, batch_tokens)
+    return logits[:, 1] - logits[:, 0], self.branch and self.branch.logits(parts), owner
+
+@patch
+def reader_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096
+                  ) -> dict[str, np.ndarray]:
+    """What each reader would say alone, for the ablation of a report: name -> P(toxic) (n,)
+    float32, calibrated on the validation rows; none of a version that has one reader.
+
+    Their thresholds stand in `spec["readers"]`."""
+    if not (self.branch and len(texts)):
+        return {}
+    network, characters, owner = self._readings(texts, batch_tokens)
+    alone = {}
+    for name, logits in (("network", network), ("characters", characters)):
+        reader = self.spec["readers"][name]
+        alone[name] = np.zeros(len(texts), dtype=np.float32)
+        one = Blend(reader["weight"], 0.0, reader["bias"])
+        np.maximum.at(alone[name], owner, one.probability(logits))
+    return alone
 
 @patch
 def check_probe(self: Engine, tolerance: float) -> float:
@@ -141,7 +186,7 @@ def check_probe(self: Engine, tolerance: float) -> float:
 @patch
 def close(self: Engine) -> None:
     "Drop weights and tokenizer; the engine can't be used afterwards."
-    self.classifier = self.tokenizer = None
+    self.classifier = self.tokenizer = self.branch = None
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

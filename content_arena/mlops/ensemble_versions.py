@@ -29,7 +29,9 @@ from .lineage import load_fingerprints
 from .model_registry import ModelRegistry, RegistryReader, Version
 from .registry_file import RegistryFile, change_registry
 from ..data.grouping import find_overlap
-from ..training.qlora_trainer import PROBE_TEXTS, classification_metrics
+from ..training.classifier import read_spec
+from ..training.qlora_trainer import PROBE_TEXTS
+from ..training.two_readers import classification_metrics
 from ..training.tracking import connect, git_commit, log_fingerprints, log_model
 
 # %% ../../nbs/08_mlops/65_ensemble_versions.ipynb #45853cdb
@@ -100,8 +102,8 @@ def _write(parts: Combination, base: Mapping[str, str], folder: Path) -> Engine:
              "scores": [round(float(p), 6) for p in parts.scores(PROBE_TEXTS)]}
     length = max(e.max_length for e in parts.engines)
     sha256 = write_ensemble(folder, parts.recipe, base, length, probe)
-    spec = {"threshold": parts.recipe.threshold, "max_length": length, "probe": probe}
-    return Engine(parts, parts.engines[0].tokenizer, spec, version="", alias="", sha256=sha256)
+    return Engine(parts, parts.engines[0].tokenizer, read_spec(folder), version="", alias="",
+                  sha256=sha256)
 
 # %% ../../nbs/08_mlops/65_ensemble_versions.ipynb #b0f0f58f
 def _log(settings: Settings, name: str, members: Sequence[Version], parts: Combination,

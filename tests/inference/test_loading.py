@@ -50,7 +50,7 @@ def model(base, folder: Path, seed: int) -> Path:
             "max_length": 16,
             "temperature": 1.0,
             "threshold": 0.4,
-            "probe": probe_scores(classifier, load_tokenizer(base.path), 1.0),
+            "probe": probe_scores(classifier, load_tokenizer(base.path)),
         },
     )
     return folder

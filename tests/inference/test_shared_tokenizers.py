@@ -37,7 +37,7 @@ def model(folder: Path, base_folder: Path, name: str, max_length: int = 16) -> P
             "max_length": max_length,
             "temperature": 1.0,
             "threshold": 0.35,
-            "probe": probe_scores(classifier, load_tokenizer(base.path), 1.0),
+            "probe": probe_scores(classifier, load_tokenizer(base.path)),
         },
     )
     return folder / name

@@ -57,6 +57,15 @@ class Words:
                 {"text": texts, "label": np.isin(said, toxic).astype("int8"), "source": "made"}
             )
 
+        rows = {name: len(frame) for name, frame in self.frames.items()}
+        self.folder = Path("made")
+        self.manifest = {
+            "id": self.id,
+            "recipe": {},
+            "rows": {"read": sum(rows.values()), "quarantined": 0, **rows},
+            "quarantine": {},
+        }
+
     def frame(self, split: str) -> pd.DataFrame:
         return self.frames[split]
 

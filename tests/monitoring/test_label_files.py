@@ -269,8 +269,8 @@ def test_a_store_without_texts_hands_out_hashes(store, tmp_path):
     rows = [r | {"text": None} for r in sample_of(["가", "나"])]
     for form in FORMS:
         write_sample(rows, tmp_path / form, form)
-        content = (tmp_path / form).read_bytes()
-        assert form == "xlsx" or rows[0]["text_sha256"].encode() in content
+        if form != "xlsx":  # packed
+            assert rows[0]["text_sha256"].encode() in (tmp_path / form).read_bytes()
     back = read_labels(tmp_path / "csv", "csv").rows
     assert [r.values["text_sha256"] for r in back] == [r["text_sha256"] for r in rows]
 

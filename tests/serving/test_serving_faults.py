@@ -277,7 +277,7 @@ def tiny_models(tmp_path_factory):
     )
     for seed in range(2):
         classifier, spec = build_classifier(base, lora_r=4, dtype=torch.float32, seed=seed)
-        probe = probe_scores(classifier, load_tokenizer(base.path), 1.0)
+        probe = probe_scores(classifier, load_tokenizer(base.path))
         save_model(
             classifier,
             root / f"model{seed}",

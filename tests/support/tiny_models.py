@@ -63,7 +63,7 @@ def register(settings, base_folder, seed: int, threshold: float = 0.35):
         "max_length": 16,
         "temperature": 1.0,
         "threshold": threshold,
-        "probe": probe_scores(classifier, load_tokenizer(base.path), 1.0),
+        "probe": probe_scores(classifier, load_tokenizer(base.path)),
     }
     folder = settings.path("var_dir") / f"trained-{seed}"
     tags = dict(

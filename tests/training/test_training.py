@@ -22,7 +22,8 @@ from content_arena.training.base_models import resolve_base_model
 from content_arena.training.classifier import read_spec, verify_model
 from content_arena.training.loop import TrainingError
 
-from content_arena.training.qlora_trainer import QLoRATrainer, classification_metrics
+from content_arena.training.qlora_trainer import QLoRATrainer
+from content_arena.training.two_readers import classification_metrics
 
 pytestmark = pytest.mark.slow
 
