@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'pipeline_app', 'registry_app', 'decisions_app', 'main', 'pipeline_run', 'train', 'evaluate', 'deploy', 'serve',
-           'classify', 'registry_list', 'registry_show', 'registry_history', 'registry_promote', 'registry_rollback',
+           'registry_list', 'registry_show', 'registry_history', 'registry_promote', 'registry_rollback',
            'decisions_list', 'decisions_show', 'decisions_verify', 'notify', 'doctor']
 
 # %% ../../nbs/14_cli/90_main.ipynb #002d2287
@@ -21,6 +21,7 @@ from rich.markup import escape
 
 from .. import __version__
 from .battle import battle_app
+from .classify import Comments, classify
 from .coevolution import coevolve
 from .data import data_app
 from .events import feedback_app, shadow_app, store_app
@@ -189,47 +190,7 @@ def serve(
     run(_settings(None, pairs))
 
 # %% ../../nbs/14_cli/90_main.ipynb #59afd9c6
-@app.command()
-def classify(
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...")],
-    p: Parameter = None,
-    alias: Annotated[str, typer.Option(help="champion, challenger or previous")] = "champion",
-    as_json: AsJson = False,
-) -> None:
-    "Score comments with a registered model, without a service."
-    from content_arena.inference.engine import Engine
-    from content_arena.mlops.model_registry import ModelRegistry, RegistryError
-    settings = _settings(None, p)
-    registry = ModelRegistry(settings)
-    version = {"champion": registry.get_champion, "challenger": registry.get_challenger,
-               "previous": registry.get_previous}.get(alias, lambda: None)()
-    if version is None:
-        raise RegistryError(f"no version is {alias!r} yet: run content-arena pipeline run first")
-    engine = Engine.load(
-        registry.download(version),
-        cache_dir=settings.path("var_dir") / "cache",
-        dtype=settings.dtype,
-        version=version.version,
-        alias=alias,
-        threads=settings.threads,
-    )
-    scores = engine.scores(texts)
-    rows = [
-        {"text": t, "toxic_score": float(s), "is_toxic": bool(s >= engine.threshold)}
-        for t, s in zip(texts, scores)
-    ]
-    value = {"model_version": version.version, "model_alias": alias, "results": rows}
-    _out(
-        as_json,
-        value,
-        lambda c: [
-            c.print(
-                f"{r['toxic_score']:.3f} {'toxic' if r['is_toxic'] else 'clean'}  {r['text']}",
-                markup=False,
-            )
-            for r in rows
-        ],
-    )
+app.command(cls=Comments)(classify)
 
 # %% ../../nbs/14_cli/90_main.ipynb #09028eb8
 def _version_row(version: Any) -> dict:
