@@ -19,7 +19,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.long(200)]
 
 # Values of required parameters, by name: a new command with another one needs one here.
 VALUES = {
-    "texts": "안녕 é 😀",
     "version": "3",
     "reason": "it is a test",
     "name": "coevolution-1",
@@ -30,8 +29,10 @@ VALUES = {
     "keep": "3",
     "mode": "mean",
     "members": "1,2",
+    "first": "ab",
+    "second": "cd",
 }
-EXTRA = {("serve",): ["--port", "0"], ("cleanup",): ["--dry-run"]}
+EXTRA = {("serve",): ["--port", "0"], ("cleanup",): ["--dry-run"], ("classify",): ["안녕 é 😀"]}
 KERNELS = {("pipeline", "run"), ("monitor", "report")}  # seconds each: where folders matter
 ENDLESS = {("serve",), ("retrain", "watch")}  # until they are stopped
 
