@@ -337,6 +337,9 @@ class CoevolutionSettings(_Section):
     coevolution_variant_share: float = Field(
         0.4, gt=0, lt=1, description="share of variants among the training rows, at most"
     )
+    coevolution_f1_drop: float = Field(
+        0.02, ge=0, le=1, description="F1 on clean text that a cycle may cost"
+    )
     coevolution_patience: int = Field(
         3, ge=1, description="cycles without progress after which it has converged"
     )
@@ -409,7 +412,6 @@ FORMER = {"battle_step": "serving.battle_runner.STEP",
           "battle_toxic_share": "arena.battles.orders.TOXIC_SHARE",
           "beam_width": "arena.attackers.mix.BEAM_WIDTH",
           "llm_failures": "arena.attackers.llm.GIVE_UP",
-          "coevolution_f1_drop": "arena.coevolution.cycles.F1_DROP",
           "drift_max_rows": "monitoring.drift.MAX_ROWS",
           "notice_repeat_s": "mlops.outbox.REPEAT_S",
           "notice_spool": "mlops.outbox.SPOOL",

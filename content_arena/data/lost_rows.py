@@ -169,5 +169,7 @@ def note_losses(losses: dict[str, Any]) -> None:
     _noted[losses["dataset_id"]] = losses
 
 def noted_losses() -> list[dict[str, Any]]:
-    "The losses of each data set that this process prepared, in that order."
-    return list(_noted.values())
+    "The losses of each data set that was prepared since this was asked last, in that order."
+    noted = list(_noted.values())
+    _noted.clear()
+    return noted

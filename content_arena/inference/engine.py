@@ -149,6 +149,7 @@ def _readings(self: Engine, texts: Sequence[str], batch_tokens: int
     logits = predict_logits(self.classifier, ids, self.tokenizer.pad_token_id, batch_tokens)
     return logits[:, 1] - logits[:, 0], self.branch and self.branch.logits(parts), owner
 
+# %% ../../nbs/06_inference/30_engine.ipynb #9c1d7e3f
 @patch
 def reader_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096
                   ) -> dict[str, np.ndarray]:

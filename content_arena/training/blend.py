@@ -27,7 +27,7 @@ class Blend:
     bias: float = 0.0
 
     def probability(self, network: np.ndarray, characters: np.ndarray | None = None) -> np.ndarray:
-        "P(toxic) (n,) float32 of the readers' log odds (n,); `characters` is not asked at weight 0."
+        "P(toxic) (n,) float32 of the readers' log odds (n,); at weight 0 `characters` is unused."
         total = self.network * np.asarray(network, dtype=np.float64) + self.bias
         if self.characters:
             total = total + self.characters * np.asarray(characters, dtype=np.float64)

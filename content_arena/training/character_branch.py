@@ -25,8 +25,8 @@ from ..core.text import TEXT_FORM, text_form, tokenizer_input
 
 # %% ../../nbs/05_training/55_character_branch.ipynb #2c9668ac
 def letters(text: str) -> str:
-    """`text` in small letters, each Hangul syllable as its two or three letters, compatible forms as
-    the usual ones (NFKD): a letter that stands alone is the one that begins a syllable."""
+    """`text` in small letters, each Hangul syllable as its two or three letters, compatible forms
+    as the usual ones (NFKD): a letter that stands alone is the one that begins a syllable."""
     return unicodedata.normalize("NFKD", text.lower())
 
 BUCKETS = 2 ** 18                       # of each view; n-grams that share one are taken as one
@@ -35,8 +35,8 @@ VIEWS = {"characters": (str.lower, (1, 4)), "letters": (letters, (2, 6))}
 def count_ngrams(texts: Sequence[str]) -> csr_matrix:
     """How often each bucket's n-grams occur in n `texts`, (n, views x BUCKETS) float32.
 
-    N-grams lie within words (`char_wb` of scikit-learn), and are hashed (MurmurHash3), so there is no
-    vocabulary to keep."""
+    N-grams lie within words (`char_wb` of scikit-learn), and are hashed (MurmurHash3), so there is
+    no vocabulary to keep."""
     counted = [HashingVectorizer(analyzer="char_wb", ngram_range=lengths, n_features=BUCKETS,
                                  alternate_sign=False, norm=None, lowercase=False,
                                  dtype=np.float32).transform([view(t) for t in texts])
@@ -47,8 +47,8 @@ def count_ngrams(texts: Sequence[str]) -> csr_matrix:
 class CharacterBranch:
     """Hashed n-grams of two views and a linear model; make one with `fit` or `load`.
 
-    `idf`, `weights`: (views x BUCKETS,) float32; `bias`: float; `form`: in which it reads texts, see
-    `text.text_form`."""
+    `idf`, `weights`: (views x BUCKETS,) float32; `bias`: float; `form`: in which it reads texts,
+    see `text.text_form`."""
     def __init__(self, idf: np.ndarray, weights: np.ndarray, bias: float, form: str = TEXT_FORM):
         self.idf, self.weights, self.bias, self.form = idf, weights, bias, form
         self.size_mb = (idf.nbytes + weights.nbytes) / 1e6
@@ -92,8 +92,8 @@ def fit(cls: CharacterBranch, texts: Sequence[str], labels: Sequence[int],
     take half a minute. Raises ValueError if a class is missing."""
     labels = np.asarray(labels)
     if len(texts) != len(labels) or set(np.unique(labels)) != {0, 1}:
-        raise ValueError(f"{len(texts)} texts need as many labels, of both 0 and 1; got {len(labels)}"
-                         f" of {sorted(set(labels.tolist()))[:5]}")
+        raise ValueError(f"{len(texts)} texts need as many labels, of both 0 and 1; got"
+                         f" {len(labels)} of {sorted(set(labels.tolist()))[:5]}")
     counts = count_ngrams(tokenizer_input(texts))
     have = np.bincount(counts.indices, minlength=counts.shape[1])
     new = (np.log((1 + len(labels)) / (1 + have)) + 1).astype(np.float32)

@@ -51,8 +51,9 @@ def classification_metrics(
 # %% ../../nbs/05_training/75_two_readers.ipynb #85990a21
 @dataclass(frozen=True)
 class Filter:
-    """What a version answers with. `blend`, `branch`: see `training.blend`; `scores`: P(toxic) of the
-    validation rows (n,); `spec`: what the description gains; `metrics`: of each reader alone, there."""
+    """What a version answers with. `blend`, `branch`: see `training.blend`; `scores`: P(toxic) of
+    the validation rows (n,); `metrics`: of each reader alone, there; `spec`: what the description
+    of the version gains."""
     blend: Blend
     branch: CharacterBranch | None
     scores: np.ndarray
@@ -74,9 +75,9 @@ def _fewest(labels: np.ndarray) -> int:
 # %% ../../nbs/05_training/75_two_readers.ipynb #c42c6438
 def read_twice(train: pd.DataFrame, valid: pd.DataFrame, logits: np.ndarray,
                characters: str = "auto", start: CharacterBranch | None = None) -> Filter:
-    """The filter of a network with `logits` (n, 2) on the `valid` rows: a character branch is fitted
-    on `train` (going on from `start`) and kept if `valid` says that it earns its cost (`auto`),
-    always (`on`), or never (`off`). Both frames have text and label."""
+    """The filter of a network with `logits` (n, 2) on the `valid` rows: a character branch is
+    fitted on `train` (going on from `start`) and kept if `valid` says that it earns its cost
+    (`auto`), always (`on`), or never (`off`). Both frames have text and label."""
     labels, network = valid["label"].to_numpy(np.int64), logits[:, 1] - logits[:, 0]
     temperature = fit_temperature(logits, labels)
     one = Blend(1 / temperature)
