@@ -58,7 +58,7 @@ def json_line(value: dict) -> str:
 # %% ../../nbs/14_cli/10_options.ipynb #30f88ea5
 def with_losses(value: dict) -> dict:
     """`value` with the losses of the data sets that this command prepared: `losses` is the first's,
-    `further_losses` lists the others', if any."""
+    `further_losses` lists the others', if any. Each is answered once."""
     module = sys.modules.get("content_arena.data.lost_rows")    # loaded by whoever prepares data
     noted = module.noted_losses() if module else []
     first = value.get("losses") or (noted[0] if noted else None)
