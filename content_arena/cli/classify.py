@@ -43,6 +43,7 @@ def problems_of(texts: Iterable[str], settings: Settings) -> Iterator[str]:
         except ValidationError as e:
             yield e.errors()[0]["msg"]
 
+# %% ../../nbs/14_cli/55_classify.ipynb #5f0c1a2
 def read_lines(raw: bytes, settings: Settings) -> list[Row]:
     "The lines of `raw`, blank ones left out; bytes that are no UTF-8 are a problem of their line."
     text = raw.removeprefix("\ufeff".encode()).decode("utf-8", "surrogateescape")
@@ -107,6 +108,8 @@ class Comments(typer.core.TyperCommand):
                 param = options[name]
                 flag = param is None or getattr(param, "is_flag", False) or "=" in word
                 before += [word] if flag else [word, *[w for w in [next(rest, None)] if w]]
+            elif word[:2] in options and word[2:].partition("=")[0].isidentifier() and "=" in word:
+                before.append(word)                                  # -pseed=1
             elif word.startswith("--") and word[2:3].isascii() and word[2:3].isalpha():
                 near = "".join(f", did you mean {o}?" for o in get_close_matches(name, options)[:1])
                 raise typer.BadParameter(f"no such option: {name}{near} A comment that begins so"
@@ -177,6 +180,7 @@ def classify(
     if many:
         typer.echo("{read} read = {scored} scored + {refused} refused".format(**counts), err=True)
 
+# %% ../../nbs/14_cli/55_classify.ipynb #5f0c1a3
 def _show(console: Any, answers: list[dict[str, Any]], many: bool, output: Path | None,
           form: str) -> None:
     if output:

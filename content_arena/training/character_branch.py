@@ -83,6 +83,7 @@ def _logistic(features: csr_matrix, labels: np.ndarray, known: np.ndarray) -> np
     return minimize(loss, np.zeros(size + 1), jac=True, method="L-BFGS-B",
                     options={"maxiter": 200, "ftol": 1e-6}).x
 
+# %% ../../nbs/05_training/55_character_branch.ipynb #6a7d01b3
 @patch(cls_method=True)
 def fit(cls: CharacterBranch, texts: Sequence[str], labels: Sequence[int],
         start: CharacterBranch | None = None) -> CharacterBranch:

@@ -37,6 +37,7 @@ def test_a_comment_may_begin_with_a_dash(text):
 def test_a_slip_in_an_option_is_no_comment_but_can_be_one():
     done = ask("--alais", "previous", "x")
     assert done.exit_code == 2 and "--alias" in done.output
+    assert results("-pseed=1", "x")["read"] == 1  # the setting as one word is no comment either
     assert results("--", "--alais")["results"][0]["text"] == "--alais"
 
 

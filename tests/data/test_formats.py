@@ -4,15 +4,14 @@ import hashlib
 import json
 import re
 import sys
-import threading
 import types
 from dataclasses import replace
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from web_pages import web_pages
 
 from content_arena.core.config import load_settings
 from content_arena.data import readers
@@ -258,24 +257,8 @@ def test_value_that_a_recipe_does_not_know_is_named_with_its_line(home):
 
 @pytest.fixture
 def mirror():
-    pages = {}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = pages.get(self.path)
-            self.send_response(200 if body is not None else 404)
-            self.send_header("Content-Length", str(len(body or b"")))
-            self.end_headers()
-            self.wfile.write(body or b"")
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", pages
-    server.shutdown()
-    server.server_close()
+    with web_pages() as served:
+        yield served
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import types
 import unicodedata
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 
 import numpy as np
@@ -21,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from web_pages import web_pages
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 from warm import python
 
@@ -777,26 +776,8 @@ def test_two_processes_at_once_make_one_data_set(home):
 
 @pytest.fixture
 def mirror():
-    "A web server for {path: bytes}; the path /short breaks off in the middle."
-    pages = {}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = pages.get(self.path)
-            self.send_response(200 if body is not None else 404)
-            body = body or b""
-            self.send_header("Content-Length", str(len(body) * (2 if self.path == "/short" else 1)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", pages
-    server.shutdown()
-    server.server_close()
+    with web_pages() as served:
+        yield served
 
 
 def sha(data):
