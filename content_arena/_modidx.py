@@ -653,6 +653,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'content_arena/cli/options.py'),
                                            'content_arena.cli.options.json_line': ( '14_cli/options.html#json_line',
                                                                                     'content_arena/cli/options.py'),
+                                           'content_arena.cli.options.noted_losses': ( '14_cli/options.html#noted_losses',
+                                                                                       'content_arena/cli/options.py'),
                                            'content_arena.cli.options.printable_output': ( '14_cli/options.html#printable_output',
                                                                                            'content_arena/cli/options.py'),
                                            'content_arena.cli.options.progress_bar': ( '14_cli/options.html#progress_bar',

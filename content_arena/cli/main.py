@@ -26,7 +26,7 @@ from .coevolution import coevolve
 from .data import data_app
 from .events import feedback_app, shadow_app, store_app
 from .options import (
-    AsJson, Parameter, Profile, framed_table as _table, json_line, printable_output,
+    AsJson, Parameter, Profile, framed_table as _table, json_line, noted_losses, printable_output,
     settings_from as _settings, settings_used, show_result as _out)
 from .ensembles import ensemble_app
 from .settings import settings
@@ -351,6 +351,7 @@ def doctor(
 def _root(
     version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
 ) -> None:
+    noted_losses()                      # of what was prepared before, this command answers nothing
     if version:
         print(__version__)
         raise typer.Exit()

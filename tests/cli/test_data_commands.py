@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from commands import arena
 
@@ -94,3 +95,14 @@ def test_a_battle_on_a_file_says_what_the_file_lost(tmp_path):
     read_corpus(f"csv:{tmp_path}/a.csv", settings)
     losses = noted_losses()[-1]
     assert (losses["read"], losses["used"], losses["quarantined"]) == (401, 400, 1)
+
+
+def test_a_command_answers_only_for_what_it_prepared_itself(tmp_path):
+    from content_arena.cli.main import app
+    from content_arena.data.lost_rows import note_losses, noted_losses
+
+    noted_losses()
+    note_losses({"dataset_id": "of whoever imported the package"})
+    done = CliRunner().invoke(app, ["settings", "--json", "-p", f"var_dir={tmp_path}"])
+    assert done.exit_code == 0, done.output
+    assert "losses" not in json.loads(done.output) and noted_losses() == []
