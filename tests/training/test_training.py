@@ -12,6 +12,7 @@ import mlflow
 import pandas as pd
 import pytest
 import tiny_models
+from safetensors.torch import load_file
 from tiny_models import comments, tiny_settings, train
 from warm import python
 
@@ -20,6 +21,7 @@ from content_arena.inference.engine import Engine
 from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.reports.evaluation import training_figure, training_summary
 from content_arena.training.base_models import resolve_base_model
+from content_arena.training.building import ModelError
 from content_arena.training.classifier import read_spec, verify_model
 from content_arena.training.loop import TrainingError
 
@@ -55,6 +57,20 @@ def test_trained_model_is_served_from_the_registry_alone(tmp_path, kind, head):
         del os.environ["CONTENT_ARENA_VAR_DIR"]
     answers = loaded.predict(pd.DataFrame({"text": ["you are kind today", "you are awful today"]}))
     assert answers.tolist() == scores.astype(float).tolist()
+
+
+def test_only_the_top_layer_is_trained_and_the_filter_is_served(tmp_path):
+    settings = tiny_settings(tmp_path, train_layers=1)
+    train(settings, tmp_path / "work")
+    folder = tmp_path / "work" / "model"
+    names = load_file(folder / "adapter_model.safetensors")
+    assert names and all(".layer.1." in name for name in names)
+    engine = Engine.load(folder, cache_dir=tmp_path / "var" / "cache", version="1")
+    scores = engine.scores(["you are kind today", "you are awful today"])
+    assert scores[0] < engine.threshold <= scores[1]
+    assert engine.check_probe(0.05) <= 0.05
+    with pytest.raises(ModelError, match="train_layers = 3, but BertModel has 2 layers"):
+        train(tiny_settings(tmp_path, train_layers=3), tmp_path / "more")
 
 
 @pytest.fixture(scope="module")
