@@ -91,9 +91,10 @@ class DataSettings(_Section):
     sources: Names = Field(("embedded",), min_length=1,
         description="comma-separated (or JSON): embedded, a format (beep, kmhas, ...), FORMAT:PATH,"
                     " file:PATH, https://..., hub:ID, or a name in sources_file")
-    test_sources: Names = Field((), description="as sources; empty: split off from sources")
+    test_sources: Names = Field((), description="as sources; empty: split off from sources; one that stands in both is split")
     train_sources: Names = Field((),
-        description="as sources, for training only: never changes valid and test")
+        description="as sources, for training only: never changes valid and test; neutral: harmless"
+                    " sentences about groups, names, places, quotations, in dialect")
     sources_file: str = Field("sources.toml", min_length=1,
         description="TOML file with a table for each source that needs more than a name")
     sources_dir: str = Field("",

@@ -272,8 +272,8 @@ def test_a_file_is_found_by_its_name_in_either_form(home):
             for name in asked
         ]
         assert made[0].id == made[1].id and set(made[0].frame("train").source) == {asked[0]}
-        with pytest.raises(DataError, match="stands both in sources and in test_sources"):
-            prepare(folder, sources=asked[0], test_sources=asked[1])
+        both = prepare(folder, sources=asked[0], test_sources=asked[1], test_fraction=0.3)
+        assert 0 < len(both.frame("test")) < len(both.frame("train"))
     write_csv(place / "댓글 모음.csv", korean_lines())
     with pytest.raises(DataError, match="2 files in .* have the name 댓글 모음.csv.*rename one"):
         load_source("csv:모음 폴더/댓글 모음.csv", at(folder))
