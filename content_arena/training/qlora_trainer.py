@@ -22,6 +22,7 @@ from fastcore.basics import patch
 
 from ..core.config import ModelSettings, Settings, TrainSettings
 from .base_models import BaseModel, resolve_base_model
+from .row_weights import weights_in, with_weights
 from .characters import TfidfBaseline, choose_threshold
 from .two_readers import classification_metrics, read_twice
 from .blend import Blend
@@ -201,7 +202,7 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
         seed=s.seed)
     if ancestor:
         start_from(classifier, ancestor, spec)
-    train = with_views(train) if s.augment_views else train
+    train = with_weights(with_views(train) if s.augment_views else train, s)
     tokenizer = load_tokenizer(base.path)
     pad = tokenizer.pad_token_id
     ids, valid_ids = (encode(tokenizer, f["text"].tolist(), s.max_length) for f in (train, valid))
@@ -210,7 +211,8 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     summary = fit(classifier, ids, labels, s, pad=pad, device=self.device,
                   work_dir=work / "checkpoints", progress=self.progress,
                   validate=_validator(twin, valid_ids, valid_labels, pad),
-                  on_log=lambda step, values: mlflow.log_metrics(values, step=step))
+                  on_log=lambda step, values: mlflow.log_metrics(values, step=step),
+                  row_weights=weights_in(train))
     logits = predict_logits(twin.refresh(), valid_ids, pad)
     start = CharacterBranch.of_version(ancestor) if ancestor else None
     readers = read_twice(train, valid, logits, s.characters, start)
