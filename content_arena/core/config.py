@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'RECIPE', 'Settings', 'find_settings_file', 'profiles_of', 'load_settings',
-           'parse_parameters', 'Secrets', 'load_secrets', 'spare_loopback', 'quiet_libraries']
+           'parse_parameters', 'Secrets', 'load_secrets', 'spare_loopback', 'quiet_libraries', 'wait_briefly']
 
 # %% ../../nbs/01_core/40_config.ipynb #0c9fd7e0
 import difflib
@@ -298,3 +298,10 @@ def quiet_libraries(env: MutableMapping[str, str] | None = None) -> None:
     "Switch off what libraries draw on a terminal unasked, unless `env` says otherwise already."
     env = os.environ if env is None else env
     env.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+# %% ../../nbs/01_core/40_config.ipynb #b7dd5844
+def wait_briefly(env: MutableMapping[str, str] | None = None) -> None:
+    "Let threads of matrix products that wait for one another go to sleep soon, unless `env` says."
+    env = os.environ if env is None else env
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & {*env}:
+        env.update(GOMP_SPINCOUNT="1000", KMP_BLOCKTIME="0")     # GNU's library, LLVM's and Intel's
