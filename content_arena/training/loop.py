@@ -29,15 +29,18 @@ from .classifier import ContentClassifier, collate, length_batches
 class TrainingError(RuntimeError):
     "Training can't start or go on; the message says why and what to do."
 
-def make_plan(lengths: Sequence[int], settings: Settings) -> list[list[np.ndarray]]:
+def make_plan(lengths: Sequence[int], settings: Settings,
+              epochs: Sequence[np.ndarray] | None = None) -> list[list[np.ndarray]]:
     """The batches of every optimiser step, all epochs in order: a list of steps, each a list of
     index arrays.
 
-    `lengths`: tokens per text. Depends on settings and lengths only, so a restart repeats it."""
-    steps = []
+    `lengths`: tokens per text; `epochs`: the texts of each epoch, begun again when they are used up
+    (None: all texts in each). Depends on its arguments only, so a restart repeats it."""
+    steps, lengths = [], np.asarray(lengths)
+    epochs = [np.arange(len(lengths))] if epochs is None else epochs
     for epoch in range(settings.epochs):
-        rng = np.random.default_rng([settings.seed, epoch])
-        batches = length_batches(lengths, settings.batch_tokens, rng)
+        rng, rows = np.random.default_rng([settings.seed, epoch]), epochs[epoch % len(epochs)]
+        batches = [rows[b] for b in length_batches(lengths[rows], settings.batch_tokens, rng)]
         width = settings.gradient_accumulation
         steps += [batches[i:i + width] for i in range(0, len(batches), width)]
     return steps
@@ -203,14 +206,15 @@ def fit(classifier: ContentClassifier, ids: Sequence[Sequence[int]], labels: np.
         settings: Settings, *, pad: int, device: str, work_dir: Path,
         validate: Callable[[int], dict[str, float]], monitor: str = "valid_f1",
         on_log: Callable[[int, dict], None] = lambda step, values: None,
-        progress: bool = True) -> dict:
-    """Train adapter and head on `ids` (token ids per text) and `labels` (n,).
+        epochs: Sequence[np.ndarray] | None = None, progress: bool = True) -> dict:
+    """Train adapter and head on `ids` (token ids per text) and `labels` (n,); `epochs`: which of
+    them in which epoch, see `make_plan`.
 
     Leaves the best parameters in place. Checkpoints go to `work_dir`; if it holds one, training
     goes on from there. Returns steps, best_step, the best value of `monitor` and `stopped_early`.
     Raises TrainingError."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    plan = make_plan([len(i) for i in ids], settings)
+    plan = make_plan([len(i) for i in ids], settings, epochs)
     optimizer = make_optimizer(classifier, settings, device)
     weights = loss_weights(labels, settings.class_weights)
     weights = weights.to(device) if weights is not None else None

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny_models import comments, tiny_settings, train
 from warm import python
 
+from content_arena.disguises.mix import valid_mix
 from content_arena.inference.engine import Engine
 from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.reports.evaluation import training_figure, training_summary
@@ -86,7 +87,7 @@ def curved(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qlora_trainer, "_validator", watched)
-        run_id = train(tiny_settings(folder), folder / "work")
+        run_id = train(tiny_settings(folder, characters="off"), folder / "work")
     summary = json.loads(mlflow_text(folder, "training_summary.json"))
     assert summary["best_step"] < max(curve) == summary["steps"]
     return run_id, summary, folder, curve
@@ -111,7 +112,7 @@ def test_the_kept_model_has_names_of_its_own(curved):
     assert m["best_valid_f1"] == kept["valid_f1"] == summary["best_valid_f1"]
     assert m["valid_log_loss"] == last["valid_log_loss"] != m["best_valid_log_loss"]
     engine = Engine.load(folder / "work" / "model", cache_dir=folder / "var" / "cache")
-    frame = comments()[90:]
+    frame = valid_mix(tiny_settings(folder)).apply(comments()[90:])  # what it was chosen on
     metrics = classification_metrics(
         frame.label.to_numpy(), engine.scores(frame.text.tolist()), engine.threshold
     )
