@@ -10,7 +10,8 @@ import pytest
 STEPS = """
 import json, os, subprocess, sys, time
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-import content_arena
+from content_arena.core.config import wait_briefly
+wait_briefly()
 import torch
 from torch import nn
 
@@ -54,11 +55,15 @@ def test_a_neighbour_does_not_make_a_step_several_times_as_dear():
     assert processor_time() < spinning / 1.5, "threads spin as long as they did before"
 
 
-def test_who_says_otherwise_is_left_alone():
-    code = "import os, content_arena; print(os.environ['GOMP_SPINCOUNT'])"
+def test_the_command_says_it_before_torch_is_loaded_unless_somebody_else_did():
+    code = (
+        "import os, sys; from content_arena.cli.main import main; sys.argv[1:] = ['--help']\n"
+        "try: main()\n"
+        "finally: sys.stderr.write(os.environ['GOMP_SPINCOUNT'] + ' torch' * ('torch' in sys.modules))"
+    )
     for given, expected in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
         done = subprocess.run(
             [sys.executable, "-c", code], env={**env, **given}, capture_output=True, text=True
         )
-        assert done.stdout.strip() == expected, done.stderr
+        assert done.stderr.strip() == expected
