@@ -212,10 +212,10 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
                   on_log=lambda step, values: mlflow.log_metrics(values, step=step))
     logits = predict_logits(twin.refresh(), valid_ids, pad)
     start = CharacterBranch.of_version(ancestor) if ancestor else None
-    readers = read_twice(train, valid, logits, s.characters, start)
+    readers = read_twice(train, valid, logits, s.characters, start, s.threshold_rule)
     scores = readers.scores
     spec |= readers.spec | {
-        "max_length": s.max_length, "threshold": choose_threshold(valid_labels, scores),
+        "max_length": s.max_length,
         "probe": probe_scores(classifier, tokenizer, readers.blend, readers.branch)}
     sha256 = save_model(classifier, work / "model", spec, readers.branch)
     mlflow.log_metrics(readers.metrics, step=summary["best_step"])
