@@ -29,6 +29,7 @@ from transformers import (AutoConfig, AutoModel, AutoModelForSequenceClassificat
 
 from ..core.files import file_sha256
 from ..core.text import TEXT_FORM, text_form, tokenizer_input
+from .adapters import add_adapter
 from .base_models import BaseModel
 from .building import (
     HEAD_NAMES, BadModel, ModelError, building, check_formats, convert, fast_dtype)
@@ -122,32 +123,22 @@ def _quantised_layers(network: nn.Module) -> list[str]:
     import bitsandbytes as bnb
     return [n for n, m in network.named_modules() if isinstance(m, bnb.nn.Linear4bit)]
 
-def _add_adapter(network: nn.Module, head: str, rank: int, alpha: int, dropout: float) -> nn.Module:
-    "`network` with LoRA on every linear layer, and its own dropout off."
-    from peft import LoraConfig, get_peft_model
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    task = "SEQ_CLS" if head == "standard" else None
-    return get_peft_model(network, LoraConfig(task_type=task, r=rank, lora_alpha=alpha,
-                                              lora_dropout=dropout, target_modules="all-linear"))
-
 # %% ../../nbs/05_training/40_classifier.ipynb #ce626260
 @building()
 def build_classifier(base: BaseModel, *, head: str = "auto", quantization: str = "nf4",
                      lora_r: int = 16, lora_alpha: int = 32, lora_dropout: float = 0.0,
-                     dtype: torch.dtype | None = None, device: str = "cpu",
-                     seed: int = 0) -> tuple[ContentClassifier, dict]:
+                     train_layers: int = 0, dtype: torch.dtype | None = None,
+                     device: str = "cpu", seed: int = 0) -> tuple[ContentClassifier, dict]:
     """A classifier to train, and the description that a model folder keeps of it.
 
-    Only adapter and head require gradients. Raises ModelError if the base does not load or its
-    head is quantised."""
+    Only adapter and head require gradients; `train_layers`: see `training.adapters`. Raises
+    ModelError if the base does not load, has fewer layers, or its head is quantised."""
     torch.manual_seed(seed)
     head = choose_head(base) if head == "auto" else head
     dtype = dtype or fast_dtype(device)
     network = load_network(base, head, quantization, dtype, device)
     quantised = _quantised_layers(network)
-    network = _add_adapter(network, head, lora_r, lora_alpha, lora_dropout)
+    network = add_adapter(network, head, lora_r, lora_alpha, lora_dropout, train_layers)
     own = None
     if head == "mean":
         own = nn.Linear(network.config.hidden_size, 2, dtype=torch.float32, device=device)
@@ -317,6 +308,9 @@ class DenseCopy:
     ):
         self.trained, self.dtype = trained, getattr(torch, spec["trained_dtype"])
         network = load_network(base, spec["head"], "none", self.dtype, device)
+        touched = {n for n, m in trained.network.base_model.model.named_modules()
+                   if hasattr(m, "lora_A")}
+        _expand(network, [n for n in spec["quantised_layers"] if n not in touched], self.dtype)
         self.classifier = ContentClassifier(network.eval().requires_grad_(False), trained.head)
         check_formats(self.classifier, self.dtype, "the dense twin of the model in training")
 
@@ -487,7 +481,8 @@ def start_from(classifier: ContentClassifier, folder: Path, spec: dict) -> None:
         state = load_file(Path(folder) / "adapter_model.safetensors")
         unused = set_peft_model_state_dict(network, state).unexpected_keys
         if unused:
-            raise ValueError(f"{len(unused)} matrices of the adapter have no place")
+            raise ValueError(f"{len(unused)} matrices of its adapter have no place: train_layers"
+                             " is smaller than it was for that model")
         if classifier.head is not None:
             classifier.head.load_state_dict(load_file(Path(folder) / "head.safetensors"))
     except Exception as e:       # safetensors, PEFT and torch each raise their own types

@@ -197,7 +197,8 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     s = self.settings
     classifier, spec = build_classifier(
         base, head=s.head, quantization=s.quantization, lora_r=s.lora_r, lora_alpha=s.lora_alpha,
-        lora_dropout=s.lora_dropout, dtype=dtype, device=self.device, seed=s.seed)
+        lora_dropout=s.lora_dropout, train_layers=s.train_layers, dtype=dtype, device=self.device,
+        seed=s.seed)
     if ancestor:
         start_from(classifier, ancestor, spec)
     train = with_views(train) if s.augment_views else train
