@@ -173,6 +173,9 @@ class TrainSettings(_Section):
     augment_views: bool = Field(
         False, description="train on the normalised views of a text too, where they differ"
     )
+    disguised_share: float = Field(0.4, ge=0, le=1,
+        description="share of training rows that stand in disguise, other ones in every epoch;"
+                    " 0: none")
 
 # %% ../../nbs/01_core/30_settings.ipynb #d6bdf243
 class GateSettings(_Section):
@@ -208,6 +211,11 @@ class GateSettings(_Section):
         description="rounds of the fixed battle on test rows; 0: none is fought")
     battle_tolerance: float = Field(0.03, ge=0, lt=1,
         description="AUC on disguised comments, toxic and clean, that a challenger may lose in it")
+    gate_disguised_share: float = Field(0.5, ge=0, le=1,
+        description="share of test and validation rows that stand in disguise, the same for every"
+                    " model; 0: none")
+    clean_f1_tolerance: float = Field(0.01, ge=0, lt=1,
+        description="F1 on the test rows without disguise that a challenger may lose")
     shadow_guard: bool = Field(True,
         description="labelled shadow traffic may not show the challenger to be worse")
     latency_budget_ms: float = Field(0, ge=0,
