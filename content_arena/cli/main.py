@@ -32,7 +32,8 @@ from .ensembles import ensemble_app
 from .settings import settings
 from .versions import cleanup, registry_check, registry_export, versions_app
 from .watch import monitor_app, retrain_app
-from ..core.config import load_secrets, quiet_libraries, spare_loopback
+from ..core.config import (
+    load_secrets, quiet_libraries, spare_loopback, wait_briefly)
 from .failures import explain, interrupted
 
 # %% ../../nbs/14_cli/90_main.ipynb #405a8ac3
@@ -66,6 +67,7 @@ def main() -> None:
     printable_output()
     spare_loopback()
     quiet_libraries()
+    wait_briefly()
     try:
         app()
     except SystemExit as e:

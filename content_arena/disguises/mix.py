@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+from tqdm import tqdm
 
 from ..core.config import Settings
 from ..core.text import language
@@ -105,14 +106,15 @@ def chosen(self: DeclaredMix, texts: Sequence[str]) -> np.ndarray:
     return np.array([seeded("disguised", self.seed, t).random() < self.share for t in texts], bool)
 
 @patch
-def apply(self: DeclaredMix, frame: pd.DataFrame) -> pd.DataFrame:
+def apply(self: DeclaredMix, frame: pd.DataFrame, progress: bool = False) -> pd.DataFrame:
     """`frame` (a column `text`, maybe `attack`) with some texts in disguise, and with the columns
-    `disguised` (bool) and `attack` (names of rules, joined by +)."""
+    `disguised` (bool) and `attack` (names of rules, joined by +); a hundred take a second at most.
+    """
     texts = frame["text"].tolist()
     attacks = frame["attack"].tolist() if "attack" in frame else [None] * len(texts)
     disguised = self.chosen(texts) & ~np.array([isinstance(a, str) and bool(a) for a in attacks],
                                                bool)
-    for i in np.flatnonzero(disguised):
+    for i in tqdm(np.flatnonzero(disguised), "disguises", disable=not progress, mininterval=5):
         variant = layered(texts[i], self.rules, self.seed, self.intensity, self.depth)
         texts[i], disguised[i] = variant.text, variant.outcome == "made"
         attacks[i] = "+".join(variant.rules) or None
@@ -148,14 +150,14 @@ def train_mixes(settings: Settings) -> list[DeclaredMix]:
             for draw in range(min(settings.epochs, DRAWS))]
 
 # %% ../../nbs/04_disguises/97_mix.ipynb #9d4f4ded
-def mixed_epochs(frame: pd.DataFrame, mixes: Sequence[DeclaredMix]
+def mixed_epochs(frame: pd.DataFrame, mixes: Sequence[DeclaredMix], progress: bool = False
                  ) -> tuple[pd.DataFrame, list[np.ndarray]]:
     """`frame` with the variants of all `mixes` below it (column `disguised`), and for each mix the
     numbers (n,) of the rows that make up its epoch; without mixes, of the n rows themselves."""
     own = np.arange(len(frame))
     parts, epochs, size = [frame.assign(disguised=False)], [], len(frame)
     for mix in mixes:
-        mixed = mix.apply(frame)
+        mixed = mix.apply(frame, progress)
         which = np.flatnonzero(mixed["disguised"])
         rows = own.copy()
         rows[which] = size + np.arange(len(which))

@@ -173,7 +173,8 @@ def _create(self: ModelRegistry, run_id: str) -> Version:
         if missing := [t for t in RUN_TAGS if not run.data.tags.get(t)]:
             raise RegistryError(f"run {run_id} has no tag {', '.join(missing)}: its training did"
                                 " not finish; train again")
-        tags = {"status": "registered"} | {t: x for t, x in run.data.tags.items() if t in COPIED}
+        tags = {"status": "registered"} | {t: x for t, x in run.data.tags.items()
+                                           if t in (*COPIED, "attack_rules")}
         mlflow.set_tracking_uri(self.uri)
         with quiet_mlflow():
             return as_version(mlflow.register_model(f"runs:/{run_id}/model", self.name, tags=tags))

@@ -29,15 +29,18 @@ from .classifier import ContentClassifier, collate, length_batches
 class TrainingError(RuntimeError):
     "Training can't start or go on; the message says why and what to do."
 
-def make_plan(lengths: Sequence[int], settings: Settings) -> list[list[np.ndarray]]:
+def make_plan(lengths: Sequence[int], settings: Settings,
+              epochs: Sequence[np.ndarray] | None = None) -> list[list[np.ndarray]]:
     """The batches of every optimiser step, all epochs in order: a list of steps, each a list of
     index arrays.
 
-    `lengths`: tokens per text. Depends on settings and lengths only, so a restart repeats it."""
-    steps = []
+    `lengths`: tokens per text; `epochs`: the texts of each epoch, begun again when they are used up
+    (None: all texts in each). Depends on its arguments only, so a restart repeats it."""
+    steps, lengths = [], np.asarray(lengths)
+    epochs = [np.arange(len(lengths))] if epochs is None else epochs
     for epoch in range(settings.epochs):
-        rng = np.random.default_rng([settings.seed, epoch])
-        batches = length_batches(lengths, settings.batch_tokens, rng)
+        rng, rows = np.random.default_rng([settings.seed, epoch]), epochs[epoch % len(epochs)]
+        batches = [rows[b] for b in length_batches(lengths[rows], settings.batch_tokens, rng)]
         width = settings.gradient_accumulation
         steps += [batches[i:i + width] for i in range(0, len(batches), width)]
     return steps
@@ -159,6 +162,15 @@ def load_checkpoint(folder: Path, classifier: ContentClassifier,
     return progress
 
 # %% ../../nbs/05_training/60_loop.ipynb #6ff6991c
+def _loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None,
+          row_weights: torch.Tensor | None) -> torch.Tensor:
+    "Mean cross entropy; of rows (n,) with weights, whose mean over all rows is 1, their sum / n."
+    if row_weights is None:
+        return nn.functional.cross_entropy(logits, labels, weight=weights)
+    each = nn.functional.cross_entropy(logits, labels, weight=weights, reduction="none")
+    return (each * row_weights).mean()
+
+
 def _step(
     classifier: ContentClassifier,
     optimizer: torch.optim.Optimizer,
@@ -167,6 +179,7 @@ def _step(
     labels: torch.Tensor,
     weights: torch.Tensor | None,
     pad: int,
+    row_weights: torch.Tensor | None = None,
 ) -> float:
     "One optimiser step over `batches`; returns the mean loss per text."
     device = labels.device
@@ -174,9 +187,9 @@ def _step(
     total = 0.0
     for batch in batches:
         logits = classifier(*collate(ids, batch, pad, str(device)))
-        loss = nn.functional.cross_entropy(
-            logits, labels[torch.from_numpy(batch).to(device)], weight=weights
-        )
+        index = torch.from_numpy(batch).to(device)
+        loss = _loss(logits, labels[index], weights,
+                     row_weights[index] if row_weights is not None else None)
         (loss * (len(batch) / rows)).backward()
         total += loss.item() * len(batch)
     if not math.isfinite(total):
@@ -203,17 +216,20 @@ def fit(classifier: ContentClassifier, ids: Sequence[Sequence[int]], labels: np.
         settings: Settings, *, pad: int, device: str, work_dir: Path,
         validate: Callable[[int], dict[str, float]], monitor: str = "valid_f1",
         on_log: Callable[[int, dict], None] = lambda step, values: None,
-        progress: bool = True) -> dict:
-    """Train adapter and head on `ids` (token ids per text) and `labels` (n,).
+        epochs: Sequence[np.ndarray] | None = None, progress: bool = True,
+        row_weights: np.ndarray | None = None) -> dict:
+    """Train adapter and head on `ids` (token ids per text) and `labels` (n,), of which each counts
+    as much as `row_weights` (n,) says; `epochs`: which of them in which epoch, see `make_plan`.
 
     Leaves the best parameters in place. Checkpoints go to `work_dir`; if it holds one, training
     goes on from there. Returns steps, best_step, the best value of `monitor` and `stopped_early`.
     Raises TrainingError."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    plan = make_plan([len(i) for i in ids], settings)
+    plan = make_plan([len(i) for i in ids], settings, epochs)
     optimizer = make_optimizer(classifier, settings, device)
     weights = loss_weights(labels, settings.class_weights)
     weights = weights.to(device) if weights is not None else None
+    each = None if row_weights is None else torch.tensor(row_weights, device=device)
     targets = torch.tensor(np.array(labels), dtype=torch.int64, device=device)
     state = {"step": 0, "best": None, "best_step": 0, "since_best": 0, "losses": []}
     state = load_checkpoint(work_dir, classifier, optimizer) or state
@@ -223,7 +239,7 @@ def fit(classifier: ContentClassifier, ids: Sequence[Sequence[int]], labels: np.
         scale = learning_rate_scale(state["step"], len(plan), settings.warmup_fraction)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * scale
-        loss = _step(classifier, optimizer, plan[state["step"]], ids, targets, weights, pad)
+        loss = _step(classifier, optimizer, plan[state["step"]], ids, targets, weights, pad, each)
         state["step"] += 1
         state["losses"].append(loss)
         bar.update()

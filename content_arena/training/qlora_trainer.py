@@ -22,8 +22,10 @@ from fastcore.basics import patch
 
 from ..core.config import ModelSettings, Settings, TrainSettings
 from .base_models import BaseModel, resolve_base_model
+from .row_weights import weights_in, with_weights
 from .characters import TfidfBaseline, choose_threshold
-from .two_readers import classification_metrics, read_twice
+from .mixed_rows import MixedRows, mixed_metrics, mixed_rows
+from .two_readers import Filter, read_twice
 from .blend import Blend
 from .character_branch import CharacterBranch
 from .building import best_device, fast_dtype
@@ -47,7 +49,8 @@ from ..disguises.views import with_views
 
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #9982fb68
 TRAINING_KEYS = (*ModelSettings.model_fields,
-                 *(k for k in TrainSettings.model_fields if k != "checkpoint_every"))
+                 *(k for k in TrainSettings.model_fields if k != "checkpoint_every"),
+                 "gate_disguised_share", "held_out_rules", "train_excludes")
 
 def training_ticket(settings: Settings, base: BaseModel, dataset_id: str,
                     ancestor: Path | None = None) -> str:
@@ -182,14 +185,27 @@ def _log_start(settings: Settings, base: BaseModel, lineage: list[str], train: p
     log_json(settings.model_dump(), "settings.json")
 
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #7c563b7b
-def _validator(twin: DenseCopy, ids: list[list[int]], labels: np.ndarray, pad: int):
+def _validator(twin: DenseCopy, ids: list[list[int]], rows: MixedRows, pad: int):
     "What `fit` calls now and then: the metrics of the dense copy on validation rows."
+    labels = rows.valid["label"].to_numpy(np.int64)
     def validate(step: int) -> dict[str, float]:
         scores = toxic_probability(predict_logits(twin.refresh(), ids, pad), 1.0)
-        metrics = classification_metrics(labels, scores, choose_threshold(labels, scores))
+        metrics = mixed_metrics(labels, scores, choose_threshold(labels, scores), rows.disguised)
         return {f"valid_{k}": v for k, v in metrics.items()}
     return validate
 
+def _plain_scores(rows: MixedRows, readers: Filter, ids: list[list[int]], twin: DenseCopy,
+                  pad: int) -> np.ndarray:
+    "P(toxic) (n,) of the validation rows without their disguise."
+    scores, which = readers.scores.copy(), np.flatnonzero(rows.disguised)
+    if len(which):
+        logits = predict_logits(twin.refresh(), [ids[i] for i in which], pad)
+        texts = [rows.plain[i] for i in which]
+        scores[which] = readers.limits.shifted(texts, readers.blend.probability(
+            logits[:, 1] - logits[:, 0], readers.branch and readers.branch.logits(texts)))
+    return scores
+
+# %% ../../nbs/05_training/80_qlora_trainer.ipynb #b7a3fe5d
 @patch
 def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.DataFrame,
            work: Path, dtype: torch.dtype, ancestor: Path | None) -> None:
@@ -202,27 +218,31 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     if ancestor:
         start_from(classifier, ancestor, spec)
     train = with_views(train) if s.augment_views else train
+    rows = mixed_rows(with_weights(train, s), valid, s, self.progress)
     tokenizer = load_tokenizer(base.path)
     pad = tokenizer.pad_token_id
-    ids, valid_ids = (encode(tokenizer, f["text"].tolist(), s.max_length) for f in (train, valid))
-    labels, valid_labels = (f["label"].to_numpy(np.int64) for f in (train, valid))
+    ids, valid_ids = (encode(tokenizer, f["text"].tolist(), s.max_length)
+                      for f in (rows.train, rows.valid))
+    labels = rows.train["label"].to_numpy(np.int64)
     twin = DenseCopy(classifier, base, spec, self.device)
-    summary = fit(classifier, ids, labels, s, pad=pad, device=self.device,
+    summary = fit(classifier, ids, labels, s, pad=pad, device=self.device, epochs=rows.epochs,
                   work_dir=work / "checkpoints", progress=self.progress,
-                  validate=_validator(twin, valid_ids, valid_labels, pad),
-                  on_log=lambda step, values: mlflow.log_metrics(values, step=step))
+                  validate=_validator(twin, valid_ids, rows, pad),
+                  on_log=lambda step, values: mlflow.log_metrics(values, step=step),
+                  row_weights=weights_in(rows.train))
     logits = predict_logits(twin.refresh(), valid_ids, pad)
     start = CharacterBranch.of_version(ancestor) if ancestor else None
-    readers = read_twice(train, valid, logits, s.characters, start, s.threshold_rule)
-    scores = readers.scores
+    readers = read_twice(rows.branch, rows.valid, logits, s.characters, start, s.threshold_rule)
     spec |= readers.spec | {
-        "max_length": s.max_length,
+        "max_length": s.max_length, "mix": rows.record,
         "probe": probe_scores(classifier, tokenizer, readers.blend, readers.branch)}
     sha256 = save_model(classifier, work / "model", spec, readers.branch)
     mlflow.log_metrics(readers.metrics, step=summary["best_step"])
-    mlflow.set_tags({"readers": "+".join(spec["readers"]), "ablation": spec["ablation"]})
-    baseline_scores = self._baseline(train, valid, work)
-    _log_end(summary, spec, sha256, valid_labels, scores, baseline_scores, work)
+    mlflow.set_tags({"readers": "+".join(spec["readers"]), "ablation": spec["ablation"],
+                     "attack_rules": json.dumps(rows.record["attack_rules"])})
+    plain = _plain_scores(rows, readers, encode(tokenizer, rows.plain, s.max_length), twin, pad)
+    baseline = self._baseline(train, rows.valid, work)
+    _log_end(summary, spec, sha256, rows, (readers.scores, plain), baseline, work)
 
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #df00840f
 PROBE_TEXTS = (
@@ -263,16 +283,16 @@ def _baseline(
     return scores
 
 
-def _log_end(summary: dict, spec: dict, sha256: str, labels: np.ndarray, scores: np.ndarray,
-             baseline_scores: np.ndarray, work: Path) -> None:
+def _log_end(summary: dict, spec: dict, sha256: str, rows: MixedRows,
+             both: tuple[np.ndarray, np.ndarray], baseline_scores: np.ndarray, work: Path) -> None:
     """What is known after the last step: metrics, figures, baseline, model.
 
     `best_valid_*` are those of the model that is kept, calibrated, of `best_step`; `valid_*`, its
-    curve, belong to `fit`."""
-    final = classification_metrics(labels, scores, spec["threshold"])
-    floor = classification_metrics(
-        labels, baseline_scores, choose_threshold(labels, baseline_scores)
-    )
+    curve, belong to `fit`. `both`: scores of the declared mix, and of the rows without disguise."""
+    labels, (scores, plain) = rows.valid["label"].to_numpy(np.int64), both
+    final = mixed_metrics(labels, scores, spec["threshold"], rows.disguised, plain)
+    floor = mixed_metrics(labels, baseline_scores, choose_threshold(labels, baseline_scores),
+                          rows.disguised)
     mlflow.log_metrics(
         {f"best_valid_{k}": v for k, v in final.items()}
         | {f"baseline_valid_{k}": v for k, v in floor.items()}

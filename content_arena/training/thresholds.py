@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Counts', 'DRAWS', 'KEPT', 'MIN_ROWS', 'MIN_CLASS', 'Rule', 'parse_rule', 'draw_thresholds', 'robust_threshold',
-           'threshold_facts', 'Thresholds', 'source_weights', 'enough_rows', 'languages_of', 'choose_thresholds']
+           'threshold_facts', 'Thresholds', 'enough_rows', 'languages_of', 'choose_thresholds']
 
 # %% ../../nbs/05_training/72_thresholds.ipynb #f459cdf0
 import re
@@ -23,16 +23,16 @@ from ..core.text import language
 # %% ../../nbs/05_training/72_thresholds.ipynb #f0624092
 Counts = tuple[np.ndarray, np.ndarray, float, float]    # flagged toxic, clean (k,); all toxic, clean
 
-def _best_f1(toxic: np.ndarray, clean: np.ndarray, all_toxic: float, all_clean: float) -> int:
-    return int((2 * toxic / (toxic + clean + all_toxic)).argmax())
+def _f1(right: np.ndarray, wrong: np.ndarray, there: float) -> np.ndarray:
+    return 2 * right / np.maximum(right + wrong + there, 1e-12)
 
 def _lowest_that(reaches: np.ndarray, nearest: np.ndarray) -> int:
     return int(np.flatnonzero(reaches)[-1]) if reaches.any() else int(nearest.argmax())
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule for thresholds: `kind` best_f1, precision or fpr (the share of clean comments that is
-    flagged), and for the last two the `target` in (0, 1)."""
+    """A rule for thresholds: `kind` best_f1, best_macro_f1, precision or fpr (the share of clean
+    comments that is flagged), and for the last two the `target` in (0, 1)."""
     kind: str
     target: float = 0.0
 
@@ -40,8 +40,11 @@ class Rule:
              all_clean: float) -> int:
         """The last row to be flagged, of k in the order of falling scores: `toxic` and `clean`
         rows (k,) flagged if one stops there, of `all_toxic` and `all_clean`."""
-        if self.kind == "best_f1":
-            return _best_f1(toxic, clean, all_toxic, all_clean)
+        if not self.target:
+            f1 = _f1(toxic, clean, all_toxic)
+            if self.kind == "best_macro_f1":
+                f1 = f1 + _f1(all_clean - clean, all_toxic - toxic, all_clean)
+            return int(f1.argmax())
         if self.kind == "precision":
             precision = toxic / (toxic + clean)
             return _lowest_that(precision >= self.target, precision)
@@ -51,13 +54,13 @@ class Rule:
         return f"{self.kind}={self.target:g}" if self.target else self.kind
 
 def parse_rule(text: str) -> Rule:
-    """The rule that is written `best_f1`, `precision=0.9` or `fpr=0.05`. Raises ValueError for
-    anything else."""
-    parts = re.fullmatch(r"(best_f1)|(precision|fpr)=(0?\.\d+)", text)
+    """The rule that is written `best_f1`, `best_macro_f1`, `precision=0.9` or `fpr=0.05`. Raises
+    ValueError for anything else."""
+    parts = re.fullmatch(r"(best_f1|best_macro_f1)|(precision|fpr)=(0?\.\d+)", text)
     if parts and (parts[1] or float(parts[3]) > 0):
-        return Rule("best_f1") if parts[1] else Rule(parts[2], float(parts[3]))
-    raise ValueError(f"threshold rule {text!r}: write best_f1, precision=0.9 or fpr=0.05 (a number"
-                     " between 0 and 1)")
+        return Rule(parts[1]) if parts[1] else Rule(parts[2], float(parts[3]))
+    raise ValueError(f"threshold rule {text!r}: write best_f1, best_macro_f1, precision=0.9 or"
+                     " fpr=0.05 (a number between 0 and 1)")
 
 # %% ../../nbs/05_training/72_thresholds.ipynb #21577db8
 DRAWS, KEPT = 200, 0.8
@@ -68,27 +71,26 @@ def _middles(odds: np.ndarray) -> np.ndarray:
     return np.append((odds[:-1] + odds[1:]) / 2, odds[-1:])
 
 def draw_thresholds(labels: np.ndarray, scores: np.ndarray, rule: Rule,
-                    weights: np.ndarray | None = None, draws: int = DRAWS) -> np.ndarray:
+                    draws: int = DRAWS) -> np.ndarray:
     """Thresholds (draws,), log odds, that `rule` names in draws from the rows: `labels` (n,) of
-    0/1, `scores` (n,) in [0, 1], `weights` (n,) > 0. The same rows give the same ones."""
+    0/1, `scores` (n,) in [0, 1]. The same rows give the same ones."""
     labels, scores = np.asarray(labels, dtype=np.float64), check_scores(scores, len(labels))
     order = np.argsort(-scores, kind="stable")
     toxic, ranked = labels[order], scores[order].astype(np.float64)
     last = np.flatnonzero(np.append(np.diff(ranked) != 0, True))     # where a distinct score ends
     middles = _middles(logit(np.clip(ranked[last], _EDGE, 1 - _EDGE)))
-    weights = np.ones(len(labels)) if weights is None else np.asarray(weights)[order]
     rng, drawn = np.random.default_rng(0), np.zeros(draws)
     for i in range(draws):
-        w = weights * rng.exponential(size=len(labels))
+        w = rng.exponential(size=len(labels))
         above = np.cumsum(w * toxic), np.cumsum(w * (1 - toxic))
         drawn[i] = middles[rule.stop(above[0][last], above[1][last], above[0][-1], above[1][-1])]
     return drawn
 
-def robust_threshold(labels: np.ndarray, scores: np.ndarray, rule: Rule = Rule("best_f1"),
-                     weights: np.ndarray | None = None) -> float:
+def robust_threshold(labels: np.ndarray, scores: np.ndarray, rule: Rule = Rule("best_f1")
+                     ) -> float:
     """The threshold of `rule` on rows as in `draw_thresholds`: the mean of the middle half of the
     draws, or a promise that is kept in `KEPT` of them."""
-    drawn = draw_thresholds(labels, scores, rule, weights)
+    drawn = draw_thresholds(labels, scores, rule)
     return float(expit(np.quantile(drawn, KEPT) if rule.target else trim_mean(drawn, 0.25)))
 
 # %% ../../nbs/05_training/72_thresholds.ipynb #44b74658
@@ -145,16 +147,8 @@ def _moved(scores: np.ndarray, own: np.ndarray, common: float) -> np.ndarray:
     sides = np.where(scores >= own, np.maximum(moved, up), np.minimum(moved, below))
     return np.where(own == common, scores, sides).astype(np.float32)
 
-# %% ../../nbs/05_training/72_thresholds.ipynb #034e0971
-MIN_ROWS, MIN_CLASS = 200, 40
-
-def source_weights(frame: pd.DataFrame) -> np.ndarray:
-    "Weights (n,), their mean 1, by which each `source` of `frame` counts alike; 1 without it."
-    if "source" not in frame or not len(frame):
-        return np.ones(len(frame))
-    rows = frame["source"].astype(object).fillna("")
-    weights = 1 / np.maximum(rows.map(rows.value_counts()).to_numpy(dtype=np.float64), MIN_ROWS)
-    return weights / weights.mean()
+# %% ../../nbs/05_training/72_thresholds.ipynb #cb30799a
+MIN_ROWS, MIN_CLASS = 400, 40
 
 def enough_rows(labels: np.ndarray) -> bool:
     "Whether `labels` (n,) of 0/1 are enough for a threshold of their own."
@@ -162,7 +156,7 @@ def enough_rows(labels: np.ndarray) -> bool:
 
 def _chosen(frame: pd.DataFrame, scores: np.ndarray, rule: Rule) -> tuple[float, dict[str, float]]:
     labels = frame["label"].to_numpy(np.int64)
-    threshold = robust_threshold(labels, scores, rule, source_weights(frame))
+    threshold = robust_threshold(labels, scores, rule)
     return threshold, threshold_facts(labels, scores, threshold)
 
 # %% ../../nbs/05_training/72_thresholds.ipynb #10e13c7a
@@ -172,8 +166,8 @@ def languages_of(texts: Sequence[str]) -> np.ndarray:
 
 def choose_thresholds(frame: pd.DataFrame, scores: np.ndarray, rule: str = "best_f1"
                       ) -> Thresholds:
-    """The thresholds that `rule` names on the rows of `frame` (text, label, and source if rows
-    have one) with P(toxic) `scores` (n,). Both classes are needed. Raises ValueError."""
+    """The thresholds that `rule` names on the rows of `frame` (text, label) with P(toxic) `scores`
+    (n,). Both classes are needed. Raises ValueError."""
     frame, scores, parsed = frame.reset_index(drop=True), np.asarray(scores), parse_rule(rule)
     if set(frame["label"].unique()) != {0, 1}:
         raise ValueError(f"a threshold is chosen on clean and toxic rows; these {len(frame)} have"

@@ -19,6 +19,7 @@ from sklearn.metrics import precision_score, recall_score
 
 from .blend import Blend, ablate, fit_blend
 from .character_branch import CharacterBranch
+from .row_weights import weights_in
 from .thresholds import Thresholds, choose_thresholds
 
 # %% ../../nbs/05_training/75_two_readers.ipynb #ac31b5d4
@@ -94,7 +95,7 @@ def read_twice(train: pd.DataFrame, valid: pd.DataFrame, logits: np.ndarray,
     """The filter of a network with `logits` (n, 2) on the `valid` rows: a character branch is
     fitted on `train` (going on from `start`) and kept if `valid` says that it earns its cost
     (`auto`), always (`on`), or never (`off`); `rule` chooses the thresholds. Both frames have text
-    and label, and source if each is to count alike."""
+    and label; `train` may have a weight for each row."""
     labels, network = valid["label"].to_numpy(np.int64), logits[:, 1] - logits[:, 0]
     temperature = fit_temperature(logits, labels)
     one = Blend(1 / temperature)
@@ -104,7 +105,8 @@ def read_twice(train: pd.DataFrame, valid: pd.DataFrame, logits: np.ndarray,
     spec |= {"readers": {"network": network_alone}}
     if characters == "off" or characters == "auto" and _fewest(labels) < 5:
         return single(spec, metrics)
-    branch = CharacterBranch.fit(train["text"].tolist(), train["label"].to_numpy(), start)
+    branch = CharacterBranch.fit(train["text"].tolist(), train["label"].to_numpy(), start,
+                                 weights_in(train))
     second = branch.logits(valid["text"].tolist())
     ablation = ablate(network, second, labels) if _fewest(labels) >= 5 else None
     branch_alone, more = _alone("characters", second, valid, rule)

@@ -112,7 +112,9 @@ def note_rules(registry: ModelRegistry, result: dict[str, Any], known: set[str])
     dataset = read_json(Path(result["run_dir"]) / "dataset.json")
     manifest = prepared_dataset(registry.settings, dataset["id"]).manifest
     learnt = manifest.get("train_only", {}).get("rules", ())
-    registry.tag(result["model_version"], attack_rules=json.dumps(sorted({*learnt, *known})))
+    drawn = registry.get_version(result["model_version"]).tags.get("attack_rules", "[]")
+    registry.tag(result["model_version"],
+                 attack_rules=json.dumps(sorted({*learnt, *json.loads(drawn), *known})))
 
 @patch
 def retrain(self: RealParts, target: Target, samples: Path, split: FamilySplit) -> dict[str, Any]:

@@ -12,13 +12,16 @@ import mlflow
 import pandas as pd
 import pytest
 import tiny_models
+from safetensors.torch import load_file
 from tiny_models import comments, tiny_settings, train
 from warm import python
 
+from content_arena.disguises.mix import valid_mix
 from content_arena.inference.engine import Engine
 from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.reports.evaluation import training_figure, training_summary
 from content_arena.training.base_models import resolve_base_model
+from content_arena.training.building import ModelError
 from content_arena.training.classifier import read_spec, verify_model
 from content_arena.training.loop import TrainingError
 
@@ -56,6 +59,20 @@ def test_trained_model_is_served_from_the_registry_alone(tmp_path, kind, head):
     assert answers.tolist() == scores.astype(float).tolist()
 
 
+def test_only_the_top_layer_is_trained_and_the_filter_is_served(tmp_path):
+    settings = tiny_settings(tmp_path, train_layers=1)
+    train(settings, tmp_path / "work")
+    folder = tmp_path / "work" / "model"
+    names = load_file(folder / "adapter_model.safetensors")
+    assert names and all(".layer.1." in name for name in names)
+    engine = Engine.load(folder, cache_dir=tmp_path / "var" / "cache", version="1")
+    scores = engine.scores(["you are kind today", "you are awful today"])
+    assert scores[0] < engine.threshold <= scores[1]
+    assert engine.check_probe(0.05) <= 0.05
+    with pytest.raises(ModelError, match="train_layers = 3, but BertModel has 2 layers"):
+        train(tiny_settings(tmp_path, train_layers=3), tmp_path / "more")
+
+
 @pytest.fixture(scope="module")
 def curved(tmp_path_factory):
     "A training that kept an earlier step than its last: its run, summary, folder, and what each validation gave."
@@ -70,7 +87,7 @@ def curved(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qlora_trainer, "_validator", watched)
-        run_id = train(tiny_settings(folder), folder / "work")
+        run_id = train(tiny_settings(folder, characters="off"), folder / "work")
     summary = json.loads(mlflow_text(folder, "training_summary.json"))
     assert summary["best_step"] < max(curve) == summary["steps"]
     return run_id, summary, folder, curve
@@ -95,7 +112,7 @@ def test_the_kept_model_has_names_of_its_own(curved):
     assert m["best_valid_f1"] == kept["valid_f1"] == summary["best_valid_f1"]
     assert m["valid_log_loss"] == last["valid_log_loss"] != m["best_valid_log_loss"]
     engine = Engine.load(folder / "work" / "model", cache_dir=folder / "var" / "cache")
-    frame = comments()[90:]
+    frame = valid_mix(tiny_settings(folder)).apply(comments()[90:])  # what it was chosen on
     metrics = classification_metrics(
         frame.label.to_numpy(), engine.scores(frame.text.tolist()), engine.threshold
     )
