@@ -50,14 +50,16 @@ def parse_texts(text: str) -> Texts:
 # %% ../../nbs/03_data/05_embedded_texts.ipynb #9c64552b
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 
-def _content(lang: Language) -> bytes:
-    return (files("content_arena.data") / "texts" / f"{lang}.txt").read_bytes()
+def _content(lang: Language, kind: str = "") -> bytes:
+    name = f"{kind}.{lang}.txt" if kind else f"{lang}.txt"
+    return (files("content_arena.data") / "texts" / name).read_bytes()
 
 @cache
-def read_texts(lang: Language) -> Texts:
-    "The texts of `lang`, read once."
-    return parse_texts(_content(lang).decode("utf-8"))
+def read_texts(lang: Language, kind: str = "") -> Texts:
+    """The texts of `lang`, read once: of the embedded corpus, or those of `kind` (`neutral`,
+    `neutral_test`, see `data.neutral`)."""
+    return parse_texts(_content(lang, kind).decode("utf-8"))
 
 def texts_sha256() -> str:
-    "sha256 (hex) of the files of all languages."
+    "sha256 (hex) of the embedded corpus's files, of all languages."
     return hashlib.sha256(b"\0".join(map(_content, LANGUAGES))).hexdigest()

@@ -25,6 +25,7 @@ from ..core.text import nfc
 from .delimited import (
     MissingColumn, Record, column, named_columns, shown_columns)
 from .embedded_corpus import embedded_corpus
+from .neutral import neutral_train
 from .formats import FORMATS, Format, follow_label, hint, recognised
 from .public_files import GITHUB_RAW, PublicFile, find_public_file
 from .raw_files import DataError
@@ -108,8 +109,8 @@ def _unknown(name: str, settings: Settings) -> DataError:
     meant = f"; for the file of that name write file:{name}" if there else ""
     near = difflib.get_close_matches(name.partition(":")[0].partition("?")[0], FORMATS, n=1)
     meant = meant or (f"; did you mean {near[0]}?" if near else "")
-    return DataError(f"sources: {name!r} is unknown{meant}; accepted: embedded, file:PATH, an"
-                     " address (https://, s3://, gs://), hub:ID,"
+    return DataError(f"sources: {name!r} is unknown{meant}; accepted: embedded, neutral, file:PATH,"
+                     " an address (https://, s3://, gs://), hub:ID,"
                      f" {', '.join(FORMATS)} (also FORMAT:PATH, FORMAT:hub)"
                      + (f", and of sources.toml: {listed}" if listed else ""))
 
@@ -139,12 +140,12 @@ def _listed_parts(said: SourceName, settings: Settings) -> list[Part]:
 
 # %% ../../nbs/03_data/65_readers.ipynb #eb90dbe5
 def parts_of(name: str, settings: Settings, base_url: str = GITHUB_RAW) -> list[Part]:
-    """The files that the source `name` stands for, and how they are read; empty for `embedded` and
-    hub:ID. Raises DataError if there is no such source or no such file."""
+    """The files that the source `name` stands for, and how they are read; empty for `embedded`,
+    `neutral` and hub:ID. Raises DataError if there is no such source or no such file."""
     folders = source_folders(settings)
     said = parse_name(name, folders)
     fmt = FORMATS.get(said.kind)
-    if said.kind in ("embedded", "hub") or fmt and _on_hub(fmt, said, folders):
+    if said.kind in ("embedded", "neutral", "hub") or fmt and _on_hub(fmt, said, folders):
         return []
     if fmt and not said.path:
         return _public_parts(fmt, said, settings, base_url)
@@ -297,9 +298,14 @@ def _check_labels(rows: Rows, part: Part) -> None:
         raise DataError(why + (f". Or {more}" if more else ""))
 
 # %% ../../nbs/03_data/65_readers.ipynb #639f9724
-_embedded = cache(embedded_corpus)                   # asked for twice: its digest, then its rows
-_EMBEDDED = SourceSpec("embedded", train_only=True, lang_column="lang",
-                       licence="Apache-2.0 (synthetic, part of this project)")
+_PACKAGED = {"embedded": cache(embedded_corpus), "neutral": cache(neutral_train)}  # asked for twice
+
+def _packaged(name: str) -> tuple[Part, Table]:
+    "A source that is part of the package, opened."
+    rows = [(n, row, None) for n, row in enumerate(_PACKAGED[name]().to_dict("records"), 1)]
+    spec = SourceSpec(name, train_only=True, lang_column="lang",
+                      licence="Apache-2.0 (synthetic, part of this project)")
+    return Part(name, spec), Table(name, (), iter([rows]))
 
 def _located(part: Part, settings: Settings, base_url: str) -> Part:
     if part.path or not part.public:
@@ -316,9 +322,8 @@ def _tables(name: str, settings: Settings, base_url: str, labelled: bool
     "Each file of the source `name`, opened."
     said = parse_name(name, source_folders(settings))
     parts = parts_of(name, settings, base_url)
-    if said.kind == "embedded":
-        rows = [(n, row, None) for n, row in enumerate(_embedded().to_dict("records"), 1)]
-        yield Part("embedded", _EMBEDDED), Table("embedded", (), iter([rows]))
+    if said.kind in _PACKAGED:
+        yield _packaged(said.kind)
     elif not parts:
         _hub_spec(said, settings, (), "")             # what is wrong with it is said before loading
         for dataset_id, split in _hub_places(said):
@@ -363,8 +368,8 @@ def _loaded(name: str, settings: Settings, base_url: str, labelled: bool) -> Sou
 def load_source(name: str, settings: Settings, *, base_url: str = GITHUB_RAW) -> SourceTable:
     """All rows of the source `name`: the good ones in `.frame`, the bad ones in `.bad`.
 
-    `name`: embedded, a format, FORMAT:PATH, file:PATH, an address, hub:ID[:split], a table of
-    sources.toml. Raises DataError if the source is unknown, can't be read, could mean two things,
+    `name`: embedded, neutral, a format, FORMAT:PATH, file:PATH, an address, hub:ID[:split], a
+    table of sources.toml. Raises DataError if the source is unknown, can't be read, could mean two things,
     or has no usable row."""
     return _loaded(nfc(name), settings, base_url, True)
 
@@ -392,7 +397,8 @@ def source_digest(name: str, settings: Settings, *, base_url: str = GITHUB_RAW) 
     Raises DataError as `load_source` does."""
     parts = parts_of(name, settings, base_url)
     if not parts:
-        frame = _embedded() if nfc(name) == "embedded" else load_source(name, settings).frame
+        own = _PACKAGED.get(nfc(name))
+        frame = own() if own else load_source(name, settings).frame
         return hashlib.sha256(frame.to_json(orient="split", force_ascii=False).encode()).hexdigest()
     facts = [[_bytes_digest(p, settings, base_url), _meaning(p.spec)] for p in parts]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

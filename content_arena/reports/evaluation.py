@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLOURS', 'BANNER', 'TITLES', 'axes_of', 'dataset_summary', 'manifest_tables', 'length_figure', 'training_summary',
            'training_figure', 'verdict_banner', 'metrics_table', 'show_metrics', 'members_table', 'gain_figure',
-           'calibration_figure', 'slice_table', 'hardest_errors', 'lineage_table', 'evidence_lines', 'how_to_roll_back',
-           'deployment_summary']
+           'calibration_figure', 'slice_table', 'hardest_errors', 'harmless_table', 'lineage_table', 'evidence_lines',
+           'how_to_roll_back', 'deployment_summary']
 
 # %% ../../nbs/12_reports/10_evaluation.ipynb #d8d1d45f
 import html
@@ -234,6 +234,19 @@ def hardest_errors(test: pd.DataFrame, scores: np.ndarray, threshold: float, n: 
         if column in table and table[column].notna().any():
             out[column] = table[column]
     return out.reset_index(drop=True)
+
+# %% ../../nbs/12_reports/10_evaluation.ipynb #ev0neu02
+def harmless_table(neutral: pd.DataFrame, scores: Mapping[str, np.ndarray],
+                   limits: Mapping[str, float]) -> pd.DataFrame:
+    """Per cent of the rows of `neutral` (all clean; lang, functionality) that each model calls
+    toxic, by what could be mistaken in them; the last row is of all."""
+    flagged = pd.DataFrame({name: 100.0 * (s >= limits[name]) for name, s in scores.items()})
+    kind = neutral["functionality"].str.removeprefix("neutral_").to_numpy()
+    parts = flagged.groupby([neutral["lang"].to_numpy(), kind]).mean()
+    parts.insert(0, "sentences", flagged.groupby([neutral["lang"].to_numpy(), kind]).size())
+    whole = pd.DataFrame([{"sentences": len(flagged), **flagged.mean()}],
+                         index=pd.MultiIndex.from_tuples([("all", "all")]))
+    return pd.concat([parts, whole]).rename_axis(["language", "sentences with"])
 
 # %% ../../nbs/12_reports/10_evaluation.ipynb #e25e2348
 def lineage_table(record: Mapping[str, Any], versions: Mapping[str, Any]) -> pd.DataFrame:

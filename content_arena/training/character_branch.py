@@ -64,47 +64,63 @@ class CharacterBranch:
         "Log odds of toxic, before any calibration: (n,) float64."
         if not len(texts):
             return np.zeros(0)
-        features = self._features(count_ngrams(tokenizer_input(texts, self.form)), self.idf)
+        return self.of_counts(count_ngrams(tokenizer_input(texts, self.form)))
+
+    def of_counts(self, counts: csr_matrix) -> np.ndarray:
+        "`logits` of texts, of which `count_ngrams` says `counts`."
+        features = self._features(counts, self.idf)
         return features @ self.weights.astype(np.float64) + self.bias
 
 # %% ../../nbs/05_training/55_character_branch.ipynb #a998550d
 C, SMOOTHING = 4.0, 1.0           # chosen on validation rows of BEEP!, Curse, KODOLI and K-MHaS
 
-def _logistic(features: csr_matrix, labels: np.ndarray, known: np.ndarray) -> np.ndarray:
+def _logistic(features: csr_matrix, labels: np.ndarray, known: np.ndarray,
+              rows: np.ndarray) -> np.ndarray:
     """Weights (k + 1,), the bias last, of a logistic regression that adds to the log odds `known`
-    (n,); scikit-learn's takes no such offset. L2-penalised but for the bias, `C` as there."""
+    (n,); scikit-learn's takes no such offset. L2-penalised but for the bias, `C` as there, times
+    the weight of each row in `rows` (n,)."""
     signs, size = np.where(labels == 1, 1.0, -1.0), features.shape[1]
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         margins = signs * (features @ weights[:-1] + weights[-1] + known)
-        pull = -signs * expit(-margins)
+        pull = -signs * expit(-margins) * rows
         slope = np.append(C * (features.T @ pull) + weights[:-1], C * pull.sum())
-        return C * np.logaddexp(0, -margins).sum() + weights[:-1] @ weights[:-1] / 2, slope
+        return C * rows @ np.logaddexp(0, -margins) + weights[:-1] @ weights[:-1] / 2, slope
     return minimize(loss, np.zeros(size + 1), jac=True, method="L-BFGS-B",
                     options={"maxiter": 200, "ftol": 1e-6}).x
 
 # %% ../../nbs/05_training/55_character_branch.ipynb #6a7d01b3
 @patch(cls_method=True)
 def fit(cls: CharacterBranch, texts: Sequence[str], labels: Sequence[int],
-        start: CharacterBranch | None = None) -> CharacterBranch:
+        start: CharacterBranch | None = None,
+        row_weights: Sequence[float] | None = None) -> CharacterBranch:
     """Fit on n `texts` with n `labels` (0 clean, 1 toxic); the same input gives the same model.
 
     `start`: a branch that is gone on from: what is fitted adds to its log odds. 50,000 comments
-    take half a minute. Raises ValueError if a class is missing."""
+    take half a minute. `row_weights` (n,): how much each counts, beside the others. Raises
+    ValueError if a class is missing."""
     labels = np.asarray(labels)
     if len(texts) != len(labels) or set(np.unique(labels)) != {0, 1}:
         raise ValueError(f"{len(texts)} texts need as many labels, of both 0 and 1; got"
                          f" {len(labels)} of {sorted(set(labels.tolist()))[:5]}")
-    counts = count_ngrams(tokenizer_input(texts))
+    return cls.fit_counts(count_ngrams(tokenizer_input(texts)), labels, start, row_weights)
+
+@patch(cls_method=True)
+def fit_counts(cls: CharacterBranch, counts: csr_matrix, labels: np.ndarray,
+               start: CharacterBranch | None = None,
+               row_weights: Sequence[float] | None = None) -> CharacterBranch:
+    "`fit` on what `count_ngrams` says of the texts."
+    rows = np.ones(len(labels)) if row_weights is None else np.asarray(row_weights, float)
+    rows = rows / rows.mean()
     have = np.bincount(counts.indices, minlength=counts.shape[1])
     new = (np.log((1 + len(labels)) / (1 + have)) + 1).astype(np.float32)
     idf = start.idf if start else new
     features = cls._features(counts, idf)
-    sums = [np.asarray(features[labels == k].sum(0))[0] + SMOOTHING for k in (0, 1)]
+    sums = [features[labels == k].T @ rows[labels == k] + SMOOTHING for k in (0, 1)]
     ratio = np.log(sums[1] / sums[1].sum()) - np.log(sums[0] / sums[0].sum())
     known = features @ start.weights + start.bias if start else np.zeros(len(labels))
     features.data *= ratio.astype(np.float32)[features.indices]
-    fitted = _logistic(features, labels, known)
+    fitted = _logistic(features, labels, known, rows)
     weights, bias = fitted[:-1] * ratio, float(fitted[-1])
     if start:
         weights, bias = weights + start.weights, bias + start.bias

@@ -162,6 +162,15 @@ def load_checkpoint(folder: Path, classifier: ContentClassifier,
     return progress
 
 # %% ../../nbs/05_training/60_loop.ipynb #6ff6991c
+def _loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None,
+          row_weights: torch.Tensor | None) -> torch.Tensor:
+    "Mean cross entropy; of rows (n,) with weights, whose mean over all rows is 1, their sum / n."
+    if row_weights is None:
+        return nn.functional.cross_entropy(logits, labels, weight=weights)
+    each = nn.functional.cross_entropy(logits, labels, weight=weights, reduction="none")
+    return (each * row_weights).mean()
+
+
 def train_step(
     classifier: ContentClassifier,
     optimizer: torch.optim.Optimizer,
@@ -170,6 +179,7 @@ def train_step(
     labels: torch.Tensor,
     weights: torch.Tensor | None,
     pad: int,
+    row_weights: torch.Tensor | None = None,
 ) -> float:
     "One optimiser step over `batches`; returns the mean loss per text."
     device = labels.device
@@ -177,9 +187,9 @@ def train_step(
     total = 0.0
     for batch in batches:
         logits = classifier(*collate(ids, batch, pad, str(device)))
-        loss = nn.functional.cross_entropy(
-            logits, labels[torch.from_numpy(batch).to(device)], weight=weights
-        )
+        index = torch.from_numpy(batch).to(device)
+        loss = _loss(logits, labels[index], weights,
+                     row_weights[index] if row_weights is not None else None)
         (loss * (len(batch) / rows)).backward()
         total += loss.item() * len(batch)
     if not math.isfinite(total):
@@ -206,9 +216,10 @@ def fit(classifier: ContentClassifier, ids: Sequence[Sequence[int]], labels: np.
         settings: Settings, *, pad: int, device: str, work_dir: Path,
         validate: Callable[[int], dict[str, float]], monitor: str = "valid_f1",
         on_log: Callable[[int, dict], None] = lambda step, values: None,
-        epochs: Sequence[np.ndarray] | None = None, progress: bool = True) -> dict:
-    """Train adapter and head on `ids` (token ids per text) and `labels` (n,); `epochs`: which of
-    them in which epoch, see `make_plan`.
+        epochs: Sequence[np.ndarray] | None = None, progress: bool = True,
+        row_weights: np.ndarray | None = None) -> dict:
+    """Train adapter and head on `ids` (token ids per text) and `labels` (n,), of which each counts
+    as much as `row_weights` (n,) says; `epochs`: which of them in which epoch, see `make_plan`.
 
     Leaves the best parameters in place. Checkpoints go to `work_dir`; if it holds one, training
     goes on from there. Returns steps, best_step, the best value of `monitor` and `stopped_early`.
@@ -218,6 +229,7 @@ def fit(classifier: ContentClassifier, ids: Sequence[Sequence[int]], labels: np.
     optimizer = make_optimizer(classifier, settings, device)
     weights = loss_weights(labels, settings.class_weights)
     weights = weights.to(device) if weights is not None else None
+    each = None if row_weights is None else torch.tensor(row_weights, device=device)
     targets = torch.tensor(np.array(labels), dtype=torch.int64, device=device)
     state = {"step": 0, "best": None, "best_step": 0, "since_best": 0, "losses": []}
     state = load_checkpoint(work_dir, classifier, optimizer) or state
@@ -227,7 +239,8 @@ def fit(classifier: ContentClassifier, ids: Sequence[Sequence[int]], labels: np.
         scale = learning_rate_scale(state["step"], len(plan), settings.warmup_fraction)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * scale
-        loss = train_step(classifier, optimizer, plan[state["step"]], ids, targets, weights, pad)
+        loss = train_step(classifier, optimizer, plan[state["step"]], ids, targets, weights,
+                          pad, each)
         state["step"] += 1
         state["losses"].append(loss)
         bar.update()

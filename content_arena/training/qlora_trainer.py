@@ -22,6 +22,7 @@ from fastcore.basics import patch
 
 from ..core.config import ModelSettings, Settings, TrainSettings
 from .base_models import BaseModel, resolve_base_model
+from .row_weights import weights_in, with_weights
 from .characters import TfidfBaseline, choose_threshold
 from .mixed_rows import MixedRows, mixed_metrics, mixed_rows
 from .two_readers import Filter, read_twice
@@ -217,7 +218,7 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     if ancestor:
         start_from(classifier, ancestor, spec)
     train = with_views(train) if s.augment_views else train
-    rows = mixed_rows(train, valid, s, self.progress)
+    rows = mixed_rows(with_weights(train, s), valid, s, self.progress)
     tokenizer = load_tokenizer(base.path)
     pad = tokenizer.pad_token_id
     ids, valid_ids = (encode(tokenizer, f["text"].tolist(), s.max_length)
@@ -227,7 +228,8 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     summary = fit(classifier, ids, labels, s, pad=pad, device=self.device, epochs=rows.epochs,
                   work_dir=work / "checkpoints", progress=self.progress,
                   validate=_validator(twin, valid_ids, rows, pad),
-                  on_log=lambda step, values: mlflow.log_metrics(values, step=step))
+                  on_log=lambda step, values: mlflow.log_metrics(values, step=step),
+                  row_weights=weights_in(rows.train))
     logits = predict_logits(twin.refresh(), valid_ids, pad)
     start = CharacterBranch.of_version(ancestor) if ancestor else None
     readers = read_twice(rows.branch, rows.valid, logits, s.characters, start)

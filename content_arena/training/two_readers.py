@@ -18,6 +18,7 @@ from sklearn.metrics import precision_score, recall_score
 
 from .blend import Blend, ablate, fit_blend
 from .character_branch import CharacterBranch
+from .row_weights import weights_in
 from .characters import choose_threshold
 
 # %% ../../nbs/05_training/75_two_readers.ipynb #ac31b5d4
@@ -77,7 +78,8 @@ def read_twice(train: pd.DataFrame, valid: pd.DataFrame, logits: np.ndarray,
                characters: str = "auto", start: CharacterBranch | None = None) -> Filter:
     """The filter of a network with `logits` (n, 2) on the `valid` rows: a character branch is
     fitted on `train` (going on from `start`) and kept if `valid` says that it earns its cost
-    (`auto`), always (`on`), or never (`off`). Both frames have text and label."""
+    (`auto`), always (`on`), or never (`off`). Both frames have text and label; `train` may have a
+    weight for each row."""
     labels, network = valid["label"].to_numpy(np.int64), logits[:, 1] - logits[:, 0]
     temperature = fit_temperature(logits, labels)
     one = Blend(1 / temperature)
@@ -89,7 +91,8 @@ def read_twice(train: pd.DataFrame, valid: pd.DataFrame, logits: np.ndarray,
         return single
     if characters == "auto" and _fewest(labels) < 5:
         return single
-    branch = CharacterBranch.fit(train["text"].tolist(), train["label"].to_numpy(), start)
+    branch = CharacterBranch.fit(train["text"].tolist(), train["label"].to_numpy(), start,
+                                 weights_in(train))
     second = branch.logits(valid["text"].tolist())
     ablation = ablate(network, second, labels) if _fewest(labels) >= 5 else None
     branch_alone, more = _alone("characters", second, labels)

@@ -124,3 +124,40 @@ def test_a_file_with_a_secret_that_cannot_be_opened_is_named(tmp_path, name):
         load_secrets({"CONTENT_ARENA_API_TOKEN_FILE": str(tmp_path / name)})
     with pytest.raises(SettingsError, match=re.escape(str(tmp_path / name))):
         load_settings(ini=tmp_path / name, env={})
+
+
+RECIPE = """[data]
+{own}
+[profile:big]
+sources = beep,curse
+test_sources = apeach
+train_sources = neutral
+source_weights = curse=0.5
+epochs = 5
+"""
+
+
+def test_the_recipe_of_a_profile_is_for_those_who_name_no_sources(tmp_path):
+    "Nobody's comments are tested on the test set, or trained on beside the rows, that a profile names for others."
+    file = written(tmp_path, RECIPE.format(own="valid_fraction = 0.2"))
+    whole = load_settings("big", ini=file, env={})
+    assert (whole.sources, whole.test_sources) == (("beep", "curse"), ("apeach",))
+    assert (whole.train_sources, whole.source_weights) == (("neutral",), ("curse=0.5",))
+    own = [
+        load_settings("big", ini=file, env={}, sources="csv:own.csv"),
+        load_settings("big", ini=file, env={"CONTENT_ARENA_SOURCES": "csv:own.csv"}),
+        load_settings(
+            "big", ini=written(tmp_path, RECIPE.format(own="sources = csv:own.csv")), env={}
+        ),
+    ]
+    for s in own:
+        assert (s.sources, s.test_sources) == (("csv:own.csv",), ())
+        assert (s.train_sources, s.source_weights, s.epochs) == ((), (), 5)
+    mixed = load_settings("big", ini=file, env={}, sources="beep", test_sources="apeach")
+    assert (mixed.sources, mixed.test_sources) == (("beep",), ("apeach",))
+
+
+@pytest.mark.parametrize("value", ["curse", "curse=-1", "curse=a", "curse=1,curse=2", "curse="])
+def test_a_weight_that_is_none_is_refused(tmp_path, value):
+    message = refusal(tmp_path, f"[train]\nsource_weights = {value}\n")
+    assert "write SOURCE=WEIGHT" in message and "line 2" in message

@@ -272,11 +272,31 @@ def test_a_file_is_found_by_its_name_in_either_form(home):
             for name in asked
         ]
         assert made[0].id == made[1].id and set(made[0].frame("train").source) == {asked[0]}
-        with pytest.raises(DataError, match="stands both in sources and in test_sources"):
-            prepare(folder, sources=asked[0], test_sources=asked[1])
+        both = prepare(folder, sources=asked[0], test_sources=asked[1], test_fraction=0.3)
+        assert 0 < len(both.frame("test")) < len(both.frame("train"))
     write_csv(place / "댓글 모음.csv", korean_lines())
     with pytest.raises(DataError, match="2 files in .* have the name 댓글 모음.csv.*rename one"):
         load_source("csv:모음 폴더/댓글 모음.csv", at(folder))
+
+
+def test_a_source_in_both_lists_is_split(home):
+    "Beside a test set of its own language another source has its share of test rows, and near ones stay together."
+    write_csv(home / "own.csv", good_lines())
+    write_csv(
+        home / "other.csv", [f"{line[:-2]} over there,{line[-1]}" for line in good_lines(200)]
+    )
+    own = dict(sources="csv:own.csv", test_sources="csv:other.csv,csv:own.csv", valid_fraction=0.2)
+    dataset = prepare(home, test_fraction=0.25, near_duplicate_threshold=1.0, **own)
+    count = dataset.frame("test").source.value_counts()
+    assert count["csv:other.csv"] == 200 and 70 <= count["csv:own.csv"] <= 130
+    assert set(dataset.frame("train").source) == {"csv:own.csv"}
+    groups = [set(dataset.frame(s).group) for s in SPLITS]
+    assert sum(map(len, groups)) == len(set.union(*groups))
+    assert any(
+        "csv:own.csv: stands in sources and in test_sources" in n for n in dataset.manifest["notes"]
+    )
+    less = prepare(home, test_fraction=0.5, near_duplicate_threshold=1.0, **own)
+    assert less.id != dataset.id and len(less.frame("test")) > len(dataset.frame("test"))
 
 
 # --- rows that can't be used ----------------------------------------------------------------------
