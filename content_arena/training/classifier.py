@@ -182,7 +182,7 @@ def length_batches(
     lengths: Sequence[int],
     batch_tokens: int,
     rng: np.random.Generator | None = None,
-    chunk: int = 2048,
+    chunk: int = 8192,
 ) -> list[np.ndarray]:
     """Index arrays, each covering at most `batch_tokens` padded tokens (at least one text).
 
