@@ -129,8 +129,19 @@ def pipeline_run(
 
 # %% ../../nbs/14_cli/90_main.ipynb #555518dc
 @app.command()
-def train(profile: Profile = None, p: Parameter = None, as_json: AsJson = False) -> None:
+def train(
+    profile: Profile = None,
+    p: Parameter = None,
+    as_json: AsJson = False,
+    plan: Annotated[bool, typer.Option(
+        "--plan", help="only say what it will take: steps, time and memory by part")] = False,
+) -> None:
     "Train one model without notebooks; prints the MLflow run."
+    if plan:
+        from content_arena.workflows.training_plan import plan_lines, plan_training
+        value = plan_training(_settings(profile, p))
+        _out(as_json, value, lambda c: c.print("\n".join(plan_lines(value)), markup=False))
+        return
     from content_arena.workflows.training import train_once
     say = lambda text: print(text, file=sys.stderr, flush=True)
     run_id = train_once(_settings(profile, p), say=say)

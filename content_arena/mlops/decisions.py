@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from .decision_records import (
     DecisionChain, DecisionError, canonical_json, kind_of, sha256)
-from .evaluator import Comparison, patterns, slices_of
+from .evaluator import Comparison, clean_counts, patterns, slices_of
 from .gate import Decision, Evidence, decide
 
 # %% ../../nbs/08_mlops/60_decisions.ipynb #bc74292b
@@ -41,6 +41,7 @@ def decide_again(comparison: dict[str, Any], rows: pd.DataFrame) -> Decision:
     budget = comparison["test_set"]["budget"] or {"decision_number": 1}
     evidence = Evidence(
         counts=tuple(patterns(rows, limits).tolist()), has_champion=old is not None,
+        clean=clean_counts(rows, limits),
         slices=slices_of(rows, limits), decision_number=budget["decision_number"],
         battle=battle if battle["present"] and not compared_rates(comparison) else None,
         shadow=shadow if shadow["present"] else None, latency_ms=comparison["latency_ms"],

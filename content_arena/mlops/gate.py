@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Result', 'BATTLE', 'SIDE', 'FEWEST', 'Checks', 'CONDITIONS', 'FURTHER', 'FIRST_CONDITIONS', 'FIRST_FURTHER', 'Slice',
            'Evidence', 'Check', 'GateError', 'check_f1', 'check_precision', 'check_samples', 'check_significance',
-           'check_slices', 'check_battle', 'check_latency', 'check_size', 'check_shadow', 'check_floor', 'Decision',
-           'decide', 'budget_statement']
+           'check_slices', 'check_clean', 'check_battle', 'check_latency', 'check_size', 'check_shadow', 'check_floor',
+           'Decision', 'decide', 'budget_statement']
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #eefb4592
 from collections.abc import Callable, Mapping
@@ -36,7 +36,8 @@ class Slice:
 @dataclass(frozen=True)
 class Evidence:
     """What was measured. `counts` (8,) as in `count_patterns`; without a champion its answers are
-    taken to be the challenger's.
+    taken to be the challenger's. `clean`: those of the same rows without disguise, if the test set
+    is a mix of clean and disguised comments.
 
     `decision_number`: how many decisions, this one included, rest on the test set. `battle`: what
     both models made of the same disguised comments, see `BATTLE`. `shadow`: rows, labelled, `won`
@@ -44,6 +45,7 @@ class Evidence:
     one comment. `size_mb`: weights as served."""
     counts: tuple[int, ...]
     has_champion: bool = True
+    clean: tuple[int, ...] | None = None
     slices: tuple[Slice, ...] = ()
     decision_number: int = 1
     battle: Mapping[str, Any] | None = None
@@ -119,7 +121,7 @@ def check_significance(evidence: Evidence, settings: Settings) -> Check:
                  f" where {1 - gain.level:.2g} is allowed{where}", numbers)
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #bddeeafc
-def _slice_change(sl: Slice, settings: Settings, seed: int) -> dict[str, Any]:
+def _slice_change(sl: Slice, settings: Settings, seed: int, tolerance: float) -> dict[str, Any]:
     "Change of F1 (accuracy, if the slice has one class only), its upper bound, and the answer."
     counts = np.array(sl.counts)
     toxic = int(counts @ LABEL)
@@ -127,7 +129,7 @@ def _slice_change(sl: Slice, settings: Settings, seed: int) -> dict[str, Any]:
     column = 0 if metric == "f1" else 3
     change = float(differences(counts)[column])
     result, upper = "pass", None
-    if change < -settings.slice_tolerance:
+    if change < -tolerance:
         boot = paired_bootstrap(counts, settings.bootstrap_resamples, seed)
         upper = boot.interval(metric, settings.confidence)[1]
         result = "fail" if upper < 0 else "undecided"
@@ -143,7 +145,7 @@ def check_slices(evidence: Evidence, settings: Settings) -> Check:
         raise GateError(f"[gate] guarded_slices: the test set has no slices by"
                         f" {', '.join(sorted(unknown))}; known: {known}")
     guarded = [x for x in evidence.slices if x.column in settings.guarded_slices]
-    large = [_slice_change(x, settings, evidence.seed) for x in guarded
+    large = [_slice_change(x, settings, evidence.seed, settings.slice_tolerance) for x in guarded
              if x.n >= settings.slice_min_samples]
     if not large:
         return Check("slices", "not_evaluated", "no guarded slice has"
@@ -156,6 +158,21 @@ def check_slices(evidence: Evidence, settings: Settings) -> Check:
                  f" {worst['metric']} {worst['change']:+.4f}, {comment[result]} the tolerance of"
                  f" {settings.slice_tolerance:.4f}",
                  {"slices": large, "tolerance": settings.slice_tolerance})
+
+# %% ../../nbs/08_mlops/30_gate.ipynb #c1ea0001
+def check_clean(evidence: Evidence, settings: Settings) -> Check:
+    "F1 on the test rows without disguise does not fall by more than `clean_f1_tolerance`."
+    if evidence.clean is None:
+        return Check("clean", "off", "no test comment stood in disguise"
+                     " ([gate] gate_disguised_share)")
+    limit, (old, new) = settings.clean_f1_tolerance, metrics_of(evidence.clean)[:, 0]
+    made = _slice_change(Slice("disguised", "none", evidence.clean), settings, evidence.seed, limit)
+    comment = {"pass": "within", "undecided": "beyond, but maybe by chance,", "fail": "beyond"}
+    return Check("clean", made["result"], f"without disguise F1 {new:.4f} against {old:.4f}:"
+                 f" {made['change']:+.4f}, {comment[made['result']]} the tolerance of"
+                 f" {limit:.4f}", {"champion": float(old), "challenger": float(new),
+                                   "change": made["change"], "upper": made["upper"],
+                                   "tolerance": limit})
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #abbcdbd3
 #: keys of battle evidence; `champion` (None: there is none) and `challenger` have those of `SIDE`
@@ -244,8 +261,8 @@ def check_floor(evidence: Evidence, settings: Settings) -> Check:
 
 Checks = tuple[Callable[[Evidence, Settings], Check], ...]
 CONDITIONS: Checks = (check_f1, check_precision, check_samples)
-FURTHER: Checks = (check_significance, check_slices, check_battle, check_shadow, check_latency,
-                   check_size)
+FURTHER: Checks = (check_significance, check_clean, check_slices, check_battle, check_shadow,
+                   check_latency, check_size)
 FIRST_CONDITIONS: Checks = (check_floor, check_samples)
 FIRST_FURTHER: Checks = (check_latency, check_size)
 

@@ -554,6 +554,6 @@ def test_label_types_do_not_change_the_hash():
 def test_a_frame_without_slice_columns_is_compared_by_length_only(registry, settings):
     free, bare = settings.model_copy(update={"guarded_slices": ()}), TEST[["text", "label"]]
     result = ChampionChallengerEvaluator(registry, free).compare(bare, engines=ENGINES)
-    assert {s["column"] for s in result["slices"]} == {"length"}
+    assert {s["column"] for s in result["slices"]} == {"length", "disguised"}
     with pytest.raises(gate.GateError, match="no slices by lang"):
         ChampionChallengerEvaluator(registry, settings).compare(bare, engines=ENGINES)

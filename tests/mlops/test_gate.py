@@ -124,6 +124,35 @@ def test_luck_is_judged_at_the_confidence_that_the_budget_leaves():
     )
 
 
+def mirrored(counts) -> tuple:
+    return tuple(counts[i] for i in (0, 2, 1, 3, 4, 6, 5, 7))
+
+
+def test_clean_text_may_not_pay_for_the_rest():
+    old, new = metrics_of(COUNTS)[:, 0]
+    paid = Evidence(COUNTS, clean=mirrored(COUNTS))  # on the mix as much won as is lost without
+    for tolerance, result in ((new - old - 1e-9, "fail"), (new - old + 1e-9, "pass")):
+        check = answer(gate.check_clean, paid, "clean", clean_f1_tolerance=tolerance)
+        assert check.result == result
+        assert check.numbers["champion"] == new and check.numbers["challenger"] == old
+        assert check.numbers["change"] == pytest.approx(old - new)
+        assert (check.numbers["upper"] is None) == (result == "pass")
+        assert f"F1 {old:.4f} against {new:.4f}: {old - new:+.4f}, " in check.sentence
+        assert ("beyond" in check.sentence) == (result == "fail")
+    bound = paired_bootstrap(mirrored(COUNTS), settings().bootstrap_resamples, 0)
+    check = answer(gate.check_clean, paid, "clean")
+    assert check.numbers["upper"] == bound.interval("f1", 0.95)[1] < 0
+    made = decide(paid, settings(guarded_slices=""))
+    assert made.verdict == "reject" and made.reasons == (check.sentence,)
+    chance = Evidence(COUNTS, clean=(60, 17, 13, 10, 6, 11, 15, 68))
+    check = answer(gate.check_clean, chance, "clean")
+    assert check.result == "undecided" and "beyond, but maybe by chance" in check.sentence
+    better = answer(gate.check_clean, Evidence(COUNTS, clean=COUNTS), "clean", clean_f1_tolerance=0)
+    assert better.result == "pass" and "within" in better.sentence
+    off = answer(gate.check_clean, Evidence(COUNTS), "clean")
+    assert off.result == "off" and "gate_disguised_share" in off.sentence
+
+
 def test_slices_by_their_worst():
     good, bad = (80, 0, 20, 0, 0, 40, 0, 60), (80, 30, 0, 0, 0, 0, 40, 50)
     slices = (Slice("lang", "ko", good), Slice("lang", "en", bad), Slice("length", "short", bad))
@@ -295,7 +324,8 @@ def test_which_checks_are_asked_and_in_what_order():
     both = decide(Evidence(COUNTS), settings(**calm))
     assert [(c.name, c.condition) for c in both.checks] == [
         *((n, True) for n in ("f1", "precision", "samples")),
-        *((n, False) for n in ("significance", "slices", "battle", "shadow", "latency", "size")),
+        *((n, False) for n in ("significance", "clean", "slices", "battle", "shadow")),
+        *((n, False) for n in ("latency", "size")),
     ]
     assert both.verdict == "promote" and both.should_promote
     assert (
@@ -308,6 +338,7 @@ def test_which_checks_are_asked_and_in_what_order():
         "precision *",
         "samples *",
         "significance",
+        "clean",
         "slices",
         "battle",
         "shadow",

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from content_arena.data.grouping import fingerprints
+from content_arena.disguises.mix import DeclaredMix
 from content_arena.mlops.model_registry import ModelRegistry, Move
 
 N = 1200
@@ -20,10 +21,12 @@ TEST = pd.DataFrame(
         "lang": ["ko", "en", "ko"] * (N // 3),
     }
 )
+SHOWN = DeclaredMix(0.5).apply(TEST).text.tolist()  # as the gate shows them by default
+ORIGINAL = dict(zip(SHOWN, TEXTS))
 
 
 class Fake:
-    "Right on a share of the rows."
+    "Right on a share of the rows, disguised or not."
 
     size_mb = 2.0
 
@@ -37,7 +40,7 @@ class Fake:
         self.answers = dict(zip(TEXTS, near))
 
     def scores(self, texts):
-        return np.array([self.answers[t] for t in texts])
+        return np.array([self.answers[ORIGINAL.get(t, t)] for t in texts])
 
     def latency_ms(self, texts):
         return {"p50_ms": 3.0, "p95_ms": 7.5}
