@@ -3861,6 +3861,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'content_arena/training/qlora_trainer.py')},
             'content_arena.training.row_weights': { 'content_arena.training.row_weights.RowWeightError': ( '05_training/row_weights.html#rowweighterror',
                                                                                                            'content_arena/training/row_weights.py'),
+                                                    'content_arena.training.row_weights.label_doubt': ( '05_training/row_weights.html#label_doubt',
+                                                                                                        'content_arena/training/row_weights.py'),
                                                     'content_arena.training.row_weights.weights_in': ( '05_training/row_weights.html#weights_in',
                                                                                                        'content_arena/training/row_weights.py'),
                                                     'content_arena.training.row_weights.with_weights': ( '05_training/row_weights.html#with_weights',
