@@ -6,7 +6,7 @@
 __all__ = ['SPEC_FILE', 'MANIFEST_FILE', 'CARD_FILE', 'FORMAT', 'MIGRATIONS', 'ContentClassifier', 'load_network',
            'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'least_padding', 'collate',
            'predict_logits', 'toxic_probability', 'load_head', 'load_dense', 'DenseCopy', 'write_manifest',
-           'read_manifest', 'one_reader', 'read_spec', 'verify_model', 'save_model', 'start_from']
+           'read_manifest', 'one_reader', 'one_threshold', 'read_spec', 'verify_model', 'save_model', 'start_from']
 
 # %% ../../nbs/05_training/40_classifier.ipynb #a84f455a
 import hashlib
@@ -335,7 +335,7 @@ class DenseCopy:
 
 # %% ../../nbs/05_training/40_classifier.ipynb #ca897f22
 SPEC_FILE, MANIFEST_FILE, CARD_FILE = "content_filter.json", "manifest.json", "README.md"
-FORMAT = 2
+FORMAT = 3
 
 def _tree_sha256(files: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{n}\0{files[n]}\n" for n in sorted(files)).encode()).hexdigest()
@@ -370,7 +370,14 @@ def one_reader(spec: dict) -> dict:
     alone = {"network": 1 / spec.get("temperature", 1.0), "characters": 0.0, "bias": 0.0}
     return {**spec, "format": 2, "blend": alone}
 
-MIGRATIONS = {1: one_reader}        # from this format to the next
+def one_threshold(spec: dict) -> dict:
+    """A description of format 2 as format 3 has it: all languages have the same threshold.
+
+    Format 3 has `thresholds`, by language (`training.thresholds`): what ignores them would answer
+    something else than was judged."""
+    return {"thresholds": {}, **spec, "format": 3}
+
+MIGRATIONS = {1: one_reader, 2: one_threshold}      # from this format to the next
 
 def read_spec(folder: Path) -> dict:
     """The description of a model folder, in the format of today whatever it was written in. Raises
@@ -423,7 +430,7 @@ def save_model(classifier: ContentClassifier, folder: Path, spec: dict,
 
     `spec` is `build_classifier`'s, completed with `max_length`, `temperature` and `threshold`, and
     with the `blend` if there is a character `branch`, which is saved too. `card`: its README.md."""
-    spec = spec if "blend" in spec else one_reader(spec)
+    spec = one_threshold(spec if "blend" in spec else one_reader(spec))
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

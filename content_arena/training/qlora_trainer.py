@@ -204,8 +204,8 @@ def _plain_scores(rows: MixedRows, readers: Filter, ids: list[list[int]], twin: 
     if len(which):
         logits = predict_logits(twin.refresh(), [ids[i] for i in which], pad)
         texts = [rows.plain[i] for i in which]
-        scores[which] = readers.blend.probability(
-            logits[:, 1] - logits[:, 0], readers.branch and readers.branch.logits(texts))
+        scores[which] = readers.limits.shifted(texts, readers.blend.probability(
+            logits[:, 1] - logits[:, 0], readers.branch and readers.branch.logits(texts)))
     return scores
 
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #69d3c49d
@@ -251,10 +251,9 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
                   row_weights=weights_in(rows.train))
     logits = predict_logits(twin.refresh(), valid_ids, pad)
     start = CharacterBranch.of_version(ancestor) if ancestor else None
-    readers = read_twice(rows.branch, rows.valid, logits, s.characters, start)
+    readers = read_twice(rows.branch, rows.valid, logits, s.characters, start, s.threshold_rule)
     spec |= readers.spec | {
         "max_length": s.max_length, "mix": rows.record,
-        "threshold": choose_threshold(rows.valid["label"].to_numpy(), readers.scores),
         "probe": probe_scores(classifier, tokenizer, readers.blend, readers.branch)}
     card = _card(s, base, train, rows, spec, readers.scores, self.data)
     sha256 = save_model(classifier, work / "model", spec, readers.branch, card)
