@@ -689,6 +689,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'content_arena/cli/versions.py'),
                                             'content_arena.cli.versions.cleanup': ( '14_cli/versions.html#cleanup',
                                                                                     'content_arena/cli/versions.py'),
+                                            'content_arena.cli.versions.registry_card': ( '14_cli/versions.html#registry_card',
+                                                                                          'content_arena/cli/versions.py'),
                                             'content_arena.cli.versions.registry_check': ( '14_cli/versions.html#registry_check',
                                                                                            'content_arena/cli/versions.py'),
                                             'content_arena.cli.versions.registry_export': ( '14_cli/versions.html#registry_export',
