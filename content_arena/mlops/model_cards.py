@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from .decision_records import DecisionChain, DecisionError
+from .decision_records import DecisionChain
 from .registry_reader import RegistryReader, Version
 
 # %% ../../nbs/08_mlops/55_model_cards.ipynb #8a63b4b9
