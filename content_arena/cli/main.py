@@ -30,7 +30,8 @@ from .options import (
     settings_from as _settings, settings_used, show_result as _out)
 from .ensembles import ensemble_app
 from .settings import settings
-from .versions import cleanup, registry_check, registry_export, versions_app
+from .versions import (
+    cleanup, registry_card, registry_check, registry_export, versions_app)
 from .watch import monitor_app, retrain_app
 from ..core.config import (
     load_secrets, quiet_libraries, spare_loopback, wait_briefly)
@@ -96,6 +97,7 @@ for _name, _app in (("data", data_app), ("shadow", shadow_app), ("feedback", fee
     app.add_typer(_app, name=_name)
 registry_app.command("export")(registry_export)
 registry_app.command("check")(registry_check)
+registry_app.command("card")(registry_card)
 app.add_typer(battle_app, name="battle")
 for _command in (cleanup, coevolve, settings):
     app.command()(_command)
