@@ -30,7 +30,8 @@ from .options import (
     settings_from as _settings, settings_used, show_result as _out)
 from .ensembles import ensemble_app
 from .settings import settings
-from .versions import cleanup, registry_check, registry_export, versions_app
+from .versions import (
+    cleanup, registry_card, registry_check, registry_export, versions_app)
 from .watch import monitor_app, retrain_app
 from ..core.config import (
     load_secrets, quiet_libraries, spare_loopback, wait_briefly)
@@ -96,6 +97,7 @@ for _name, _app in (("data", data_app), ("shadow", shadow_app), ("feedback", fee
     app.add_typer(_app, name=_name)
 registry_app.command("export")(registry_export)
 registry_app.command("check")(registry_check)
+registry_app.command("card")(registry_card)
 app.add_typer(battle_app, name="battle")
 for _command in (cleanup, coevolve, settings):
     app.command()(_command)
@@ -129,8 +131,19 @@ def pipeline_run(
 
 # %% ../../nbs/14_cli/90_main.ipynb #555518dc
 @app.command()
-def train(profile: Profile = None, p: Parameter = None, as_json: AsJson = False) -> None:
+def train(
+    profile: Profile = None,
+    p: Parameter = None,
+    as_json: AsJson = False,
+    plan: Annotated[bool, typer.Option(
+        "--plan", help="only say what it will take: steps, time and memory by part")] = False,
+) -> None:
     "Train one model without notebooks; prints the MLflow run."
+    if plan:
+        from content_arena.workflows.training_plan import plan_lines, plan_training
+        value = plan_training(_settings(profile, p))
+        _out(as_json, value, lambda c: c.print("\n".join(plan_lines(value)), markup=False))
+        return
     from content_arena.workflows.training import train_once
     say = lambda text: print(text, file=sys.stderr, flush=True)
     run_id = train_once(_settings(profile, p), say=say)

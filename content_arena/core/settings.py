@@ -84,6 +84,9 @@ def _names(value: Any) -> Any:
     "A string as the tuple of names in it; anything else as it is."
     return split_names(value) if isinstance(value, str) else value
 
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+# %% ../../nbs/01_core/30_settings.ipynb #52we1gh7
 def _weights(names: tuple[str, ...]) -> tuple[str, ...]:
     "`names` as they are. Raises ValueError unless each is NAME=WEIGHT, each name once."
     weights_of(names)
@@ -99,7 +102,6 @@ def weights_of(pairs: Iterable[str]) -> dict[str, float]:
         table[name] = float(value)
     return table
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Weights = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_weights)]
 
 # %% ../../nbs/01_core/30_settings.ipynb #d6a6d5e6
@@ -108,7 +110,8 @@ class DataSettings(_Section):
     sources: Names = Field(("embedded",), min_length=1,
         description="comma-separated (or JSON): embedded, a format (beep, kmhas, ...), FORMAT:PATH,"
                     " file:PATH, https://..., hub:ID, or a name in sources_file")
-    test_sources: Names = Field((), description="as sources; empty: split off from sources; one that stands in both is split")
+    test_sources: Names = Field((),
+        description="as sources; empty: split off from sources; one that stands in both is split")
     train_sources: Names = Field((),
         description="as sources, for training only: never changes valid and test; neutral: harmless"
                     " sentences about groups, names, places, quotations, in dialect")
@@ -154,6 +157,9 @@ class ModelSettings(_Section):
     characters: Literal["auto", "on", "off"] = Field("auto",
         description="a character branch as second reader; auto: if validation rows say that it"
                     " earns its cost")
+    threshold_rule: str = Field("best_f1", pattern=r"^(best_(macro_)?f1|(precision|fpr)=0?\.\d*[1-9]\d*)$",
+        description="how validation rows choose the threshold: best_f1, best_macro_f1, a precision"
+                    " (precision=0.9), or a share of clean comments that may be flagged (fpr=0.05)")
 
 # %% ../../nbs/01_core/30_settings.ipynb #36363381
 class TrainSettings(_Section):
@@ -188,6 +194,9 @@ class TrainSettings(_Section):
     source_weights: Weights = Field((),
         description="comma-separated SOURCE=WEIGHT: how much a row of that source counts in the"
                     " loss, beside the others' 1; 0: not trained on")
+    doubted_labels: float = Field(1.0, ge=0, le=1,
+        description="how much a training row counts whose label a model of the other rows doubts;"
+                    " 0: it is left out, 1: as any other")
     augment_views: bool = Field(
         False, description="train on the normalised views of a text too, where they differ"
     )

@@ -28,6 +28,7 @@ from ..training.building import BadModel, ModelError, best_device, fast_dtype
 from ..training.blend import Blend, blend_of
 from ..training.character_branch import CharacterBranch
 from ..training.classifier import predict_logits, read_spec, verify_model
+from ..training.thresholds import Thresholds
 
 # %% ../../nbs/06_inference/30_engine.ipynb #15752914
 def tokenize_windows(tokenizer: Any, texts: Sequence[str],
@@ -55,17 +56,19 @@ def _shown(offsets: Sequence[tuple[int, int]]) -> slice:
 
 # %% ../../nbs/06_inference/30_engine.ipynb #93e1b9e3
 class Engine:
-    """A loaded model: `scores(texts)` gives calibrated P(toxic). Build it with `Engine.load`.
+    """A loaded model: `scores(texts)` gives P(toxic). Build it with `Engine.load`.
 
     `version`, `alias`: what the registry calls it; `sha256`: of its folder; `threshold`: a score
-    from it on is toxic; `size_mb`: memory of the weights, MB. Thread-safe."""
+    from it on is toxic, in every language (`limits` shift the scores of each); `size_mb`: memory
+    of the weights, MB. Thread-safe."""
 
     def __init__(self, classifier: Any, tokenizer: Any, spec: dict, *, version: str, alias: str,
                  sha256: str, branch: CharacterBranch | None = None):
         self.classifier, self.tokenizer, self.spec = classifier, tokenizer, spec
         self.branch, self.blend = branch, blend_of(spec)
         self.version, self.alias, self.sha256 = version, alias, sha256
-        self.threshold, self.max_length = float(spec["threshold"]), int(spec["max_length"])
+        self.limits, self.max_length = Thresholds.of(spec), int(spec["max_length"])
+        self.threshold = self.limits.common
         self._text_form = text_form(spec)
         self.size_mb = sum(p.numel() * p.element_size() for p in classifier.parameters()) / 1e6
         self.size_mb += branch.size_mb if branch else 0
@@ -128,6 +131,12 @@ def share(self: Engine, first: Engine) -> int:
 # %% ../../nbs/06_inference/30_engine.ipynb #d0e8b836
 @patch
 def scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
+    """P(toxic) (n,) float32, in the order of `texts`: calibrated, and shifted so that the threshold
+    of each text's language is the common one."""
+    return self.limits.shifted(texts, self.calibrated_scores(texts, batch_tokens))
+
+@patch
+def calibrated_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
     """Calibrated P(toxic) (n,) float32, in the order of `texts`; the maximum over the windows of a
     long text."""
     if not len(texts):
@@ -154,7 +163,7 @@ def _readings(self: Engine, texts: Sequence[str], batch_tokens: int
 def reader_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096
                   ) -> dict[str, np.ndarray]:
     """What each reader would say alone, for the ablation of a report: name -> P(toxic) (n,)
-    float32, calibrated on the validation rows; none of a version that has one reader.
+    float32, calibrated and shifted as `scores` are; none of a version that has one reader.
 
     Their thresholds stand in `spec["readers"]`."""
     if not (self.branch and len(texts)):
@@ -166,15 +175,17 @@ def reader_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096
         alone[name] = np.zeros(len(texts), dtype=np.float32)
         one = Blend(reader["weight"], 0.0, reader["bias"])
         np.maximum.at(alone[name], owner, one.probability(logits))
+        alone[name] = Thresholds.of(reader).shifted(texts, alone[name])
     return alone
 
 @patch
 def check_probe(self: Engine, tolerance: float) -> float:
-    """Largest difference to the trained model's scores on the probe sentences.
+    """Largest difference to the trained model's calibrated scores on the probe sentences.
 
     Raises ModelError if it exceeds `tolerance`."""
     probe = self.spec["probe"]
-    moved = float(np.abs(self.scores(probe["texts"]) - np.asarray(probe["scores"])).max())
+    now = self.calibrated_scores(probe["texts"])
+    moved = float(np.abs(now - np.asarray(probe["scores"])).max())
     if not moved <= tolerance:
         raise BadModel(
             f"version {self.version or '?'} ({self.sha256[:12]}) scores its probe sentences up to"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainingError', 'make_plan', 'learning_rate_scale', 'trainable', 'make_optimizer', 'loss_weights', 'save_checkpoint',
-           'load_checkpoint', 'fit']
+           'load_checkpoint', 'train_step', 'fit']
 
 # %% ../../nbs/05_training/60_loop.ipynb #1a73ef30
 import json
@@ -171,7 +171,7 @@ def _loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | No
     return (each * row_weights).mean()
 
 
-def _step(
+def train_step(
     classifier: ContentClassifier,
     optimizer: torch.optim.Optimizer,
     batches: list[np.ndarray],
@@ -201,7 +201,7 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     return total / rows
 
-
+# %% ../../nbs/05_training/60_loop.ipynb #6ff6991d
 def _save_best(folder: Path, classifier: ContentClassifier) -> None:
     temporary = folder / ".best.safetensors"
     state = {n: p.detach().cpu().contiguous() for n, p in trainable(classifier).items()}
@@ -239,7 +239,8 @@ def fit(classifier: ContentClassifier, ids: Sequence[Sequence[int]], labels: np.
         scale = learning_rate_scale(state["step"], len(plan), settings.warmup_fraction)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * scale
-        loss = _step(classifier, optimizer, plan[state["step"]], ids, targets, weights, pad, each)
+        loss = train_step(classifier, optimizer, plan[state["step"]], ids, targets, weights,
+                          pad, each)
         state["step"] += 1
         state["losses"].append(loss)
         bar.update()

@@ -7,6 +7,7 @@ __all__ = ['fit_temperature', 'classification_metrics', 'Filter', 'read_twice']
 
 # %% ../../nbs/05_training/75_two_readers.ipynb #013fc521
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from sklearn.metrics import precision_score, recall_score
 from .blend import Blend, ablate, fit_blend
 from .character_branch import CharacterBranch
 from .row_weights import weights_in
-from .characters import choose_threshold
+from .thresholds import Thresholds, choose_thresholds
 
 # %% ../../nbs/05_training/75_two_readers.ipynb #ac31b5d4
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -53,53 +54,66 @@ def classification_metrics(
 @dataclass(frozen=True)
 class Filter:
     """What a version answers with. `blend`, `branch`: see `training.blend`; `scores`: P(toxic) of
-    the validation rows (n,); `metrics`: of each reader alone, there; `spec`: what the description
-    of the version gains."""
+    the validation rows (n,), each language's shifted onto the threshold of `limits`; `metrics`: of
+    each reader alone, there; `spec`: what the description of the version gains."""
     blend: Blend
     branch: CharacterBranch | None
     scores: np.ndarray
     spec: dict[str, Any]
     metrics: dict[str, float]
+    limits: Thresholds
 
-def _alone(name: str, logits: np.ndarray, labels: np.ndarray) -> tuple[dict, dict[str, float]]:
+def _answers(valid: pd.DataFrame, scores: np.ndarray, rule: str) -> tuple[Thresholds, np.ndarray]:
+    "The thresholds of calibrated `scores`, and the scores that are compared with them."
+    limits = choose_thresholds(valid, scores, rule)
+    return limits, limits.shifted(valid["text"].tolist(), scores)
+
+def _alone(name: str, logits: np.ndarray, valid: pd.DataFrame, rule: str
+           ) -> tuple[dict, dict[str, float]]:
     "How one reader would answer alone, and its figures on the validation rows."
+    labels = valid["label"].to_numpy(np.int64)
     blend = fit_blend(logits, None, labels)
-    scores = blend.probability(logits)
-    threshold = choose_threshold(labels, scores)
-    metrics = classification_metrics(labels, scores, threshold)
-    return ({"weight": blend.network, "bias": blend.bias, "threshold": threshold},
+    limits, scores = _answers(valid, blend.probability(logits), rule)
+    metrics = classification_metrics(labels, scores, limits.common)
+    return ({"weight": blend.network, "bias": blend.bias, "threshold": limits.common,
+             "thresholds": dict(limits.by_language)},
             {f"best_valid_{name}_{k}": v for k, v in metrics.items()})
+
+def _filter(blend: Blend, branch: CharacterBranch | None, scores: np.ndarray,
+            valid: pd.DataFrame, rule: str, spec: dict, metrics: dict[str, float]) -> Filter:
+    limits, moved = _answers(valid, scores, rule)
+    own = {f"threshold_{name}": t for name, t in limits.by_language.items()}
+    return Filter(blend, branch, moved, spec | limits.to_spec(), metrics | own, limits)
 
 def _fewest(labels: np.ndarray) -> int:
     return int(np.bincount(labels, minlength=2).min())
 
 # %% ../../nbs/05_training/75_two_readers.ipynb #c42c6438
 def read_twice(train: pd.DataFrame, valid: pd.DataFrame, logits: np.ndarray,
-               characters: str = "auto", start: CharacterBranch | None = None) -> Filter:
+               characters: str = "auto", start: CharacterBranch | None = None,
+               rule: str = "best_f1") -> Filter:
     """The filter of a network with `logits` (n, 2) on the `valid` rows: a character branch is
     fitted on `train` (going on from `start`) and kept if `valid` says that it earns its cost
-    (`auto`), always (`on`), or never (`off`). Both frames have text and label; `train` may have a
-    weight for each row."""
+    (`auto`), always (`on`), or never (`off`); `rule` chooses the thresholds. Both frames have text
+    and label; `train` may have a weight for each row."""
     labels, network = valid["label"].to_numpy(np.int64), logits[:, 1] - logits[:, 0]
     temperature = fit_temperature(logits, labels)
     one = Blend(1 / temperature)
     spec = {"temperature": temperature, "blend": asdict(one), "ablation": "not asked for"}
-    network_alone, metrics = _alone("network", network, labels)
-    single = Filter(one, None, one.probability(network), spec | {"readers": {
-        "network": network_alone}}, metrics)
-    if characters == "off":
-        return single
-    if characters == "auto" and _fewest(labels) < 5:
-        return single
+    network_alone, metrics = _alone("network", network, valid, rule)
+    single = partial(_filter, one, None, one.probability(network), valid, rule)
+    spec |= {"readers": {"network": network_alone}}
+    if characters == "off" or characters == "auto" and _fewest(labels) < 5:
+        return single(spec, metrics)
     branch = CharacterBranch.fit(train["text"].tolist(), train["label"].to_numpy(), start,
                                  weights_in(train))
     second = branch.logits(valid["text"].tolist())
     ablation = ablate(network, second, labels) if _fewest(labels) >= 5 else None
-    branch_alone, more = _alone("characters", second, labels)
+    branch_alone, more = _alone("characters", second, valid, rule)
     if characters == "auto" and not ablation.earns:
-        spec = single.spec | {"ablation": str(ablation)}
-        return Filter(one, None, single.scores, spec, metrics | more)
+        return single(spec | {"ablation": str(ablation)}, metrics | more)
     blend = fit_blend(network, second, labels)
     spec |= {"blend": asdict(blend), "ablation": str(ablation or "too few validation rows"),
              "readers": {"network": network_alone, "characters": branch_alone}}
-    return Filter(blend, branch, blend.probability(network, second), spec, metrics | more)
+    return _filter(blend, branch, blend.probability(network, second), valid, rule, spec,
+                   metrics | more)

@@ -79,8 +79,9 @@ def test_a_folder_of_format_1_is_read_as_one_reader(trained, tmp_path):
     (folder / BRANCH_FILE).unlink()
     file = folder / "content_filter.json"
     spec = json.loads(file.read_text())
-    assert spec["format"] == 2
-    old = {k: v for k, v in spec.items() if k not in ("blend", "readers", "ablation")}
+    assert spec["format"] == 3
+    new = ("blend", "readers", "ablation", "thresholds", "threshold_rule", "threshold_facts")
+    old = {k: v for k, v in spec.items() if k not in new}
     file.write_text(json.dumps(old | {"format": 1}))
     write_manifest(folder)
     assert read_spec(folder)["blend"] == {
@@ -94,10 +95,30 @@ def test_a_folder_of_format_1_is_read_as_one_reader(trained, tmp_path):
     network, characters, _ = engine._readings(texts, 4096)
     assert characters is None
     assert np.allclose(engine.scores(texts), 1 / (1 + np.exp(-network / spec["temperature"])))
-    file.write_text(json.dumps(old | {"format": 3}))
+    file.write_text(json.dumps(old | {"format": 4}))
     write_manifest(folder)
-    with pytest.raises(ModelError, match="format 3 is none of 1 to 2"):
+    with pytest.raises(ModelError, match="format 4 is none of 1 to 3"):
         load(settings, folder)
+
+
+def test_a_folder_of_format_2_has_one_threshold_for_all_languages(trained, tmp_path):
+    settings, work, _ = trained
+    folder = tmp_path / "model"
+    shutil.copytree(work / "model", folder)
+    file = folder / "content_filter.json"
+    spec = json.loads(file.read_text())
+    for reader in spec["readers"].values():
+        del reader["thresholds"]
+    new = ("thresholds", "threshold_rule", "threshold_facts")
+    file.write_text(json.dumps({k: v for k, v in spec.items() if k not in new} | {"format": 2}))
+    write_manifest(folder)
+    assert read_spec(folder)["thresholds"] == {}
+    old, today = load(settings, folder), load(settings, work / "model")
+    texts = ["you are kind today", "you are awful today", "바보"]
+    assert old.threshold == today.threshold and np.array_equal(
+        old.scores(texts), today.scores(texts)
+    )
+    assert old.reader_scores(texts).keys() == today.reader_scores(texts).keys()
 
 
 def test_the_same_training_gives_the_same_folder(trained, tmp_path):
