@@ -81,21 +81,25 @@ def length_figure(splits: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 # %% ../../nbs/12_reports/10_evaluation.ipynb #78923171
+def _said_of_parts(m: Mapping[str, float]) -> str:
+    if "best_valid_disguised_f1" not in m:
+        return ""
+    return (f"F1 is {m['best_valid_clean_f1']:.3f} on these comments without disguise and"
+            f" {m['best_valid_disguised_f1']:.3f} on those in disguise; of the clean comments"
+            f" {100 * m['best_valid_false_positive_gap']:+.1f} points more are flagged in"
+            " disguise.\n\n")
+
 def training_summary(run: Any) -> str:
     "A training in a few sentences (Markdown), from its MLflow run."
     m, p = run.data.metrics, run.data.params
     f1 = m.get("best_valid_f1", m["valid_f1"])          # older runs had one name for both
     better = f1 - m["baseline_valid_f1"]
     kept = f", kept from step {m['best_step']:.0f}" if "best_step" in m else ""
-    parts = "" if "best_valid_disguised_f1" not in m else (
-        f"F1 is {m['best_valid_clean_f1']:.3f} on these comments without disguise and"
-        f" {m['best_valid_disguised_f1']:.3f} on those in disguise; in disguise"
-        f" {100 * m['best_valid_false_positive_gap']:+.1f} points of the clean comments are flagged"
-        " more than without.\n\n")
+
     return (
         f"**F1 {f1:.3f} on validation, {abs(better):.3f}"
         f" {'above' if better >= 0 else 'below'} the TF-IDF"
-        f" baseline ({m['baseline_valid_f1']:.3f}).**\n\n{parts}"
+        f" baseline ({m['baseline_valid_f1']:.3f}).**\n\n{_said_of_parts(m)}"
         f"{p['base_model']}, {p['quantization']}, rank {p['lora_r']}, {p['epochs']} epochs over"
         f" {p['rows']} rows{kept}."
         f" Comments from a score of {m['threshold']:.3f} on are called toxic; threshold and"
@@ -104,6 +108,7 @@ def training_summary(run: Any) -> str:
         f" `{run.info.run_id}`"
     )
 
+# %% ../../nbs/12_reports/10_evaluation.ipynb #505cea2b
 def training_figure(run_id: str) -> Figure:
     "Loss and validation F1 by optimiser step of an MLflow run; a line where the model was kept."
     client = mlflow.MlflowClient()
