@@ -237,7 +237,9 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     if ancestor:
         start_from(classifier, ancestor, spec)
     train = with_views(train) if s.augment_views else train
-    rows = mixed_rows(with_weights(train, s), valid, s, self.progress)
+    weighted = with_weights(train, s)
+    mlflow.log_param("rows_left_out", len(train) - len(weighted))
+    rows = mixed_rows(weighted, valid, s, self.progress)
     tokenizer = load_tokenizer(base.path)
     pad = tokenizer.pad_token_id
     ids, valid_ids = (encode(tokenizer, f["text"].tolist(), s.max_length)
