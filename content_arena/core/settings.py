@@ -84,6 +84,9 @@ def _names(value: Any) -> Any:
     "A string as the tuple of names in it; anything else as it is."
     return split_names(value) if isinstance(value, str) else value
 
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+# %% ../../nbs/01_core/30_settings.ipynb #52we1gh7
 def _weights(names: tuple[str, ...]) -> tuple[str, ...]:
     "`names` as they are. Raises ValueError unless each is NAME=WEIGHT, each name once."
     weights_of(names)
@@ -99,7 +102,6 @@ def weights_of(pairs: Iterable[str]) -> dict[str, float]:
         table[name] = float(value)
     return table
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Weights = Annotated[tuple[str, ...], BeforeValidator(_names), AfterValidator(_weights)]
 
 # %% ../../nbs/01_core/30_settings.ipynb #d6a6d5e6
@@ -108,7 +110,8 @@ class DataSettings(_Section):
     sources: Names = Field(("embedded",), min_length=1,
         description="comma-separated (or JSON): embedded, a format (beep, kmhas, ...), FORMAT:PATH,"
                     " file:PATH, https://..., hub:ID, or a name in sources_file")
-    test_sources: Names = Field((), description="as sources; empty: split off from sources; one that stands in both is split")
+    test_sources: Names = Field((),
+        description="as sources; empty: split off from sources; one that stands in both is split")
     train_sources: Names = Field((),
         description="as sources, for training only: never changes valid and test; neutral: harmless"
                     " sentences about groups, names, places, quotations, in dialect")

@@ -57,7 +57,7 @@ def _content(lang: Language, kind: str = "") -> bytes:
 @cache
 def read_texts(lang: Language, kind: str = "") -> Texts:
     """The texts of `lang`, read once: of the embedded corpus, or those of `kind` (`neutral`,
-    `neutral_test`, see `data.neutral`)."""
+    `neutral_test`, see `data.embedded_corpus`)."""
     return parse_texts(_content(lang, kind).decode("utf-8"))
 
 def texts_sha256() -> str:

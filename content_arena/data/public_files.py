@@ -76,6 +76,9 @@ def check_file(file: PublicFile, path: Path, where: str, settings: Settings) -> 
                     f" {_hashes(settings)}")
 
 # %% ../../nbs/03_data/45_public_files.ipynb #0e593ba5
+_OTHERWISE = ("put the file into data_dir (CONTENT_ARENA_DATA_DIR) under this name; without public"
+              " comments: -p sources=embedded")
+
 def fetch(file: PublicFile, path: Path, settings: Settings, base_url: str = GITHUB_RAW) -> Path:
     """Download `file` to `path`, whole or not at all.
 
@@ -83,8 +86,7 @@ def fetch(file: PublicFile, path: Path, settings: Settings, base_url: str = GITH
     url, temp = file.url(base_url), None
     if not url:
         raise DataError(f"{file.name}: is not in data_dir, and has to be fetched by hand from"
-                        f" {file.page or 'its page'}: put it into data_dir"
-                        " (CONTENT_ARENA_DATA_DIR) under this name")
+                        f" {file.page or 'its page'}: {_OTHERWISE}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{file.name}-",
@@ -99,8 +101,7 @@ def fetch(file: PublicFile, path: Path, settings: Settings, base_url: str = GITH
         os.replace(temp, path)
     except (httpx.HTTPError, OSError) as e:
         raise DataError(f"{file.name}: not downloaded from {url} ({type(e).__name__}: {e}). Check"
-                        " network and disk, or put the file into data_dir (CONTENT_ARENA_DATA_DIR)"
-                        ) from e
+                        f" network and disk, or {_OTHERWISE}") from e
     finally:
         if temp: temp.unlink(missing_ok=True)
     return path

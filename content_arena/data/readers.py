@@ -24,8 +24,7 @@ from ..core.files import file_sha256
 from ..core.text import nfc
 from .delimited import (
     MissingColumn, Record, column, named_columns, shown_columns)
-from .embedded_corpus import embedded_corpus
-from .neutral import neutral_train
+from .embedded_corpus import embedded_corpus, neutral_train
 from .formats import FORMATS, Format, follow_label, hint, recognised
 from .public_files import GITHUB_RAW, PublicFile, find_public_file
 from .raw_files import DataError
@@ -369,8 +368,8 @@ def load_source(name: str, settings: Settings, *, base_url: str = GITHUB_RAW) ->
     """All rows of the source `name`: the good ones in `.frame`, the bad ones in `.bad`.
 
     `name`: embedded, neutral, a format, FORMAT:PATH, file:PATH, an address, hub:ID[:split], a
-    table of sources.toml. Raises DataError if the source is unknown, can't be read, could mean two things,
-    or has no usable row."""
+    table of sources.toml. Raises DataError if the source is unknown, can't be read, could mean two
+    things, or has no usable row."""
     return _loaded(nfc(name), settings, base_url, True)
 
 # %% ../../nbs/03_data/65_readers.ipynb #9cd10220

@@ -201,7 +201,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     return total / rows
 
-
+# %% ../../nbs/05_training/60_loop.ipynb #6ff6991d
 def _save_best(folder: Path, classifier: ContentClassifier) -> None:
     temporary = folder / ".best.safetensors"
     state = {n: p.detach().cpu().contiguous() for n, p in trainable(classifier).items()}

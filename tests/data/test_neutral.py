@@ -7,7 +7,7 @@ import pytest
 from content_arena.core.config import load_settings
 from content_arena.data.embedded_texts import LANGUAGES, read_texts
 from content_arena.data.grouping import find_overlap, fingerprints
-from content_arena.data.neutral import KINDS, neutral_test, neutral_train
+from content_arena.data.embedded_corpus import NEUTRAL, neutral_test, neutral_train
 from content_arena.data.raw_files import DataError
 from content_arena.data.readers import load_source
 from content_arena.training.data_preparation import prepare_dataset
@@ -17,7 +17,7 @@ def test_what_is_measured_on_is_of_another_making():
     train, test = neutral_train(), neutral_test()
     assert len(test) >= 300 and test.text.is_unique and train.text.is_unique
     assert not test.label.any() and not train.label.any()
-    assert {f"neutral_{k}" for k in KINDS} == set(test.functionality) == set(train.functionality)
+    assert {f"neutral_{k}" for k in NEUTRAL} == set(test.functionality) == set(train.functionality)
     near = find_overlap(fingerprints(test.text.tolist()), fingerprints(train.text.tolist()), 0.5)
     assert near.empty
     words = lambda text: tuple(re.sub(r"[^\w\s]", "", text.lower()).split())
@@ -31,7 +31,7 @@ def test_every_list_is_used_and_none_is_missing(lang):
     used = {
         s for lines in texts.templates.values() for x in lines for s in re.findall(r"{(\w+)}", x)
     }
-    assert used == set(texts.slots) and set(texts.templates) == set(KINDS)
+    assert used == set(texts.slots) and set(texts.templates) == set(NEUTRAL)
     measured = read_texts(lang, "neutral_test")
     sentences = [s for lines in measured.templates.values() for s in lines]
     assert not measured.slots and not re.search(r"[{}<>]", "".join(sentences))
