@@ -3937,6 +3937,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'content_arena/training/thresholds.py'),
                                                    'content_arena.training.thresholds.Thresholds.shifted': ( '05_training/thresholds.html#thresholds.shifted',
                                                                                                              'content_arena/training/thresholds.py'),
+                                                   'content_arena.training.thresholds.Thresholds.steepest': ( '05_training/thresholds.html#thresholds.steepest',
+                                                                                                              'content_arena/training/thresholds.py'),
                                                    'content_arena.training.thresholds.Thresholds.to_spec': ( '05_training/thresholds.html#thresholds.to_spec',
                                                                                                              'content_arena/training/thresholds.py'),
                                                    'content_arena.training.thresholds._chosen': ( '05_training/thresholds.html#_chosen',

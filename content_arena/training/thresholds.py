@@ -129,6 +129,12 @@ class Thresholds:
         "The threshold of language `name`, before its scores are shifted."
         return self.by_language.get(name, self.common)
 
+    @property
+    def steepest(self) -> float:
+        "By how much a score can move at most if the one before the shift moves by 1."
+        moves = [logit(t) - logit(self.common) for t in self.by_language.values()]
+        return float(np.exp(np.abs(moves)).max()) if moves else 1.0
+
     def shifted(self, texts: Sequence[str], scores: np.ndarray) -> np.ndarray:
         """`scores` (n,) of `texts`, each shifted so that its language's threshold lies on the
         common one: flagged exactly if it was; float32, or as they are if there is one threshold."""

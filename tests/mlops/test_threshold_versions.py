@@ -104,7 +104,7 @@ def make_settings(root: Path, **more):
 
 @pytest.fixture(scope="module")
 def trained(empty_store, tmp_path_factory):
-    "A home whose champion, v2, is v1 with a threshold that lets the doubtful ones through."
+    "A home whose champion, v2, is v1 with a threshold that flags two of five kind ones, too."
     root = tmp_path_factory.mktemp("thresholds")
     copy_store(empty_store, root)
     make_tiny_base(root / "tiny")
@@ -115,7 +115,9 @@ def trained(empty_store, tmp_path_factory):
     )
     first = registry.register(run)
     folder = root / "strict"
-    sha256 = write_with_thresholds(registry.download(first), folder, Thresholds(0.9))
+    engine = load_engine(registry, first, "", settings)
+    low = float(np.quantile(engine.scores(DATA.frame("valid").text.tolist()), 0.3))
+    sha256 = write_with_thresholds(registry.download(first), folder, Thresholds(low))
     tags = {k: first.tags[k] for k in ("dataset_id", "lineage", "base_model", "base_model_sha256")}
     connect(settings)
     with mlflow.start_run(tags=tags | {"model_sha256": sha256}) as made:
@@ -145,19 +147,17 @@ def test_it_is_promoted_because_it_is_better_and_served_after_the_reload(home):
     moved = move_threshold(settings, comments(77, 500), registry=registry)
     assert (moved.version.version, moved.parent) == ("3", "2")
     assert moved.version.aliases == ("challenger",)
-    assert moved.after["en"] < moved.before["en"] and moved.after["ko"] == moved.before["ko"] == 0.9
+    assert moved.after["en"] > moved.before["en"] and moved.after["ko"] == moved.before["ko"]
     assert moved.judged["after"]["f1"] > moved.judged["before"]["f1"] + 0.05
     parent = registry.get_version(2)
     assert moved.version.lineage == [*parent.lineage, moved.sample.id]
     assert moved.version.tags["ancestor_sha256"] == parent.sha256
-    # the gate does not ask for precision here: a lower threshold always costs some
-    own = settings.model_copy(update={"require_precision": False})
-    texts = [f"{a} {b}" for a in ("awful", "today", "kind", "friend") for b in ("kind", "today")]
+    texts = comments(90, 60).text.tolist()
     engines = [load_engine(registry, v, "", settings) for v in (parent, moved.version)]
     expected = [flagged(e, texts) for e in engines]
     assert expected[0] != expected[1]
     with stage.serving(create_app(settings, Secrets())) as url:
-        served = own.model_copy(update={"inference_url": url})
+        served = settings.model_copy(update={"inference_url": url})
         classify = lambda: httpx.post(
             f"{url}/classify/batch", json={"texts": texts}, timeout=60
         ).json()
@@ -171,7 +171,8 @@ def test_it_is_promoted_because_it_is_better_and_served_after_the_reload(home):
             client=InferenceClient(served, Secrets(), backoff_s=0.01),
         )
         result = asyncio.run(deployer.deploy_if_better(DATA))
-        assert (result["status"], result["service"]) == ("promoted", "serving 3"), result
+        assert result["status"] == "promoted", result
+        assert result["service"] == "serving 3"
         assert moved.sample.id in result["comparison"]["certificate"]["datasets"]
         answers = classify()
         assert answers["model_version"] == "3"
@@ -206,9 +207,8 @@ def test_the_weights_are_there_once_and_the_probes_are_answered(home):
 
 def test_it_is_refused_when_it_is_not_better(home):
     settings, registry = home
-    swapped = comments(80, 500)
-    swapped["label"] = 1 - swapped["label"]  # labelled by somebody who took it the wrong way round
-    moved = move_threshold(settings, swapped, registry=registry)
+    moved = move_threshold(settings, comments(80, 500), rule="fpr=0.95", registry=registry)
+    assert moved.judged["after"]["fpr"] > moved.judged["before"]["fpr"] + 0.2
     comparison = ChampionChallengerEvaluator(registry, settings).compare(DATA)
     assert comparison.verdict == "reject", comparison["reasons"]
     assert comparison["challenger"]["version"] == moved.version.version
@@ -254,6 +254,8 @@ def test_the_command(home, tmp_path, monkeypatch):
         return done.output + str(done.exception) if code else done.stdout
 
     comments(84, 500).to_csv(tmp_path / "fresh.csv", index=False)
+    here = Path(__file__).resolve().parents[2] / "settings.ini"
+    monkeypatch.setenv("CONTENT_ARENA_SETTINGS_FILE", str(here))
     monkeypatch.chdir(tmp_path)
     made = json.loads(
         run("--labels", "fresh.csv", "--rule", "precision=0.7", "--json").splitlines()[-1]
