@@ -31,7 +31,8 @@ from .options import (
 from .ensembles import ensemble_app
 from .settings import settings
 from .thresholds import registry_threshold
-from .versions import cleanup, registry_check, registry_export, versions_app
+from .versions import (
+    cleanup, registry_card, registry_check, registry_export, versions_app)
 from .watch import monitor_app, retrain_app
 from ..core.config import (
     load_secrets, quiet_libraries, spare_loopback, wait_briefly)
@@ -98,6 +99,7 @@ for _name, _app in (("data", data_app), ("shadow", shadow_app), ("feedback", fee
 registry_app.command("export")(registry_export)
 registry_app.command("check")(registry_check)
 registry_app.command("threshold")(registry_threshold)
+registry_app.command("card")(registry_card)
 app.add_typer(battle_app, name="battle")
 for _command in (cleanup, coevolve, settings):
     app.command()(_command)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['versions_app', 'Tag', 'DryRun', 'versions_publish', 'versions_save', 'versions_restore', 'versions_list',
-           'versions_prune', 'versions_mark', 'registry_export', 'registry_check', 'cleanup']
+           'versions_prune', 'versions_mark', 'registry_export', 'registry_check', 'registry_card', 'cleanup']
 
 # %% ../../nbs/14_cli/30_versions.ipynb #eb966673
 from dataclasses import asdict
@@ -160,6 +160,25 @@ def registry_check(
                 lambda c: c.print("\n".join(problems) or good, markup=False))
     if problems:
         raise typer.Exit(1)
+
+# %% ../../nbs/14_cli/30_versions.ipynb #09fd21e7
+def registry_card(
+    version: str,
+    write: Annotated[str | None, typer.Option(
+        "--write", metavar="FILE", help="write it there, e.g. README.md, instead of printing")] = None,
+    p: Parameter = None,
+    as_json: AsJson = False,
+) -> None:
+    "The model card of VERSION, in the form of the Hugging Face hub: data, licences, figures, limits."
+    from pathlib import Path
+    from content_arena.core.files import write_bytes
+    from content_arena.mlops.model_cards import version_card
+    from content_arena.mlops.model_registry import ModelRegistry
+    card = version_card(ModelRegistry(settings_from(None, p)), version)
+    if write:
+        write_bytes(Path(write), card.encode())
+    value = {"version": version, "file": write or "", "card": card}
+    show_result(as_json, value, lambda c: c.print(write or card, markup=False, soft_wrap=True))
 
 # %% ../../nbs/14_cli/30_versions.ipynb #016e5d05
 def cleanup(

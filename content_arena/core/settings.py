@@ -194,6 +194,9 @@ class TrainSettings(_Section):
     source_weights: Weights = Field((),
         description="comma-separated SOURCE=WEIGHT: how much a row of that source counts in the"
                     " loss, beside the others' 1; 0: not trained on")
+    doubted_labels: float = Field(1.0, ge=0, le=1,
+        description="how much a training row counts whose label a model of the other rows doubts;"
+                    " 0: it is left out, 1: as any other")
     augment_views: bool = Field(
         False, description="train on the normalised views of a text too, where they differ"
     )

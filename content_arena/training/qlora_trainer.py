@@ -21,6 +21,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core.config import ModelSettings, Settings, TrainSettings
+from ..core.text import language
 from .base_models import BaseModel, resolve_base_model
 from .row_weights import weights_in, with_weights
 from .characters import TfidfBaseline, choose_threshold
@@ -33,6 +34,7 @@ from .classifier import (
     DenseCopy, build_classifier, collate, encode, load_tokenizer, predict_logits, read_manifest,
     save_model, start_from, toxic_probability, verify_model)
 from ..data.grouping import fingerprints
+from .model_card import slice_figures, training_card
 from .loop import TrainingError, fit
 from content_arena.training.tracking import (
     confusion_figure,
@@ -122,6 +124,7 @@ class QLoRATrainer:
                                 " parent_lineage")
         prints = _fingerprints(train, valid, dataset)
         dataset_id = dataset.id if dataset else _frames_id(prints)
+        self.data = dataset_id, getattr(dataset, "manifest", {}).get("licences", {})
         base = resolve_base_model(self.settings.base_model, self.settings.path("var_dir") / "cache",
                                   progress=self.progress)
         experiment = connect(self.settings)
@@ -205,6 +208,22 @@ def _plain_scores(rows: MixedRows, readers: Filter, ids: list[list[int]], twin: 
             logits[:, 1] - logits[:, 0], readers.branch and readers.branch.logits(texts)))
     return scores
 
+# %% ../../nbs/05_training/80_qlora_trainer.ipynb #69d3c49d
+def _card(settings: Settings, base: BaseModel, train: pd.DataFrame, rows: MixedRows, spec: dict,
+          scores: np.ndarray, data: Any) -> str:
+    """The model card of a training; `data`: the id of its rows, and the licences of their sources
+    where they are known."""
+    dataset_id, licences = data
+    frame = train if "source" in train else train.assign(source="rows given to the trainer")
+    languages = train["text"].map(language).value_counts(normalize=True)
+    facts = {"name": settings.registered_model, "dataset": dataset_id, "seed": settings.seed,
+             "base": base.path.name if base.source == "folder" else base.model_id,
+             "sources": frame["source"].astype(str).value_counts().to_dict(), "licences": licences,
+             "languages": [x for x, n in languages.items() if n >= 0.02 and x != "other"],
+             "max_length": settings.max_length, "readers": list(spec["readers"]),
+             "disguises": len(rows.record["attack_rules"])}
+    return training_card(facts, slice_figures(rows.valid, scores, spec["threshold"]))
+
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #b7a3fe5d
 @patch
 def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.DataFrame,
@@ -218,7 +237,9 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     if ancestor:
         start_from(classifier, ancestor, spec)
     train = with_views(train) if s.augment_views else train
-    rows = mixed_rows(with_weights(train, s), valid, s, self.progress)
+    weighted = with_weights(train, s)
+    mlflow.log_param("rows_left_out", len(train) - len(weighted))
+    rows = mixed_rows(weighted, valid, s, self.progress)
     tokenizer = load_tokenizer(base.path)
     pad = tokenizer.pad_token_id
     ids, valid_ids = (encode(tokenizer, f["text"].tolist(), s.max_length)
@@ -236,7 +257,8 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     spec |= readers.spec | {
         "max_length": s.max_length, "mix": rows.record,
         "probe": probe_scores(classifier, tokenizer, readers.blend, readers.branch)}
-    sha256 = save_model(classifier, work / "model", spec, readers.branch)
+    card = _card(s, base, train, rows, spec, readers.scores, self.data)
+    sha256 = save_model(classifier, work / "model", spec, readers.branch, card)
     mlflow.log_metrics(readers.metrics, step=summary["best_step"])
     mlflow.set_tags({"readers": "+".join(spec["readers"]), "ablation": spec["ablation"],
                      "attack_rules": json.dumps(rows.record["attack_rules"])})

@@ -63,13 +63,14 @@ def parse_rule(text: str) -> Rule:
     raise ValueError(f"threshold rule {text!r}: write best_f1, best_macro_f1, precision=0.9 or"
                      " fpr=0.05 (a number between 0 and 1)")
 
-# %% ../../nbs/05_training/45_thresholds.ipynb #c47d922a
+# %% ../../nbs/05_training/45_thresholds.ipynb #dbbde138
 DRAWS, TRIMMED, KEPT = 200, 0.1, 0.8
-_EDGE = 1e-6                                             # scores of 0 and 1 have no log odds
+_EDGE = 1e-9                                             # scores of 0 and 1 have no log odds
 
-def _middles(odds: np.ndarray) -> np.ndarray:
-    "Log odds (k,), falling -> halfway to the next lower; below the lowest there is none."
-    return np.append((odds[:-1] + odds[1:]) / 2, odds[-1:])
+def _middles(scores: np.ndarray) -> np.ndarray:
+    "Falling scores (k,) -> halfway to the next lower one, in log odds; the lowest: as it is."
+    middles = np.append((scores[:-1] + scores[1:]) / 2, scores[-1:])
+    return logit(np.clip(middles, _EDGE, 1 - _EDGE))
 
 def draw_thresholds(labels: np.ndarray, scores: np.ndarray, rule: Rule,
                     draws: int = DRAWS) -> np.ndarray:
@@ -79,7 +80,7 @@ def draw_thresholds(labels: np.ndarray, scores: np.ndarray, rule: Rule,
     order = np.argsort(-scores, kind="stable")
     toxic, ranked = labels[order], scores[order].astype(np.float64)
     last = np.flatnonzero(np.append(np.diff(ranked) != 0, True))     # where a distinct score ends
-    middles = _middles(logit(np.clip(ranked[last], _EDGE, 1 - _EDGE)))
+    middles = _middles(ranked[last])
     rng, drawn = np.random.default_rng(0), np.zeros(draws)
     for i in range(draws):
         w = rng.exponential(size=len(labels))

@@ -22,7 +22,7 @@ from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.reports.evaluation import training_figure, training_summary
 from content_arena.training.base_models import resolve_base_model
 from content_arena.training.building import ModelError
-from content_arena.training.classifier import read_spec, verify_model
+from content_arena.training.classifier import read_manifest, read_spec, verify_model
 from content_arena.training.loop import TrainingError
 
 from content_arena.training.qlora_trainer import QLoRATrainer
@@ -71,6 +71,19 @@ def test_only_the_top_layer_is_trained_and_the_filter_is_served(tmp_path):
     assert engine.check_probe(0.05) <= 0.05
     with pytest.raises(ModelError, match="train_layers = 3, but BertModel has 2 layers"):
         train(tiny_settings(tmp_path, train_layers=3), tmp_path / "more")
+
+
+def test_the_same_training_makes_the_same_filter_to_the_last_byte(tmp_path):
+    settings, hashes = tiny_settings(tmp_path), []
+    for name in ("one", "two"):
+        train(settings, tmp_path / name)
+        hashes.append(verify_model(tmp_path / name / "model"))
+    assert hashes[0] == hashes[1]
+    files = read_manifest(tmp_path / "one" / "model")["files"]
+    assert {"README.md", "adapter_model.safetensors"} <= set(files)
+    train(tiny_settings(tmp_path, seed=1), tmp_path / "three")
+    other = read_manifest(tmp_path / "three" / "model")["files"]
+    assert other["adapter_model.safetensors"] != files["adapter_model.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +191,12 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import tiny_models as t
 import content_arena.training.loop as loop
-step = loop._step
+step = loop.train_step
 def slow(*args):
     value = step(*args)
     print("step", flush=True)
     return value
-loop._step = slow
+loop.train_step = slow
 t.train(t.tiny_settings(Path({folder!r})), Path({folder!r}) / "work")
 print("finished", flush=True)
 """
