@@ -68,7 +68,8 @@ def _auto(store: Any, settings: Any) -> Any:
     from content_arena.workflows.retraining import AutoRetrain
     def champion() -> tuple[str, float | None]:
         version = _champion(settings)
-        f1 = version.tags.get("f1") if version else None
+        tags = version.tags if version else {}
+        f1 = tags.get("clean_f1", tags.get("f1"))             # traffic is mostly undisguised
         return version.version if version else "", float(f1) if f1 else None
     def learn(situation: Any) -> Any:
         from content_arena.workflows.retrain_evasions import learn_labels_and_evasions

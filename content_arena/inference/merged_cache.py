@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from ..training.base_models import BaseModel
 from ..training.building import ModelError, building, check_formats
 from ..training.classifier import (
-    SPEC_FILE, ContentClassifier, load_dense, load_head, load_network, load_tokenizer,
-    read_manifest, read_spec, verify_model, write_manifest)
+    CARD_FILE, SPEC_FILE, ContentClassifier, load_dense, load_head, load_network,
+    load_tokenizer, read_manifest, read_spec, verify_model, write_manifest)
 from .ensemble import share_equal
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ _LOADED: WeakValueDictionary[str, ContentClassifier] = WeakValueDictionary()
 def weights_key(folder: Path) -> str:
     "A hash (hex) of all that the merged network of a model `folder` depends on, and of more."
     files = read_manifest(folder)["files"]
-    kept = {k: v for k, v in files.items() if k not in (SPEC_FILE, "README.md")}
+    kept = {k: v for k, v in files.items() if k not in (SPEC_FILE, CARD_FILE)}
     spec = {k: v for k, v in read_spec(folder).items() if k not in _ELSE}
     return hashlib.sha256(json.dumps([kept, spec], sort_keys=True).encode()).hexdigest()
 

@@ -293,6 +293,9 @@ async def _tag_scores(
     for version, role in ((old, "champion"), (new, "challenger")):
         if version:
             scores = {k: f"{comparison[role][k]:.4f}" for k in ("f1", "precision")}
+            apart = ((comparison.get("mix") or {}).get(role) or {}).get("clean") or {}
+            if apart.get("f1") is not None:
+                scores["clean_f1"] = f"{apart['f1']:.4f}"         # what traffic is compared with
             fought = ((comparison.get("evidence") or {}).get("battle") or {}).get(role) or {}
             scores |= {k: f"{fought[k]:.4f}" for k in ("detection_rate", "false_positive_rate")
                        if fought.get(k) is not None}

@@ -53,6 +53,11 @@ class TestSet:
     undisguised: tuple[str, ...] = ()
     rows_sha256: str = ""
 
+    @property
+    def hidden(self) -> int:
+        "How many rows stand in disguise."
+        return int(self.frame["disguised"].sum()) if self.mix else 0
+
 def _checked(frame: pd.DataFrame) -> pd.DataFrame:
     if missing := {"text", "label"} - set(frame.columns):
         raise EvaluationError(f"the test set has no column {', '.join(sorted(missing))}")
@@ -377,8 +382,7 @@ def compare(
     closed. `shadow`, `battle`: evidence with the keys of `SHADOW`, `BATTLE`; `shadow` may also be
     what finds it for champion and challenger, `battle` one that is still to be `Fought`. Raises
     EvaluationError, LineageError, GateError, or what registry and engine raise."""
-    s = self.settings
-    test = as_test_set(test, gate_mix(s))
+    s, test = self.settings, as_test_set(test, gate_mix(self.settings))
     old, new = self._versions(champion, challenger)
     suite, battle = (None, battle) if isinstance(battle, Mapping) else (battle, None)
     if callable(shadow):
@@ -390,8 +394,8 @@ def compare(
     scorers, scores, fought, latency = self._measured(test, (old, new), engines or {}, suite)
     if suite is not None:
         battle = suite.evidence(*fought)
-    table = score_rows(test, scores[0][0], scores[1][0],
-                       (scores[0][1], scores[1][1]) if test.mix else None)
+    (p, p_before), (q, q_before) = scores
+    table = score_rows(test, p, q, (p_before, q_before) if test.mix else None)
     limits = (scorers[0 if old else 1].threshold, scorers[1].threshold)
     e = Evidence(counts=tuple(patterns(table, limits).tolist()), has_champion=old is not None,
                  clean=clean_counts(table, limits),
@@ -401,8 +405,6 @@ def compare(
                  size_mb=scorers[1].size_mb,
                  seed=bootstrap_seed(test.sha256, *(v.sha256 for v in behind)))
     more = {"certificate": certificate.to_dict(), "latency_ms": latency,
-            "evidence": evidence_record(len(test.frame), shadow, battle,
-                                        int(test.frame.disguised.sum()) if test.mix else 0),
-            "mix": mix_record(table, limits, test.mix.to_dict() | {"id": test.mix.id})
-            if test.mix else None}
+            "evidence": evidence_record(len(test.frame), shadow, battle, test.hidden),
+            "mix": test.mix and mix_record(table, limits, test.mix.to_dict() | {"id": test.mix.id})}
     return assemble(test, table, (old, new), tuple(scorers), e, s, more)

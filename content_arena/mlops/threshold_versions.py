@@ -27,7 +27,8 @@ from .evaluator import load_engine
 from .lineage import load_fingerprints
 from .model_registry import ModelRegistry, RegistryReader, Version
 from ..training.building import ModelError
-from ..training.classifier import MANIFEST_FILE, SPEC_FILE, read_spec, write_manifest
+from ..training.classifier import (
+    CARD_FILE, MANIFEST_FILE, SPEC_FILE, read_spec, write_manifest)
 from ..training.thresholds import Thresholds, move_thresholds, threshold_facts
 from ..training.tracking import connect, git_commit, log_fingerprints, log_model
 
@@ -99,7 +100,7 @@ def write_with_thresholds(parent: Path, folder: Path, limits: Thresholds) -> str
     """Write the model folder of `parent` with other thresholds as `folder`, which must not exist
     yet; returns its sha256. Its description names the parent's."""
     kept = [p for p in sorted(parent.rglob("*")) if p.is_file()
-            and p.name not in (SPEC_FILE, MANIFEST_FILE, "README.md")]     # a card is of one version
+            and p.name not in (SPEC_FILE, MANIFEST_FILE, CARD_FILE)]       # a card is of one version
     for file in kept:
         _link(file, folder / file.relative_to(parent))
     of_parent = json.loads((parent / MANIFEST_FILE).read_text())["sha256"]
@@ -110,8 +111,8 @@ def write_with_thresholds(parent: Path, folder: Path, limits: Thresholds) -> str
 # %% ../../nbs/08_mlops/95_threshold_versions.ipynb #0d16f3a8
 @dataclass(frozen=True)
 class Moved:
-    """A threshold version: `version`, its `parent`'s number, the thresholds `before` and `after` by
-    language, `sample`, `judged` (before and after, on the other half), `rest`: file of that half."""
+    """A threshold version: `version`, its `parent`'s number, the thresholds `before` and `after`
+    by language, `sample`, `judged` (before, after: on the other half), `rest`: file of that half."""
     version: Version
     parent: str
     before: dict[str, float]
@@ -174,9 +175,9 @@ def _parent(registry: RegistryReader, number: str | None) -> Version:
         raise ThresholdError("no version is champion: name the one whose threshold is to move"
                              " (--version)")
     if parent.members:
-        raise ThresholdError(f"{parent} is an ensemble, which flags by its members' thresholds: move"
-                             f" those of {', '.join(f'v{m}' for m in parent.members)}, and create"
-                             " it again")
+        raise ThresholdError(f"{parent} is an ensemble, which flags by its members' thresholds:"
+                             f" move those of {', '.join(f'v{m}' for m in parent.members)}, and"
+                             " create it again")
     return parent
 
 # %% ../../nbs/08_mlops/95_threshold_versions.ipynb #20542d29

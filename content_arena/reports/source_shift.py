@@ -20,8 +20,8 @@ from ..training.thresholds import choose_thresholds
 MIN_SOURCE, MOST_TRAINED, MOST_JUDGED = 200, 3000, 1000
 
 def askable_sources(valid: pd.DataFrame) -> dict[str, list[str]]:
-    """Language -> the sources of `valid` (source, lang, label) with at least `MIN_SOURCE` rows of it,
-    of both classes; languages with two or more only."""
+    """Language -> the sources of `valid` (source, lang, label) with at least `MIN_SOURCE` rows of
+    it, of both classes; languages with two or more only."""
     if not {"source", "lang"} <= set(valid.columns):
         return {}
     groups: dict[str, list[str]] = {}

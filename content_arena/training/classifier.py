@@ -29,7 +29,7 @@ from transformers import (AutoConfig, AutoModel, AutoModelForSequenceClassificat
 
 from ..core.files import file_sha256
 from ..core.text import TEXT_FORM, text_form, tokenizer_input
-from .adapters import add_adapter
+from .adapters import add_adapter, join_products
 from .base_models import BaseModel
 from .building import (
     HEAD_NAMES, BadModel, ModelError, building, check_formats, convert, fast_dtype)
@@ -139,6 +139,8 @@ def build_classifier(base: BaseModel, *, head: str = "auto", quantization: str =
     network = load_network(base, head, quantization, dtype, device)
     quantised = _quantised_layers(network)
     network = add_adapter(network, head, lora_r, lora_alpha, lora_dropout, train_layers)
+    if device == "cpu" and dtype == torch.float32 and not lora_dropout:
+        join_products(network)
     own = None
     if head == "mean":
         own = nn.Linear(network.config.hidden_size, 2, dtype=torch.float32, device=device)
@@ -363,6 +365,7 @@ def read_manifest(folder: Path) -> dict:
     ModelError."""
     return _read_json(folder, MANIFEST_FILE)
 
+# %% ../../nbs/05_training/40_classifier.ipynb #64b458de
 def one_reader(spec: dict) -> dict:
     """A description of format 1 as format 2 has it: the network alone answers.
 

@@ -72,7 +72,9 @@ class FilterFit:
     def __init__(self, settings: Settings, valid: pd.DataFrame, folder: Path, *,
                  name: str = "training", start: Path | None = None,
                  say: Callable[[str], None] = lambda text: None):
-        self.settings, self.valid, self.folder, self.name = settings, valid, folder, name
+        bare = {"disguised_share": 0.0, "gate_disguised_share": 0.0}    # but for those of `rows`
+        self.settings = settings.model_copy(update=bare)
+        self.valid, self.folder, self.name = valid, folder, name
         self.last, self.calls, self.say, self._kept = start, 0, say, None
 
     def onwards(self, name: str, valid: pd.DataFrame) -> "FilterFit":
