@@ -100,7 +100,7 @@ def write_with_thresholds(parent: Path, folder: Path, limits: Thresholds) -> str
     """Write the model folder of `parent` with other thresholds as `folder`, which must not exist
     yet; returns its sha256. Its description names the parent's."""
     kept = [p for p in sorted(parent.rglob("*")) if p.is_file()
-            and p.name not in (SPEC_FILE, MANIFEST_FILE, CARD_FILE)]       # a card is of one version
+            and p.name not in (SPEC_FILE, MANIFEST_FILE, CARD_FILE)]     # a card is of one version
     for file in kept:
         _link(file, folder / file.relative_to(parent))
     of_parent = json.loads((parent / MANIFEST_FILE).read_text())["sha256"]
@@ -112,7 +112,7 @@ def write_with_thresholds(parent: Path, folder: Path, limits: Thresholds) -> str
 @dataclass(frozen=True)
 class Moved:
     """A threshold version: `version`, its `parent`'s number, the thresholds `before` and `after`
-    by language, `sample`, `judged` (before, after: on the other half), `rest`: file of that half."""
+    by language, `sample`, `judged` (before, after: on the other half), `rest`: that half's file."""
     version: Version
     parent: str
     before: dict[str, float]
