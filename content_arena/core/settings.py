@@ -157,7 +157,8 @@ class ModelSettings(_Section):
     characters: Literal["auto", "on", "off"] = Field("auto",
         description="a character branch as second reader; auto: if validation rows say that it"
                     " earns its cost")
-    threshold_rule: str = Field("best_f1", pattern=r"^(best_(macro_)?f1|(precision|fpr)=0?\.\d*[1-9]\d*)$",
+    threshold_rule: str = Field("best_f1",
+        pattern=r"^(best_(macro_)?f1|(precision|fpr)=0?\.\d*[1-9]\d*)$",
         description="how validation rows choose the threshold: best_f1, best_macro_f1, a precision"
                     " (precision=0.9), or a share of clean comments that may be flagged (fpr=0.05)")
 
