@@ -30,6 +30,7 @@ from .options import (
     settings_from as _settings, settings_used, show_result as _out)
 from .ensembles import ensemble_app
 from .settings import settings
+from .thresholds import registry_threshold
 from .versions import (
     cleanup, registry_card, registry_check, registry_export, versions_app)
 from .watch import monitor_app, retrain_app
@@ -97,6 +98,7 @@ for _name, _app in (("data", data_app), ("shadow", shadow_app), ("feedback", fee
     app.add_typer(_app, name=_name)
 registry_app.command("export")(registry_export)
 registry_app.command("check")(registry_check)
+registry_app.command("threshold")(registry_threshold)
 registry_app.command("card")(registry_card)
 app.add_typer(battle_app, name="battle")
 for _command in (cleanup, coevolve, settings):

@@ -157,7 +157,8 @@ class ModelSettings(_Section):
     characters: Literal["auto", "on", "off"] = Field("auto",
         description="a character branch as second reader; auto: if validation rows say that it"
                     " earns its cost")
-    threshold_rule: str = Field("best_f1", pattern=r"^(best_(macro_)?f1|(precision|fpr)=0?\.\d*[1-9]\d*)$",
+    threshold_rule: str = Field("best_f1",
+        pattern=r"^(best_(macro_)?f1|(precision|fpr)=0?\.\d*[1-9]\d*)$",
         description="how validation rows choose the threshold: best_f1, best_macro_f1, a precision"
                     " (precision=0.9), or a share of clean comments that may be flagged (fpr=0.05)")
 
@@ -173,8 +174,9 @@ class TrainSettings(_Section):
     lora_r: int = Field(16, ge=1, le=512, description="LoRA rank")
     lora_alpha: int = Field(32, ge=1, description="LoRA scale numerator: update is alpha / r * BA")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the LoRA input")
-    train_layers: int = Field(0, ge=0, description="layers, from the top, that get an adapter: fewer"
-                              " are faster, those below stay as they are; 0: all")
+    train_layers: int = Field(0, ge=0,
+        description="layers, from the top, that get an adapter: fewer are faster, those below stay"
+                    " as they are; 0: all")
     learning_rate: float = Field(5e-4, gt=0, le=1, description="peak learning rate of the adapter")
     head_learning_rate: float = Field(
         2e-3, gt=0, le=1, description="peak learning rate of the head"

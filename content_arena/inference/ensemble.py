@@ -138,8 +138,8 @@ class Combination(nn.Module):
         self.recipe, self.engines = recipe, list(engines)
         self.parts = nn.ModuleList(e.classifier for e in engines)
         bent = recipe.mode in ("and", "or")
-        self.steepest = max(0.5 / max(min(e.threshold, 1 - e.threshold), 1e-12) if bent else 1.0
-                            for e in engines)
+        self.steepest = max(e.limits.steepest * (0.5 / max(min(e.threshold, 1 - e.threshold), 1e-12)
+                                                 if bent else 1.0) for e in engines)
 
     def member_scores(self, texts: Sequence[str], **how: Any) -> np.ndarray:
         "P(toxic) of each member (k, n) float32."

@@ -30,7 +30,8 @@ def _read_fingerprints(file: Path, run_id: str) -> pd.DataFrame:
         raise LineageError(f"{file.name} of run {run_id} can't be read: {e}") from e
     if missing := COLUMNS - set(table.columns):
         raise LineageError(f"{file.name} of run {run_id} lacks {', '.join(sorted(missing))}")
-    if unsaid := {"train", "valid"} - set(table.split):
+    unsaid = {"train", "valid"} - set(table.split)
+    if unsaid and set(table.split) != {"threshold"}:       # a sample that only chose a threshold
         raise LineageError(f"{file.name} of run {run_id} has no row of split"
                            f" {' and '.join(sorted(unsaid))}: a model is chosen by validation rows"
                            " as it is trained on training rows, so both have to be compared; train"

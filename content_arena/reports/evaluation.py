@@ -95,15 +95,17 @@ def training_summary(run: Any) -> str:
     f1 = m.get("best_valid_f1", m["valid_f1"])          # older runs had one name for both
     better = f1 - m["baseline_valid_f1"]
     kept = f", kept from step {m['best_step']:.0f}" if "best_step" in m else ""
-
+    own = ", ".join(f"{k.removeprefix('threshold_')} {m[k]:.3f}" for k in sorted(m)
+                    if k.startswith("threshold_"))
+    own = f" (calibrated, by language: {own})" if own else ""
     return (
         f"**F1 {f1:.3f} on validation, {abs(better):.3f}"
         f" {'above' if better >= 0 else 'below'} the TF-IDF"
         f" baseline ({m['baseline_valid_f1']:.3f}).**\n\n{_said_of_parts(m)}"
         f"{p['base_model']}, {p['quantization']}, rank {p['lora_r']}, {p['epochs']} epochs over"
         f" {p['rows']} rows{kept}."
-        f" Comments from a score of {m['threshold']:.3f} on are called toxic; threshold and"
-        f" temperature"
+        f" Comments from a score of {m['threshold']:.3f} on are called toxic{own}; threshold"
+        f" (rule: {p.get('threshold_rule', 'best_f1')}) and temperature"
         f" ({m['temperature']:.2f}) were chosen on validation rows.\n\nMLflow run"
         f" `{run.info.run_id}`"
     )

@@ -365,6 +365,7 @@ def read_manifest(folder: Path) -> dict:
     ModelError."""
     return _read_json(folder, MANIFEST_FILE)
 
+# %% ../../nbs/05_training/40_classifier.ipynb #64b458de
 def one_reader(spec: dict) -> dict:
     """A description of format 1 as format 2 has it: the network alone answers.
 

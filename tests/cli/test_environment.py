@@ -32,7 +32,12 @@ VALUES = {
     "first": "ab",
     "second": "cd",
 }
-EXTRA = {("serve",): ["--port", "0"], ("cleanup",): ["--dry-run"], ("classify",): ["안녕 é 😀"]}
+EXTRA = {
+    ("serve",): ["--port", "0"],
+    ("cleanup",): ["--dry-run"],
+    ("classify",): ["안녕 é 😀"],
+    ("registry", "threshold"): ["--feedback"],
+}
 KERNELS = {("pipeline", "run"), ("monitor", "report")}  # seconds each: where folders matter
 ENDLESS = {("serve",), ("retrain", "watch")}  # until they are stopped
 
