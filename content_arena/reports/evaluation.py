@@ -81,12 +81,12 @@ def length_figure(splits: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 # %% ../../nbs/12_reports/10_evaluation.ipynb #78923171
-def _said_of_parts(m: Mapping[str, float]) -> str:
-    if "best_valid_disguised_f1" not in m:
+def _said_of_parts(metrics: Mapping[str, float]) -> str:
+    if "best_valid_disguised_f1" not in metrics:
         return ""
-    return (f"F1 is {m['best_valid_clean_f1']:.3f} on these comments without disguise and"
-            f" {m['best_valid_disguised_f1']:.3f} on those in disguise; of the clean comments"
-            f" {100 * m['best_valid_false_positive_gap']:+.1f} points more are flagged in"
+    return (f"F1 is {metrics['best_valid_clean_f1']:.3f} on these comments without disguise"
+            f" and {metrics['best_valid_disguised_f1']:.3f} on those in disguise; of the clean"
+            f" comments {100 * metrics['best_valid_false_positive_gap']:+.1f} points more are flagged in"
             " disguise.\n\n")
 
 def training_summary(run: Any) -> str:
