@@ -165,11 +165,11 @@ def registry_check(
 def registry_card(
     version: str,
     write: Annotated[str | None, typer.Option(
-        "--write", metavar="FILE", help="write it there, e.g. README.md, instead of printing")] = None,
+        "--write", metavar="FILE", help="write it there instead of printing")] = None,
     p: Parameter = None,
     as_json: AsJson = False,
 ) -> None:
-    "The model card of VERSION, in the form of the Hugging Face hub: data, licences, figures, limits."
+    "The model card of VERSION, as the Hugging Face hub has it: data, licences, figures, limits."
     from pathlib import Path
     from content_arena.core.files import write_bytes
     from content_arena.mlops.model_cards import version_card

@@ -174,8 +174,9 @@ class TrainSettings(_Section):
     lora_r: int = Field(16, ge=1, le=512, description="LoRA rank")
     lora_alpha: int = Field(32, ge=1, description="LoRA scale numerator: update is alpha / r * BA")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the LoRA input")
-    train_layers: int = Field(0, ge=0, description="layers, from the top, that get an adapter: fewer"
-                              " are faster, those below stay as they are; 0: all")
+    train_layers: int = Field(0, ge=0,
+        description="layers, from the top, that get an adapter: fewer are faster, those below stay"
+                    " as they are; 0: all")
     learning_rate: float = Field(5e-4, gt=0, le=1, description="peak learning rate of the adapter")
     head_learning_rate: float = Field(
         2e-3, gt=0, le=1, description="peak learning rate of the head"

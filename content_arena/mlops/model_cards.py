@@ -24,8 +24,9 @@ def _plain_card(version: Version, spec: Mapping[str, Any]) -> str:
     readers = " and ".join(spec.get("readers", {})) or "network"
     by = f"versions {', '.join(version.members)}, combined" if version.members else readers
     parts = [f"# {version.name}", "A filter that says how likely a comment is toxic (label 1) or"
-             f" clean (0). It answers by: {by}.", "## Data", "It was made before versions had cards:"
-             " what it was trained on is known by the ids of its data sets alone (below)."]
+             f" clean (0). It answers by: {by}.", "## Data",
+             "It was made before versions had cards: what it was trained on is known by the ids of"
+             " its data sets alone (below)."]
     head = ["license: other", "license_name: that-of-its-parts", f"base_model: {named}",
             "pipeline_tag: text-classification"]
     return "\n".join(["---", *head, "---", ""]) + "\n" + "\n\n".join(parts) + "\n"
@@ -57,7 +58,8 @@ def _number(x: Any) -> str:
 def _slices(entry: Mapping[str, Any], fewest: int = 30) -> list[str]:
     role, names = entry["role"], ("f1", "precision", "recall", "accuracy")
     c = entry["comparison"]
-    lines = ["| test rows of | rows | F1 | precision | recall | accuracy |", "|---|---|---|---|---|---|",
+    lines = ["| test rows of | rows | F1 | precision | recall | accuracy |",
+             "|---|---|---|---|---|---|",
              f"| all | {c['samples_evaluated']:,} | "
              + " | ".join(_number(c[role].get(n)) for n in names) + " |"]
     for s in c.get("slices", []):

@@ -90,18 +90,19 @@ def limit_lines(facts: Mapping[str, Any]) -> list[str]:
     "What the version of these `facts` can't be relied on for."
     sources, languages = set(facts["sources"]), ", ".join(facts["languages"]) or "no language"
     lines = [f"Trained on comments in {languages}: in another language its scores mean nothing.",
-             f"Reads the first {facts['max_length']} tokens of a comment; the rest isn't seen by the"
-             " network.",
+             f"Reads the first {facts['max_length']} tokens of a comment; the network doesn't see"
+             " the rest.",
              "The threshold was chosen on validation rows of the sources above. On comments from"
              " elsewhere another one is right: label a sample first.",
-             "Knows the comment alone: no thread, no speaker, no quotation marks that it understands."
-             " Names of groups in harmless sentences can raise the score."]
+             "Knows the comment alone: no thread, no speaker, and it doesn't understand quotation"
+             " marks. Names of groups in harmless sentences can raise the score."]
     if facts["disguises"]:
         lines.append(f"Learnt disguises of {facts['disguises']} known rules; a new one can pass.")
     else:
         lines.append("Learnt no disguises: spaces, swapped letters and the like can pass.")
     if sources <= MADE_UP:
-        lines.insert(0, "**Trained on made-up comments only: a demonstration, not for production.**")
+        lines.insert(0, "**Trained on made-up comments only: a demonstration, not for"
+                        " production.**")
     return lines
 
 # %% ../../nbs/05_training/46_model_card.ipynb #4fc431e5

@@ -112,9 +112,8 @@ class QLoRATrainer:
         """Train on `train`, choose step, temperature and threshold on `valid`; returns the MLflow
         run id.
 
-        Both frames have `text` and `label`. `dataset` is the prepared dataset they come from (its
-        id becomes the
-        lineage); `work_dir` keeps checkpoints: call again after a kill and training goes on.
+        Both frames have `text` and `label`. `dataset` is the prepared one they come from (its id
+        becomes the lineage); `work_dir` keeps checkpoints: call again and training goes on.
         `ancestor`: folder of the model to start from, `parent_lineage` the dataset ids behind it;
         `mlflow_run_id`: report to this run instead of a new one.
         Raises TrainingError, BaseModelError, TrackingError."""

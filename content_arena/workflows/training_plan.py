@@ -59,7 +59,7 @@ class Batches:
 
 # %% ../../nbs/13_workflows/25_training_plan.ipynb #a330bfbc
 def spread(costs: Sequence[float], n: int) -> list[int]:
-    "Indices of `n` items (or all) that lie evenly among all in the order of `costs`, dearest first."
+    "Indices of `n` items (or all) that lie evenly in the order of `costs`, dearest first."
     order = np.argsort(-np.asarray(costs), kind="stable")
     places = np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int)
     return order[np.unique(places)].tolist()
