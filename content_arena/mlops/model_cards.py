@@ -52,8 +52,8 @@ def comparisons_of(chain: DecisionChain, number: str) -> list[dict[str, Any]]:
                             "comparison": comparison})
     return out
 
-def _number(x: Any) -> str:
-    return "–" if x is None else f"{x:.4f}"
+def _number(figure: Any) -> str:
+    return "–" if figure is None else f"{figure:.4f}"
 
 def _slices(entry: Mapping[str, Any], fewest: int = 30) -> list[str]:
     role, names = entry["role"], ("f1", "precision", "recall", "accuracy")

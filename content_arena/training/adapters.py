@@ -56,16 +56,17 @@ def add_adapter(network: nn.Module, head: str, rank: int, alpha: int, dropout: f
 EXPANDED_MB = 512           # of expanded matrices beside the four-bit ones, at most
 
 class _Product(torch.autograd.Function):
-    "y = x W' + b + s (x A') B' for rows x (n, i); W (o, i) and b are frozen, A (r, i), B (o, r)."
+    """y = x W' + b + s (x A') B' for rows x (n, i); W (o, i) and b are frozen, A (r, i) and
+    B (o, r) are trained."""
     @staticmethod
-    def forward(ctx, x, weight, bias, down, up, scale):
-        rows = x.reshape(-1, x.shape[-1])
+    def forward(ctx, inputs, weight, bias, down, up, scale):
+        rows = inputs.reshape(-1, inputs.shape[-1])
         low = rows @ down.t()
         y = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
         y.addmm_(low, up.t(), alpha=scale)
         ctx.save_for_backward(rows, low, weight, down, up)
-        ctx.scale, ctx.shape = scale, x.shape
-        return y.view(*x.shape[:-1], -1)
+        ctx.scale, ctx.shape = scale, inputs.shape
+        return y.view(*inputs.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, grad):
@@ -86,10 +87,10 @@ def _expanded(layer: nn.Module) -> torch.Tensor:
     import bitsandbytes as bnb
     return bnb.functional.dequantize_4bit(layer.weight.data, state).float()
 
-def _forward(self: nn.Module, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+def _forward(self: nn.Module, inputs: torch.Tensor, *args, **kwargs) -> torch.Tensor:
     if self.merged or self.disable_adapters or args or kwargs:
-        return type(self).forward(self, x, *args, **kwargs)
-    return _Product.apply(x, self.expanded_weight, self.get_base_layer().bias,
+        return type(self).forward(self, inputs, *args, **kwargs)
+    return _Product.apply(inputs, self.expanded_weight, self.get_base_layer().bias,
                           self.lora_A["default"].weight, self.lora_B["default"].weight,
                           self.scaling["default"])
 

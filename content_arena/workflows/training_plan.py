@@ -136,26 +136,26 @@ class _Rehearsal:
         self.batches = Batches([b for step in plan for b in step], len(plan), lengths)
 
 # %% ../../nbs/13_workflows/25_training_plan.ipynb #63086352
-def _measure_network(r: _Rehearsal, ledger: _Ledger) -> None:
+def _measure_network(given: _Rehearsal, ledger: _Ledger) -> None:
     "Steps, validations and checkpoints."
-    s, all_batches = r.settings, r.batches
-    labels = r.rows.train["label"].to_numpy(np.int64)
+    s, all_batches = given.settings, given.batches
+    labels = given.rows.train["label"].to_numpy(np.int64)
     weights = loss_weights(labels, s.class_weights)
-    weights = weights if weights is None else weights.to(r.device)
-    targets = torch.tensor(labels, device=r.device)
+    weights = weights if weights is None else weights.to(given.device)
+    targets = torch.tensor(labels, device=given.device)
     seconds = time_of_all(
         [all_batches.padded(b) for b in all_batches.batches],
-        lambda i: train_step(r.classifier, r.optimizer, [all_batches.batches[i]], r.ids, targets,
-                             weights, r.pad))
+        lambda i: train_step(given.classifier, given.optimizer, [all_batches.batches[i]],
+                             given.ids, targets, weights, given.pad))
     ledger.add(f"network, {s.epochs} epochs", seconds, peak=True)
     began = time.monotonic()
-    twin = r.twin.refresh()
+    twin = given.twin.refresh()
     refresh, validations = time.monotonic() - began, -(-all_batches.steps // s.eval_every)
-    once = _scoring(twin, r.valid_ids, r.pad)
+    once = _scoring(twin, given.valid_ids, given.pad)
     ledger.add(f"validations, {validations + 1}", (refresh + once) * (validations + 1), peak=True)
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        save_checkpoint(Path(folder), r.classifier, r.optimizer, {"step": 1})
+        save_checkpoint(Path(folder), given.classifier, given.optimizer, {"step": 1})
         each = time.monotonic() - began
     times = -(-all_batches.steps // s.checkpoint_every)
     ledger.add(f"checkpoints, {times}", each * times, peak=True)
@@ -182,10 +182,11 @@ def _measure_characters(rows: MixedRows, settings: Settings, ledger: _Ledger) ->
         fit(some["text"].tolist(), some["label"].to_numpy())
         ledger.add(name, (time.monotonic() - began) * len(frame) / len(some), peak=True)
 
-def _measure_evaluation(r: _Rehearsal, texts: list[str], base: BaseModel, ledger: _Ledger) -> None:
+def _measure_evaluation(given: _Rehearsal, texts: list[str], base: BaseModel,
+                        ledger: _Ledger) -> None:
     some = texts[:4 * SAMPLE]
-    ids = encode(load_tokenizer(base.path), some, r.settings.max_length)
-    once = _scoring(r.twin.classifier, ids, r.pad) * len(texts) / max(len(some), 1)
+    ids = encode(load_tokenizer(base.path), some, given.settings.max_length)
+    once = _scoring(given.twin.classifier, ids, given.pad) * len(texts) / max(len(some), 1)
     ledger.add("evaluation: test rows, two versions", 2 * once)
 
 # %% ../../nbs/13_workflows/25_training_plan.ipynb #87fdfbf9
