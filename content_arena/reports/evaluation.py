@@ -86,8 +86,8 @@ def _said_of_parts(metrics: Mapping[str, float]) -> str:
         return ""
     return (f"F1 is {metrics['best_valid_clean_f1']:.3f} on these comments without disguise"
             f" and {metrics['best_valid_disguised_f1']:.3f} on those in disguise; of the clean"
-            f" comments {100 * metrics['best_valid_false_positive_gap']:+.1f} points more are flagged"
-            " in disguise.\n\n")
+            f" comments {100 * metrics['best_valid_false_positive_gap']:+.1f} points more are"
+            " flagged in disguise.\n\n")
 
 def training_summary(run: Any) -> str:
     "A training in a few sentences (Markdown), from its MLflow run."
