@@ -29,6 +29,7 @@ from .lineage import load_fingerprints
 from .model_registry import ModelRegistry, RegistryReader, Version
 from .registry_file import RegistryFile, change_registry
 from ..data.grouping import find_overlap
+from ..disguises.mix import gate_mix
 from ..training.classifier import read_spec
 from ..training.qlora_trainer import PROBE_TEXTS
 from ..training.two_readers import classification_metrics
@@ -204,8 +205,9 @@ def find_ensemble(settings: Settings, name: str, registry: RegistryReader) -> Ve
 # %% ../../nbs/08_mlops/65_ensemble_versions.ipynb #c808f254
 def beside_members(registry: RegistryReader, ensemble: Version, frame: pd.DataFrame,
                    settings: Settings) -> dict[str, dict[str, float]]:
-    """What `classification_metrics` says of an ensemble and of each member on `frame` (text,
-    label), by name; with `size_mb` (of the weights) and `p50_ms` (one comment)."""
+    """What `classification_metrics` says of an ensemble and of each member on the declared mix of
+    `frame` (text, label), by name; with `size_mb` (of the weights) and `p50_ms` (one comment)."""
+    frame = gate_mix(settings).apply(frame)                        # as the evaluator compares
     engine = load_engine(registry, ensemble, "", settings)
     parts, texts, labels = engine.classifier, frame.text.tolist(), frame.label.to_numpy()
     scores, limits = parts.member_scores(texts), [e.threshold for e in parts.engines]
