@@ -64,8 +64,9 @@ def make_world(folder: Path, url: str, webhook: str) -> dict[str, str]:
     pieces for every spelling; what a token means is learnt in training alone. Nobody disguised
     comments when the training data were collected. The test set is of today: people have begun to,
     which is why the gate can see a gain at all; it asks for F1 on this test set, not for robustness.
-    Every setting of the gate is at its default, but for the slice: all comments are of one source
-    and one language. The training looks at validation only at its end: nobody is disguised there,
+    The filter is not trained under attack, or the disguise would be no news to it, and the gate
+    disguises nothing: the test set has its own. Every other setting of the gate is at its default,
+    but for the slice: all comments are of one source and one language. The training looks at validation only at its end: nobody is disguised there,
     it is perfect long before the variants are learnt, and stopping early would choose that moment."""
     make_tiny_base(folder / "tiny", more_words=(*INSULTS, *spellings(NEW)))
     write_world(folder / "train.csv", 700, seed=1)
@@ -81,6 +82,8 @@ def make_world(folder: Path, url: str, webhook: str) -> dict[str, str]:
         EPOCHS=6,
         LEARNING_RATE=0.001,
         HEAD_LEARNING_RATE=0.01,
+        DISGUISED_SHARE=0,
+        GATE_DISGUISED_SHARE=0,
     )
 
 
