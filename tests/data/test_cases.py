@@ -202,7 +202,7 @@ def test_relative_names_start_where_the_user_stands(folder, home, monkeypatch):
 
 def test_unknown_names_say_what_there_is(folder):
     assert "for the file of that name write file:plain.csv" in refusal("plain.csv", folder)
-    assert "accepted: embedded, file:PATH" in refusal("twitter", folder)
+    assert "accepted: embedded, neutral, file:PATH" in refusal("twitter", folder)
     assert "no such file" in refusal("file:gone.csv", folder)
     assert "no such file" in refusal("file:" + "a" * 5000, folder)
     assert "did you mean labels?" in refusal("file:plain.csv?lables=0:1", folder)
