@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 
 from ..core.config import Settings
-from ..core.text import language
+from ..core.text import as_read, language
 from .families import Variant, split_families
 from .rules import Rule, pick, seeded
 from .targets import target_spans
@@ -103,14 +103,15 @@ class DeclaredMix:
 @patch
 def chosen(self: DeclaredMix, texts: Sequence[str]) -> np.ndarray:
     "Which of n `texts` are to be disguised: (n,) bool."
-    return np.array([seeded("disguised", self.seed, t).random() < self.share for t in texts], bool)
+    return np.array([seeded("disguised", self.seed, t).random() < self.share
+                     for t in as_read(texts)], bool)
 
 @patch
 def apply(self: DeclaredMix, frame: pd.DataFrame, progress: bool = False) -> pd.DataFrame:
     """`frame` (a column `text`, maybe `attack`) with some texts in disguise, and with the columns
     `disguised` (bool) and `attack` (names of rules, joined by +); a hundred take a second at most.
     """
-    texts = frame["text"].tolist()
+    texts = as_read(frame["text"].tolist())
     attacks = frame["attack"].tolist() if "attack" in frame else [None] * len(texts)
     disguised = self.chosen(texts) & ~np.array([isinstance(a, str) and bool(a) for a in attacks],
                                                bool)

@@ -53,7 +53,8 @@ def tokenizer_lock(tokenizer: Any) -> Any:
 def shared_tokenizer(place: Path, read: Callable[[], Any]) -> Any:
     "The tokenizer of the verified folder `place`: the one in use, if it has the same files."
     files = read_manifest(place)["files"].items()
-    key = json.dumps(sorted(f for f in files if not f[0].endswith(".safetensors")))
+    own = sorted(f for f in files if f[0] != WEIGHTS and not f[0].endswith(".safetensors"))
+    key = json.dumps(own)
     with _READING:                         # who comes second waits, and then has nothing to read
         if (tokenizer := _IN_USE.get(key)) is None:
             tokenizer = _IN_USE[key] = read()
