@@ -90,8 +90,8 @@ def limit_lines(facts: Mapping[str, Any]) -> list[str]:
     "What the version of these `facts` can't be relied on for."
     sources, languages = set(facts["sources"]), ", ".join(facts["languages"]) or "no language"
     lines = [f"Trained on comments in {languages}: in another language its scores mean nothing.",
-             f"Reads the first {facts['max_length']} tokens of a comment; the network doesn't see"
-             " the rest.",
+             f"Reads a comment of more than {facts['max_length']} tokens in parts of that length:"
+             " the most toxic part decides.",
              "The threshold was chosen on validation rows of the sources above. On comments from"
              " elsewhere another one is right: label a sample first.",
              "Knows the comment alone: no thread, no speaker, and it doesn't understand quotation"
