@@ -65,9 +65,8 @@ def make_world(folder: Path, url: str, webhook: str) -> dict[str, str]:
     comments when the training data were collected. The test set is of today: people have begun to,
     which is why the gate can see a gain at all; it asks for F1 on this test set, not for robustness.
     The filter is not trained under attack, or the disguise would be no news to it, and the gate
-    disguises nothing: the test set has its own. Of the gate's battle (34 rules, of which this small
-    network can read none but the learnt one) the order of rows decides, and with it the folder in
-    which the test runs: AUC 0.754 or 0.686 against 0.708 were seen at the same F1, so that it may
+    disguises nothing: the test set has its own. In the gate's battle by all rules
+    the order of rows decides, and with it the folder in which the test runs: AUC 0.754 or 0.686 against 0.708 were seen at the same F1, so that it may
     lose 0.1. Every other setting of the gate is at its default,
     but for the slice: all comments are of one source and one language. The training looks at validation only at its end: nobody is disguised there,
     it is perfect long before the variants are learnt, and stopping early would choose that moment."""

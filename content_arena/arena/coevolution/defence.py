@@ -37,6 +37,7 @@ def clean_cost(scorer: Scorer, valid: pd.DataFrame) -> float:
     clean = valid.text[valid.label == 0].tolist()
     return float(np.mean(np.asarray(scorer.scores(clean)) >= scorer.threshold))
 
+# %% ../../../nbs/10_arena/coevolution/70_defence.ipynb #6c2d8f13
 class Once:
     "`scorer`, asked about each text once, however often it is asked for."
     def __init__(self, scorer: Scorer):
