@@ -104,7 +104,7 @@ app.add_typer(battle_app, name="battle")
 for _command in (cleanup, coevolve, settings):
     app.command()(_command)
 
-
+# %% ../../nbs/14_cli/90_main.ipynb #caa34f69
 @pipeline_app.command("run")
 def pipeline_run(
     profile: Profile = None,

@@ -55,7 +55,8 @@ def battle_summary(record: Mapping[str, Any]) -> str:
         f"**Of {record['attacked']:,} disguised toxic comments, {model} detects"
         f" {percent(record, 'detection_rate')}{part}.** Undisguised, it detects"
         f" {percent(record, 'recall_unattacked')} of the same comments.\n\n"
-        f"{_clean_pay(record, model)}Strategy *{record['strategy']}*, seed {record['seed']}, comments of"
+        f"{_clean_pay(record, model)}Strategy"
+        f" *{record['strategy']}*, seed {record['seed']}, comments of"
         f" {record['corpus']['name']}; {record['invalid_share']:.1%} of the variants that were made"
         f" did not count. Battle `{record['id']}`.")
 

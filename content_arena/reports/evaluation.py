@@ -153,7 +153,8 @@ def verdict_banner(record: Mapping[str, Any]) -> str:
         f' version {html.escape(str(new["version"]))}</div>'
         f'<div>against {html.escape(against)}, on {record["samples_evaluated"]:,} test comments'
         f'</div><div style="margin-top:8px;font-weight:600">'
-        f'{html.escape(disguise_headline(record))}</div><ul style="margin:8px 0 0">{reasons}</ul></div>'
+        f'{html.escape(disguise_headline(record))}</div>'
+        f'<ul style="margin:8px 0 0">{reasons}</ul></div>'
     )
 
 def metrics_table(scored: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
