@@ -258,7 +258,7 @@ def _sentences(kind: str, lang: Language, rng: random.Random) -> Iterator[dict]:
                        "template": f"neutral_{kind}.{lang}.{n:02d}"}
 
 def neutral_train(seed: int = 0) -> pd.DataFrame:
-    """The source `neutral`, clean and synthetic: about 1,600 rows, the same for the same `seed`.
+    """The source `neutral`, clean and synthetic: about 2,100 rows, the same for the same `seed`.
 
     Columns: text, label int8 (all 0), lang, functionality, template."""
     rng = random.Random(seed)
