@@ -202,6 +202,9 @@ class TrainSettings(_Section):
     augment_views: bool = Field(
         False, description="train on the normalised views of a text too, where they differ"
     )
+    normaliser: Literal["none", "exact"] = Field("exact",
+        description="what a version reads of a comment: what was written, or its exact form, without"
+                    " disguises that have a proven inverse")
     disguised_share: float = Field(0.4, ge=0, le=1,
         description="share of training rows that stand in disguise, other ones in every epoch;"
                     " 0: none")

@@ -28,6 +28,7 @@ from ..training.building import BadModel, ModelError, best_device, fast_dtype
 from ..training.blend import Blend, blend_of
 from ..training.character_branch import CharacterBranch
 from ..training.classifier import predict_logits, read_spec, verify_model
+from ..training.normaliser import Normaliser
 from ..training.thresholds import Thresholds
 
 # %% ../../nbs/06_inference/30_engine.ipynb #15752914
@@ -63,15 +64,17 @@ class Engine:
     of the weights, MB. Thread-safe."""
 
     def __init__(self, classifier: Any, tokenizer: Any, spec: dict, *, version: str, alias: str,
-                 sha256: str, branch: CharacterBranch | None = None):
+                 sha256: str, branch: CharacterBranch | None = None,
+                 normaliser: Normaliser | None = None):
         self.classifier, self.tokenizer, self.spec = classifier, tokenizer, spec
         self.branch, self.blend = branch, blend_of(spec)
+        self.normaliser = normaliser or Normaliser()
         self.version, self.alias, self.sha256 = version, alias, sha256
         self.limits, self.max_length = Thresholds.of(spec), int(spec["max_length"])
         self.threshold = self.limits.common
         self._text_form = text_form(spec)
         self.size_mb = sum(p.numel() * p.element_size() for p in classifier.parameters()) / 1e6
-        self.size_mb += branch.size_mb if branch else 0
+        self.size_mb += (branch.size_mb if branch else 0) + self.normaliser.size_mb
         self._tokenizer_lock = tokenizer_lock(tokenizer)      # other engines may use it too
 
 # %% ../../nbs/06_inference/30_engine.ipynb #f2e1ed22
@@ -102,13 +105,15 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
     except BaseModelError as e:
         raise ModelError(f"version {version or folder.name} needs its base model: {e}") from e
     engine = cls(classifier, tokenizer, spec, version=version, alias=alias, sha256=sha256,
-                 branch=_load_branch(folder) if spec["blend"]["characters"] else None)
+                 **_load_rest(folder, spec))
     engine.check_probe(probe_tolerance)
     return engine
 
-def _load_branch(folder: Path) -> CharacterBranch:
+def _load_rest(folder: Path, spec: dict) -> dict[str, Any]:
+    "What a version has beside its network."
     try:
-        return CharacterBranch.load(folder)
+        return {"branch": CharacterBranch.load(folder) if spec["blend"]["characters"] else None,
+                "normaliser": Normaliser.of(spec, folder)}
     except ValueError as e:
         raise BadModel(f"model folder {folder.name}: {e}") from e
 
@@ -130,15 +135,26 @@ def share(self: Engine, first: Engine) -> int:
 
 # %% ../../nbs/06_inference/30_engine.ipynb #d0e8b836
 @patch
+def read(self: Engine, texts: Sequence[str]) -> list[str]:
+    "What the version reads of `texts`: their exact forms, or what was written (`normaliser`)."
+    return self.normaliser.exact(texts)
+
+@patch
 def scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
     """P(toxic) (n,) float32, in the order of `texts`: calibrated, and shifted so that the threshold
     of each text's language is the common one."""
-    return self.limits.shifted(texts, self.calibrated_scores(texts, batch_tokens))
+    texts = self.read(texts)
+    return self.limits.shifted(texts, self._calibrated(texts, batch_tokens))
 
 @patch
 def calibrated_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
     """Calibrated P(toxic) (n,) float32, in the order of `texts`; the maximum over the windows of a
     long text."""
+    return self._calibrated(self.read(texts), batch_tokens)
+
+@patch
+def _calibrated(self: Engine, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
+    "`calibrated_scores` of texts as `read` gives them."
     if not len(texts):
         return np.zeros(0, dtype=np.float32)
     if isinstance(self.classifier, Combination):
@@ -168,6 +184,7 @@ def reader_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096
     Their thresholds stand in `spec["readers"]`."""
     if not (self.branch and len(texts)):
         return {}
+    texts = self.read(texts)
     network, characters, owner = self._readings(texts, batch_tokens)
     alone = {}
     for name, logits in (("network", network), ("characters", characters)):
@@ -198,7 +215,7 @@ def check_probe(self: Engine, tolerance: float) -> float:
 @patch
 def close(self: Engine) -> None:
     "Drop weights and tokenizer; the engine can't be used afterwards."
-    self.classifier = self.tokenizer = self.branch = None
+    self.classifier = self.tokenizer = self.branch = self.normaliser = None
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -6,7 +6,8 @@
 __all__ = ['SPEC_FILE', 'MANIFEST_FILE', 'CARD_FILE', 'FORMAT', 'MIGRATIONS', 'ContentClassifier', 'load_network',
            'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'least_padding', 'collate',
            'predict_logits', 'toxic_probability', 'load_head', 'load_dense', 'DenseCopy', 'write_manifest',
-           'read_manifest', 'one_reader', 'one_threshold', 'read_spec', 'verify_model', 'save_model', 'start_from']
+           'read_manifest', 'one_reader', 'one_threshold', 'no_normaliser', 'of_today', 'read_spec', 'verify_model',
+           'save_model', 'start_from']
 
 # %% ../../nbs/05_training/40_classifier.ipynb #a84f455a
 import hashlib
@@ -337,7 +338,7 @@ class DenseCopy:
 
 # %% ../../nbs/05_training/40_classifier.ipynb #ca897f22
 SPEC_FILE, MANIFEST_FILE, CARD_FILE = "content_filter.json", "manifest.json", "README.md"
-FORMAT = 3
+FORMAT = 4
 
 def _tree_sha256(files: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{n}\0{files[n]}\n" for n in sorted(files)).encode()).hexdigest()
@@ -380,17 +381,29 @@ def one_threshold(spec: dict) -> dict:
     something else than was judged."""
     return {"thresholds": {}, **spec, "format": 3}
 
-MIGRATIONS = {1: one_reader, 2: one_threshold}      # from this format to the next
+def no_normaliser(spec: dict) -> dict:
+    """A description of format 3 as format 4 has it: what was written is what is read.
 
+    Format 4 has `normaliser`, the kind of it (`training.normaliser`): what ignores it would read
+    something else than was judged."""
+    return {"normaliser": "none", **spec, "format": 4}
+
+MIGRATIONS = {1: one_reader, 2: one_threshold, 3: no_normaliser}   # from this format to the next
+
+def of_today(spec: dict) -> dict:
+    "A description in the format of today, whatever format it says that it has."
+    while spec.get("format") in MIGRATIONS:
+        spec = MIGRATIONS[spec["format"]](spec)
+    return spec
+
+# %% ../../nbs/05_training/40_classifier.ipynb #5ff0c418
 def read_spec(folder: Path) -> dict:
     """The description of a model folder, in the format of today whatever it was written in. Raises
     ModelError: missing, of an unknown format or form."""
-    spec = _read_json(folder, SPEC_FILE)
-    while (old := spec.get("format")) in MIGRATIONS:
-        spec = MIGRATIONS[old](spec)
-    if old != FORMAT:
+    spec = of_today(_read_json(folder, SPEC_FILE))
+    if (own := spec.get("format")) != FORMAT:
         raise BadModel(
-            f"model folder {Path(folder).name}: format {old!r} is none of 1 to {FORMAT};"
+            f"model folder {Path(folder).name}: format {own!r} is none of 1 to {FORMAT};"
             " it was written by another version of content_arena"
         )
     try:
@@ -428,12 +441,15 @@ def verify_model(folder: Path, expected_sha256: str | None = None,
 
 # %% ../../nbs/05_training/40_classifier.ipynb #d484e476
 def save_model(classifier: ContentClassifier, folder: Path, spec: dict,
-               branch: Any = None, card: str = "") -> str:
+               branch: Any = None, card: str = "", normaliser: Any = None) -> str:
     """Write a model folder atomically: adapter, head, `spec`, manifest; returns its sha256.
 
     `spec` is `build_classifier`'s, completed with `max_length`, `temperature` and `threshold`, and
-    with the `blend` if there is a character `branch`, which is saved too. `card`: its README.md."""
-    spec = one_threshold(spec if "blend" in spec else one_reader(spec))
+    with the `blend` if there is a character `branch`, which is saved too, as a `normaliser` is.
+    `card`: its README.md."""
+    spec = of_today(spec | {"format": 2 if "blend" in spec else 1})
+    if normaliser is not None:
+        spec["normaliser"] = normaliser.kind
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -452,6 +468,8 @@ def save_model(classifier: ContentClassifier, folder: Path, spec: dict,
             save_file(state, temporary / "head.safetensors")
         if branch is not None:
             branch.save(temporary)
+        if normaliser is not None:
+            normaliser.save(temporary)
         (temporary / SPEC_FILE).write_text(json.dumps(spec, indent=1, sort_keys=True))
         sha256 = write_manifest(temporary)
         shutil.rmtree(folder, ignore_errors=True)

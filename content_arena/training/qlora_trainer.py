@@ -26,6 +26,7 @@ from .base_models import BaseModel, resolve_base_model
 from .row_weights import weights_in, with_weights
 from .characters import TfidfBaseline, choose_threshold
 from .mixed_rows import MixedRows, mixed_metrics, mixed_rows
+from .normaliser import Normaliser
 from .two_readers import Filter, read_twice
 from .blend import Blend
 from .character_branch import CharacterBranch
@@ -220,7 +221,7 @@ def _card(settings: Settings, base: BaseModel, train: pd.DataFrame, rows: MixedR
              "sources": frame["source"].astype(str).value_counts().to_dict(), "licences": licences,
              "languages": [x for x, n in languages.items() if n >= 0.02 and x != "other"],
              "max_length": settings.max_length, "readers": list(spec["readers"]),
-             "disguises": len(rows.record["attack_rules"])}
+             "disguises": len(rows.record["attack_rules"]), "normaliser": spec["normaliser"]}
     return training_card(facts, slice_figures(rows.valid, scores, spec["threshold"]))
 
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #b7a3fe5d
@@ -236,9 +237,11 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     if ancestor:
         start_from(classifier, ancestor, spec)
     train = with_views(train) if s.augment_views else train
-    weighted = with_weights(train, s)
+    normaliser = Normaliser(s.normaliser)
+    weighted = with_weights(train, s, normaliser.exact)
     mlflow.log_param("rows_left_out", len(train) - len(weighted))
-    rows = mixed_rows(weighted, valid, s, self.progress)
+    written = mixed_rows(weighted, valid, s, self.progress)
+    rows = written.read_by(normaliser)
     tokenizer = load_tokenizer(base.path)
     pad = tokenizer.pad_token_id
     ids, valid_ids = (encode(tokenizer, f["text"].tolist(), s.max_length)
@@ -254,15 +257,15 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     start = CharacterBranch.of_version(ancestor) if ancestor else None
     readers = read_twice(rows.branch, rows.valid, logits, s.characters, start, s.threshold_rule)
     spec |= readers.spec | {
-        "max_length": s.max_length, "mix": rows.record,
-        "probe": probe_scores(classifier, tokenizer, readers.blend, readers.branch)}
+        "max_length": s.max_length, "mix": rows.record, "normaliser": normaliser.kind,
+        "probe": probe_scores(classifier, tokenizer, readers.blend, readers.branch, normaliser)}
     card = _card(s, base, train, rows, spec, readers.scores, self.data)
-    sha256 = save_model(classifier, work / "model", spec, readers.branch, card)
+    sha256 = save_model(classifier, work / "model", spec, readers.branch, card, normaliser)
     mlflow.log_metrics(readers.metrics, step=summary["best_step"])
     mlflow.set_tags({"readers": "+".join(spec["readers"]), "ablation": spec["ablation"],
                      "attack_rules": json.dumps(rows.record["attack_rules"])})
     plain = _plain_scores(rows, readers, encode(tokenizer, rows.plain, s.max_length), twin, pad)
-    baseline = self._baseline(train, rows.valid, work)
+    baseline = self._baseline(train, written.valid, work)
     _log_end(summary, spec, sha256, rows, (readers.scores, plain), baseline, work)
 
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #df00840f
@@ -275,18 +278,21 @@ PROBE_TEXTS = (
     "You are an idiot.",
     "See you tomorrow at ten.",
     "Shut up and get lost.",
+    "ㄴㅓ 같은 건 꺼\u200b져라.",
+    "Ｓｈｕｔ up and get lost.",
 )
 
 def probe_scores(classifier: Any, tokenizer: Any, blend: Blend | None = None,
-                 branch: CharacterBranch | None = None) -> dict[str, list]:
+                 branch: CharacterBranch | None = None,
+                 normaliser: Normaliser | None = None) -> dict[str, list]:
     "Texts and P(toxic) of the filter in training, for comparison after loading."
-    blend = blend or Blend(1.0)
-    ids = encode(tokenizer, PROBE_TEXTS, 32)
+    blend, texts = blend or Blend(1.0), (normaliser or Normaliser()).exact(PROBE_TEXTS)
+    ids = encode(tokenizer, texts, 32)
     device = str(next(classifier.parameters()).device)
     with torch.no_grad():
         logits = classifier(*collate(ids, np.arange(len(ids)), tokenizer.pad_token_id, device))
     logits = logits.cpu().numpy()
-    scores = blend.probability(logits[:, 1] - logits[:, 0], branch and branch.logits(PROBE_TEXTS))
+    scores = blend.probability(logits[:, 1] - logits[:, 0], branch and branch.logits(texts))
     return {"texts": list(PROBE_TEXTS), "scores": [round(float(x), 6) for x in scores]}
 
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #a9d0730f

@@ -27,6 +27,7 @@ from ..training.data_preparation import prepare_dataset
 from ..training.loop import (
     loss_weights, make_optimizer, make_plan, save_checkpoint, train_step)
 from ..training.mixed_rows import MixedRows, mixed_rows
+from ..training.normaliser import Normaliser
 from ..disguises.views import with_views
 
 # %% ../../nbs/13_workflows/25_training_plan.ipynb #ac092549
@@ -201,7 +202,7 @@ def plan_training(settings: Settings) -> dict[str, Any]:
     train, valid, test = (dataset.frame(s) for s in ("train", "valid", "test"))
     base = resolve_base_model(settings.base_model, settings.path("var_dir") / "cache")
     train = with_views(train) if settings.augment_views else train
-    rows = mixed_rows(train, valid, settings, False)
+    rows = mixed_rows(train, valid, settings, False).read_by(Normaliser(settings.normaliser))
     start, ledger = memory_gib()[0], _Ledger()
     ledger.add("data", time.monotonic() - began)
     rehearsal = _Rehearsal(settings, base, rows, ledger)

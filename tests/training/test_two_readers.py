@@ -79,8 +79,9 @@ def test_a_folder_of_format_1_is_read_as_one_reader(trained, tmp_path):
     (folder / BRANCH_FILE).unlink()
     file = folder / "content_filter.json"
     spec = json.loads(file.read_text())
-    assert spec["format"] == 3
+    assert spec["format"] == 4
     new = ("blend", "readers", "ablation", "thresholds", "threshold_rule", "threshold_facts")
+    new += ("normaliser",)
     old = {k: v for k, v in spec.items() if k not in new}
     file.write_text(json.dumps(old | {"format": 1}))
     write_manifest(folder)
@@ -95,9 +96,9 @@ def test_a_folder_of_format_1_is_read_as_one_reader(trained, tmp_path):
     network, characters, _ = engine._readings(texts, 4096)
     assert characters is None
     assert np.allclose(engine.scores(texts), 1 / (1 + np.exp(-network / spec["temperature"])))
-    file.write_text(json.dumps(old | {"format": 4}))
+    file.write_text(json.dumps(old | {"format": 5}))
     write_manifest(folder)
-    with pytest.raises(ModelError, match="format 4 is none of 1 to 3"):
+    with pytest.raises(ModelError, match="format 5 is none of 1 to 4"):
         load(settings, folder)
 
 
@@ -109,7 +110,7 @@ def test_a_folder_of_format_2_has_one_threshold_for_all_languages(trained, tmp_p
     spec = json.loads(file.read_text())
     for reader in spec["readers"].values():
         del reader["thresholds"]
-    new = ("thresholds", "threshold_rule", "threshold_facts")
+    new = ("thresholds", "threshold_rule", "threshold_facts", "normaliser")
     file.write_text(json.dumps({k: v for k, v in spec.items() if k not in new} | {"format": 2}))
     write_manifest(folder)
     assert read_spec(folder)["thresholds"] == {}
