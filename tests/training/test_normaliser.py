@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from tiny_models import comments, tiny_settings, train
+from tiny_models import tiny_settings, train
 
 from content_arena.core.text import language
 from content_arena.disguises.exact_forms import exact_form
