@@ -21,6 +21,7 @@ from ..arena.battles.record import as_frame
 from ..disguises.rules import RULES
 from .evaluation import COLOURS, axes_of
 from ..core.text import mask
+from ..mlops.mixed_evidence import of_hundred
 
 # %% ../../nbs/12_reports/20_battle.ipynb #41bccd23
 def percent(part: Mapping[str, Any], name: str) -> str:
@@ -30,6 +31,17 @@ def percent(part: Mapping[str, Any], name: str) -> str:
         return "–"
     low, high = (100 * x for x in bounds)
     return f"{100 * share:.1f} % ({low:.1f} to {high:.1f})"
+
+def _clean_pay(record: Mapping[str, Any], model: str) -> str:
+    "What it costs clean comments, in its own words; empty if none was attacked."
+    before, after = (record[f"false_positive_rate{k}"] for k in ("_unattacked", ""))
+    if after is None:
+        return ""
+    return (f"**{model.capitalize()} flags {of_hundred(before)} of 100 clean comments,"
+            f" {of_hundred(after)} of 100 when disguised**:"
+            f" {percent(record, 'false_positive_rate_unattacked')} and"
+            f" {percent(record, 'false_positive_rate')} of the same {record['clean_attacked']:,}."
+            "\n\n")
 
 def battle_summary(record: Mapping[str, Any]) -> str:
     "A battle in a few sentences (Markdown), the verdict first."
@@ -43,10 +55,8 @@ def battle_summary(record: Mapping[str, Any]) -> str:
         f"**Of {record['attacked']:,} disguised toxic comments, {model} detects"
         f" {percent(record, 'detection_rate')}{part}.** Undisguised, it detects"
         f" {percent(record, 'recall_unattacked')} of the same comments.\n\n"
-        f"Clean comments pay: {percent(record, 'false_positive_rate')} of"
-        f" {record['clean_attacked']:,} are flagged when disguised,"
-        f" {percent(record, 'false_positive_rate_unattacked')} as they were"
-        f" written.\n\nStrategy *{record['strategy']}*, seed {record['seed']}, comments of"
+        f"{_clean_pay(record, model)}Strategy"
+        f" *{record['strategy']}*, seed {record['seed']}, comments of"
         f" {record['corpus']['name']}; {record['invalid_share']:.1%} of the variants that were made"
         f" did not count. Battle `{record['id']}`.")
 
