@@ -202,9 +202,11 @@ class TrainSettings(_Section):
     augment_views: bool = Field(
         False, description="train on the normalised views of a text too, where they differ"
     )
-    normaliser: Literal["none", "exact"] = Field("exact",
-        description="what a version reads of a comment: what was written, or its exact form, without"
-                    " disguises that have a proven inverse")
+    normaliser: Literal["none", "exact", "restored"] = Field("exact",
+        description="what a version reads of a comment: what was written; its exact form, without"
+                    " disguises that have a proven inverse; or that and a learnt guess beside it")
+    restorer_steps: int = Field(3000, ge=1, le=1_000_000,
+        description="training steps of the learnt guess, for normaliser = restored")
     disguised_share: float = Field(0.4, ge=0, le=1,
         description="share of training rows that stand in disguise, other ones in every epoch;"
                     " 0: none")
@@ -248,6 +250,9 @@ class GateSettings(_Section):
                     " model; 0: none")
     clean_f1_tolerance: float = Field(0.01, ge=0, lt=1,
         description="F1 on the test rows without disguise that a challenger may lose")
+    max_clean_flips: float = Field(0.005, ge=0, le=1,
+        description="share of the test rows without disguise whose verdict may be another one because"
+                    " a challenger restores comments")
     shadow_guard: bool = Field(True,
         description="labelled shadow traffic may not show the challenger to be worse")
     latency_budget_ms: float = Field(0, ge=0,

@@ -27,8 +27,8 @@ from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
 from ..training.building import BadModel, ModelError, best_device, fast_dtype
 from ..training.blend import Blend, blend_of
 from ..training.character_branch import CharacterBranch
-from ..training.classifier import predict_logits, read_spec, verify_model
-from ..training.normaliser import Normaliser
+from ..training.classifier import encode, predict_logits, read_spec, verify_model
+from ..training.normaliser import Normaliser, read_again
 from ..training.thresholds import Thresholds
 
 # %% ../../nbs/06_inference/30_engine.ipynb #15752914
@@ -112,7 +112,9 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
 def _load_rest(folder: Path, spec: dict) -> dict[str, Any]:
     "What a version has beside its network."
     try:
-        return {"branch": CharacterBranch.load(folder) if spec["blend"]["characters"] else None,
+        blend = blend_of(spec)
+        read = blend.characters or blend.characters_restored
+        return {"branch": CharacterBranch.load(folder) if read else None,
                 "normaliser": Normaliser.of(spec, folder)}
     except ValueError as e:
         raise BadModel(f"model folder {folder.name}: {e}") from e
@@ -140,11 +142,12 @@ def read(self: Engine, texts: Sequence[str]) -> list[str]:
     return self.normaliser.exact(texts)
 
 @patch
-def scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
+def scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096,
+           restored: bool = True) -> np.ndarray:
     """P(toxic) (n,) float32, in the order of `texts`: calibrated, and shifted so that the threshold
-    of each text's language is the common one."""
+    of each text's language is the common one. Not `restored`: as if restoring changed no text."""
     texts = self.read(texts)
-    return self.limits.shifted(texts, self._calibrated(texts, batch_tokens))
+    return self.limits.shifted(texts, self._calibrated(texts, batch_tokens, restored))
 
 @patch
 def calibrated_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
@@ -153,26 +156,73 @@ def calibrated_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 40
     return self._calibrated(self.read(texts), batch_tokens)
 
 @patch
-def _calibrated(self: Engine, texts: Sequence[str], batch_tokens: int) -> np.ndarray:
+def _calibrated(self: Engine, texts: Sequence[str], batch_tokens: int,
+                restored: bool = True) -> np.ndarray:
     "`calibrated_scores` of texts as `read` gives them."
     if not len(texts):
         return np.zeros(0, dtype=np.float32)
     if isinstance(self.classifier, Combination):
-        return self.classifier.scores(texts, batch_tokens=batch_tokens)
-    network, characters, owner = self._readings(texts, batch_tokens)
+        return self.classifier.scores(texts, batch_tokens=batch_tokens, restored=restored)
+    odds, owner = self._readings(texts, batch_tokens, restored)
     best = np.zeros(len(texts), dtype=np.float32)
-    np.maximum.at(best, owner, self.blend.probability(network, characters))
+    np.maximum.at(best, owner, self.blend.probability(**odds))
     return best
 
+# %% ../../nbs/06_inference/30_engine.ipynb #bb44f356
 @patch
-def _readings(self: Engine, texts: Sequence[str], batch_tokens: int
-              ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    "Log odds of both readers for each window (m,), and the index of its text (m,)."
+def _readings(self: Engine, texts: Sequence[str], batch_tokens: int, restored: bool = True
+              ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    "Log odds (m,) for each window, named as in `Blend`, and the index of its text (m,)."
     with self._tokenizer_lock:
         ids, owner, parts = tokenize_windows(self.tokenizer, texts, self.max_length,
                                              self._text_form)
+    odds = {"network": self._network(ids, batch_tokens)}
+    if self.branch:
+        odds["characters"] = self.branch.logits(parts)
+    if restored and self.blend.restores:
+        odds |= self._restored(parts, odds, batch_tokens)
+    return odds, owner
+
+@patch
+def _network(self: Engine, ids: list[list[int]], batch_tokens: int) -> np.ndarray:
     logits = predict_logits(self.classifier, ids, self.tokenizer.pad_token_id, batch_tokens)
-    return logits[:, 1] - logits[:, 0], self.branch and self.branch.logits(parts), owner
+    return logits[:, 1] - logits[:, 0]
+
+@patch
+def _restored(self: Engine, parts: list[str], odds: dict[str, np.ndarray],
+              batch_tokens: int) -> dict[str, np.ndarray]:
+    "Log odds (m,) of restored `parts`, by the readers whose word about them counts."
+    def network(texts: list[str]) -> np.ndarray:
+        with self._tokenizer_lock:
+            ids = encode(self.tokenizer, texts, self.max_length, self._text_form)
+        return self._network(ids, batch_tokens)
+    again, said = self.normaliser.restored(parts, parts), {}
+    if self.blend.network_restored:
+        said["network_restored"] = read_again(odds["network"], parts, again, network)
+    if self.blend.characters_restored:
+        said["characters_restored"] = read_again(odds["characters"], parts, again,
+                                                 self.branch.logits)
+    return said
+
+@patch(as_prop=True)
+def restoring(self: Engine) -> bool:
+    "Whether what comments are restored to has a say."
+    if isinstance(self.classifier, Combination):
+        return any(e.restoring for e in self.classifier.engines)
+    return self.blend.restores
+
+@patch
+def restores(self: Engine, texts: Sequence[str]) -> np.ndarray:
+    "Which of n `texts` the version reads a second time, restored: (n,) bool."
+    if isinstance(self.classifier, Combination):
+        return np.any([e.restores(texts) for e in self.classifier.engines], axis=0)
+    if not (self.blend.restores and len(texts)):
+        return np.zeros(len(texts), dtype=bool)
+    read = self.read(texts)
+    with self._tokenizer_lock:
+        _, owner, parts = tokenize_windows(self.tokenizer, read, self.max_length, self._text_form)
+    again = self.normaliser.restored(parts, parts)
+    return np.bincount(owner, [a != b for a, b in zip(parts, again)], len(texts)) > 0
 
 # %% ../../nbs/06_inference/30_engine.ipynb #9c1d7e3f
 @patch
@@ -185,9 +235,9 @@ def reader_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096
     if not (self.branch and len(texts)):
         return {}
     texts = self.read(texts)
-    network, characters, owner = self._readings(texts, batch_tokens)
+    odds, owner = self._readings(texts, batch_tokens, restored=False)
     alone = {}
-    for name, logits in (("network", network), ("characters", characters)):
+    for name, logits in odds.items():
         reader = self.spec["readers"][name]
         alone[name] = np.zeros(len(texts), dtype=np.float32)
         one = Blend(reader["weight"], 0.0, reader["bias"])

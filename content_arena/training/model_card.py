@@ -111,6 +111,9 @@ READS = {
     "exact": ("The exact form of a comment, instead of what was written: disguises that have a"
               " proven inverse (invisible characters, letters spelt apart, look-alikes and more) are"
               " undone first, and so can't change its answer.")}
+READS["restored"] = READS["exact"] + (" What has no inverse is guessed at, letter by letter, by a"
+                                      " small network: where it is sure that a letter was another"
+                                      " one, the comment is read a second time, restored.")
 USE = ("Meant for a queue of comments that people look at: it says which are likely toxic, in which"
        " order to look, and what can be hidden until somebody has looked. Not meant to punish a"
        " person, to judge a person, or to decide without anybody who can be asked.")

@@ -202,7 +202,8 @@ def plan_training(settings: Settings) -> dict[str, Any]:
     train, valid, test = (dataset.frame(s) for s in ("train", "valid", "test"))
     base = resolve_base_model(settings.base_model, settings.path("var_dir") / "cache")
     train = with_views(train) if settings.augment_views else train
-    rows = mixed_rows(train, valid, settings, False).read_by(Normaliser(settings.normaliser))
+    rows = mixed_rows(train, valid, settings, False).read_by(
+        Normaliser.before_learning(settings.normaliser))
     start, ledger = memory_gib()[0], _Ledger()
     ledger.add("data", time.monotonic() - began)
     rehearsal = _Rehearsal(settings, base, rows, ledger)
