@@ -74,7 +74,7 @@ def test_a_version_without_normaliser_reads_what_was_written(trained):
     engine = load(settings, work / "model")
     written, disguised = (list(side) for side in zip(*PAIRS))
     assert engine.read(disguised) == disguised
-    odds = [engine._readings(texts, 4096)[0] for texts in (disguised, written)]
+    odds = [engine._readings(texts, 4096)[0]["network"] for texts in (disguised, written)]
     assert (np.abs(odds[0] - odds[1]) > 1e-3).all()  # of the network; scores are as good as 0 and 1
 
 

@@ -42,8 +42,9 @@ def test_it_comes_back_from_the_registry_as_one_and_each_reader_can_be_asked(tra
     assert engine.check_probe(0.05) <= 0.05 and engine.size_mb > 4
     assert list(alone) == ["network", "characters"]
     # the blend of what the readers say, from their log odds: not one of them alone
-    network, characters, _ = engine._readings(texts, 4096)
-    assert np.array_equal(scores, engine.blend.probability(network, characters))
+    odds, _ = engine._readings(texts, 4096)
+    assert list(odds) == ["network", "characters"]
+    assert np.array_equal(scores, engine.blend.probability(**odds))
     assert engine.blend.network > 0 and engine.blend.characters > 0
     assert not any(np.array_equal(scores, one) for one in alone.values())
     metrics = MlflowClient(settings.tracking_uri).get_run(run_id).data.metrics
@@ -93,9 +94,10 @@ def test_a_folder_of_format_1_is_read_as_one_reader(trained, tmp_path):
     engine = load(settings, folder, probe_tolerance=1.0)
     assert engine.reader_scores(["you are kind"]) == {}
     texts = ["you are kind today", "you are awful today"]
-    network, characters, _ = engine._readings(texts, 4096)
-    assert characters is None
-    assert np.allclose(engine.scores(texts), 1 / (1 + np.exp(-network / spec["temperature"])))
+    odds, _ = engine._readings(texts, 4096)
+    assert list(odds) == ["network"]
+    network = odds["network"] / spec["temperature"]
+    assert np.allclose(engine.scores(texts), 1 / (1 + np.exp(-network)))
     file.write_text(json.dumps(old | {"format": 5}))
     write_manifest(folder)
     with pytest.raises(ModelError, match="format 5 is none of 1 to 4"):
