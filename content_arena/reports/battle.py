@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from ..disguises.families import FamilySplit
 from ..arena.attackers.attempts import Attempt
-from ..arena.battles.record import as_frame
+from ..arena.attackers.normaliser import MOVES, aimed_sentence
+from ..arena.battles.record import AIMED, as_frame
 from ..disguises.rules import RULES
 from .evaluation import COLOURS, axes_of
 from ..core.text import mask
@@ -43,6 +44,10 @@ def _clean_pay(record: Mapping[str, Any], model: str) -> str:
             f" {percent(record, 'false_positive_rate')} of the same {record['clean_attacked']:,}."
             "\n\n")
 
+def _aimed(record: Mapping[str, Any]) -> str:
+    "What was won against the normaliser; empty if nobody aimed at it."
+    return f"{aimed_sentence(record['aimed'])}\n\n" if record.get("aimed") else ""
+
 def battle_summary(record: Mapping[str, Any]) -> str:
     "A battle in a few sentences (Markdown), the verdict first."
     if "detection_rate" not in record:
@@ -55,7 +60,7 @@ def battle_summary(record: Mapping[str, Any]) -> str:
         f"**Of {record['attacked']:,} disguised toxic comments, {model} detects"
         f" {percent(record, 'detection_rate')}{part}.** Undisguised, it detects"
         f" {percent(record, 'recall_unattacked')} of the same comments.\n\n"
-        f"{_clean_pay(record, model)}Strategy"
+        f"{_clean_pay(record, model)}{_aimed(record)}Strategy"
         f" *{record['strategy']}*, seed {record['seed']}, comments of"
         f" {record['corpus']['name']}; {record['invalid_share']:.1%} of the variants that were made"
         f" did not count. Battle `{record['id']}`.")
@@ -95,7 +100,7 @@ def rule_frame(attempts: Sequence[Attempt], split: FamilySplit) -> pd.DataFrame:
     each = each.assign(kind=np.where(each.toxic, "detected", "flagged though clean"))
     table = each.groupby(["rules", "kind", "lang"]).after.agg(["mean", "size"]).reset_index()
     out = {r.name for r in split.rules(held_out=True)}
-    known = {name: RULES[name].linguistic_class for name in RULES}
+    known = {n: r.linguistic_class for n, r in RULES.items()} | dict.fromkeys(MOVES, AIMED)
     return table.assign(linguistic_class=table.rules.map(lambda r: known.get(r, "language model")),
                         held_out=table.rules.isin(out)).rename(columns={"rules": "rule"})
 
