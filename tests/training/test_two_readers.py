@@ -116,7 +116,8 @@ def test_a_folder_of_format_2_has_one_threshold_for_all_languages(trained, tmp_p
     file.write_text(json.dumps({k: v for k, v in spec.items() if k not in new} | {"format": 2}))
     write_manifest(folder)
     assert read_spec(folder)["thresholds"] == {}
-    old, today = load(settings, folder), load(settings, work / "model")
+    old = load(settings, folder, probe_tolerance=1.0)  # two of its probes stand in disguise
+    today = load(settings, work / "model")
     texts = ["you are kind today", "you are awful today", "바보"]
     assert old.threshold == today.threshold and np.array_equal(
         old.scores(texts), today.scores(texts)
