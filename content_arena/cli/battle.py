@@ -60,6 +60,9 @@ def _show(console: Console, record: dict) -> None:
         console.print(f"{'held out, but trained on':26} {', '.join(record['held_out_known'])}")
     console.print(f"{'invalid variants':26} {record['invalid']} of {record['variants']}"
                   f" ({record['invalid_share']:.1%}); outcomes {record['outcomes']}")
+    if record.get("aimed"):
+        from content_arena.arena.attackers.normaliser import aimed_sentence
+        console.print(aimed_sentence(record["aimed"]), markup=False)
     if record.get("questions"):
         console.print(f"{'language model':26} {record['questions']}")
     groups = [("seen", record["seen"]), ("held out", record["held_out"]),
@@ -84,7 +87,8 @@ def _add_to_store(settings: Any, battle: Any, say: Any) -> None:
 @battle_app.command("run")
 def battle_run(
     rounds: Annotated[int | None, typer.Option(help="default: battle_rounds")] = None,
-    strategy: Annotated[str, typer.Option(help="mixed, greedy, bandit, a rule, ...")] = "mixed",
+    strategy: Annotated[str, typer.Option(
+        help="mixed, greedy, bandit, normaliser, a rule, ...")] = "mixed",
     alias: Annotated[str, typer.Option(help="champion, challenger or previous")] = "champion",
     version: Annotated[str | None, typer.Option(help="a version, instead of an alias")] = None,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,

@@ -104,7 +104,7 @@ app.add_typer(battle_app, name="battle")
 for _command in (cleanup, coevolve, settings):
     app.command()(_command)
 
-
+# %% ../../nbs/14_cli/90_main.ipynb #caa34f69
 @pipeline_app.command("run")
 def pipeline_run(
     profile: Profile = None,
@@ -123,6 +123,9 @@ def pipeline_run(
     def show(console: Console) -> None:
         comparison = result["comparison"] or {}
         console.print(f"\n[bold]{result['status']}[/]: version {result['model_version']}")
+        if comparison:
+            from content_arena.mlops.mixed_evidence import disguise_headline
+            console.print(disguise_headline(comparison), markup=False)
         for reason in comparison.get("reasons", []):
             console.print(f"  {reason}")
         console.print(f"report   {result['report_html']}\nrun      {result['run_dir']}")
@@ -170,7 +173,9 @@ def evaluate(
     from content_arena.workflows.deployment import evaluate as compare
     value = compare(_settings(profile, p), champion=champion, challenger=challenger).to_dict()
     def show(console: Console) -> None:
+        from content_arena.mlops.mixed_evidence import disguise_headline
         console.print(f"[bold]{value['verdict']}[/]")
+        console.print(disguise_headline(value), markup=False)
         for reason in value["reasons"]:
             console.print(f"  {reason}")
     _out(as_json, value, show)

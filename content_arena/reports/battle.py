@@ -17,10 +17,12 @@ from matplotlib.figure import Figure
 
 from ..disguises.families import FamilySplit
 from ..arena.attackers.attempts import Attempt
-from ..arena.battles.record import as_frame
+from ..arena.attackers.normaliser import MOVES, aimed_sentence
+from ..arena.battles.record import AIMED, as_frame
 from ..disguises.rules import RULES
 from .evaluation import COLOURS, axes_of
 from ..core.text import mask
+from ..mlops.mixed_evidence import of_hundred
 
 # %% ../../nbs/12_reports/20_battle.ipynb #41bccd23
 def percent(part: Mapping[str, Any], name: str) -> str:
@@ -30,6 +32,21 @@ def percent(part: Mapping[str, Any], name: str) -> str:
         return "–"
     low, high = (100 * x for x in bounds)
     return f"{100 * share:.1f} % ({low:.1f} to {high:.1f})"
+
+def _clean_pay(record: Mapping[str, Any], model: str) -> str:
+    "What it costs clean comments, in its own words; empty if none was attacked."
+    before, after = (record[f"false_positive_rate{k}"] for k in ("_unattacked", ""))
+    if after is None:
+        return ""
+    return (f"**{model.capitalize()} flags {of_hundred(before)} of 100 clean comments,"
+            f" {of_hundred(after)} of 100 when disguised**:"
+            f" {percent(record, 'false_positive_rate_unattacked')} and"
+            f" {percent(record, 'false_positive_rate')} of the same {record['clean_attacked']:,}."
+            "\n\n")
+
+def _aimed(record: Mapping[str, Any]) -> str:
+    "What was won against the normaliser; empty if nobody aimed at it."
+    return f"{aimed_sentence(record['aimed'])}\n\n" if record.get("aimed") else ""
 
 def battle_summary(record: Mapping[str, Any]) -> str:
     "A battle in a few sentences (Markdown), the verdict first."
@@ -43,10 +60,8 @@ def battle_summary(record: Mapping[str, Any]) -> str:
         f"**Of {record['attacked']:,} disguised toxic comments, {model} detects"
         f" {percent(record, 'detection_rate')}{part}.** Undisguised, it detects"
         f" {percent(record, 'recall_unattacked')} of the same comments.\n\n"
-        f"Clean comments pay: {percent(record, 'false_positive_rate')} of"
-        f" {record['clean_attacked']:,} are flagged when disguised,"
-        f" {percent(record, 'false_positive_rate_unattacked')} as they were"
-        f" written.\n\nStrategy *{record['strategy']}*, seed {record['seed']}, comments of"
+        f"{_clean_pay(record, model)}{_aimed(record)}Strategy"
+        f" *{record['strategy']}*, seed {record['seed']}, comments of"
         f" {record['corpus']['name']}; {record['invalid_share']:.1%} of the variants that were made"
         f" did not count. Battle `{record['id']}`.")
 
@@ -85,7 +100,7 @@ def rule_frame(attempts: Sequence[Attempt], split: FamilySplit) -> pd.DataFrame:
     each = each.assign(kind=np.where(each.toxic, "detected", "flagged though clean"))
     table = each.groupby(["rules", "kind", "lang"]).after.agg(["mean", "size"]).reset_index()
     out = {r.name for r in split.rules(held_out=True)}
-    known = {name: RULES[name].linguistic_class for name in RULES}
+    known = {n: r.linguistic_class for n, r in RULES.items()} | dict.fromkeys(MOVES, AIMED)
     return table.assign(linguistic_class=table.rules.map(lambda r: known.get(r, "language model")),
                         held_out=table.rules.isin(out)).rename(columns={"rules": "rule"})
 

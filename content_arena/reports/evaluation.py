@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from sklearn.calibration import calibration_curve
 
 from ..core.text import mask
+from ..mlops.mixed_evidence import disguise_headline
 
 # %% ../../nbs/12_reports/10_evaluation.ipynb #e99448f6
 COLOURS = {"champion": "#0072B2", "challenger": "#D55E00", "baseline": "#999999", "good": "#009E73"}
@@ -142,7 +143,7 @@ TITLES = {"promote": "Promote", "bootstrap": "Promote (first model)", "reject": 
           "inconclusive": "Inconclusive"}
 
 def verdict_banner(record: Mapping[str, Any]) -> str:
-    "The verdict as a coloured HTML box: title, versions, reasons."
+    "The verdict as a coloured HTML box: title, versions, clean comments that are flagged, reasons."
     old, new = record["champion"], record["challenger"]
     against = f"champion v{old['version']}" if old else "no champion yet"
     reasons = "".join(f"<li>{html.escape(r)}</li>" for r in record["reasons"])
@@ -151,7 +152,9 @@ def verdict_banner(record: Mapping[str, Any]) -> str:
         f'color:#222"><div style="font-size:1.6em;font-weight:600">{TITLES[record["verdict"]]}:'
         f' version {html.escape(str(new["version"]))}</div>'
         f'<div>against {html.escape(against)}, on {record["samples_evaluated"]:,} test comments'
-        f'</div><ul style="margin:8px 0 0">{reasons}</ul></div>'
+        f'</div><div style="margin-top:8px;font-weight:600">'
+        f'{html.escape(disguise_headline(record))}</div>'
+        f'<ul style="margin:8px 0 0">{reasons}</ul></div>'
     )
 
 def metrics_table(scored: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:

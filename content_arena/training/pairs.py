@@ -6,7 +6,7 @@
 __all__ = ['KEEP', 'REPLACE', 'DELETE', 'UNKNOWN', 'DEPTH', 'SHARES', 'FEW_WORDS', 'Tags', 'code_points', 'edited',
            'tags_between', 'stacked', 'Pairs', 'make_pairs']
 
-# %% ../../nbs/05_training/47_pairs.ipynb #076c69bb
+# %% ../../nbs/05_training/47_pairs.ipynb #e8a4b9e9
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..core.hangul import is_syllable
-from ..core.text import canonical as exact_form
+from ..disguises.exact_forms import exact_form
 from ..disguises.korean_script import pronounced
 from ..disguises.rules import Rule, pick
 from ..disguises.targets import target_spans
@@ -117,7 +117,7 @@ def stacked(text: str, rules: Sequence[Rule], rng: random.Random, depth: int = D
         text = made if len(made) <= limit else text
     return text
 
-# %% ../../nbs/05_training/47_pairs.ipynb #b0736ef8
+# %% ../../nbs/05_training/47_pairs.ipynb #d8076f02
 @dataclass(frozen=True)
 class Pairs:
     """n disguised texts, one behind the other: `codes` (m,) and `tags` (m,); text i begins at
@@ -144,6 +144,6 @@ def make_pairs(texts: Sequence[str], rules: Sequence[Rule], seed: int, *, depth:
     def both() -> Iterator[tuple[str, str]]:
         for text in tqdm(texts, "pairs", disable=not progress, mininterval=5):
             original = exact_form(text)
-            if original:
+            if original.strip():
                 yield exact_form(stacked(text, rules, rng, depth)) or original, original
     return Pairs.of(list(both()))

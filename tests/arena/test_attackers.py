@@ -1,6 +1,7 @@
 """Attackers against small scorers, and the LLM attacker against a real server that misbehaves."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -25,10 +26,13 @@ from content_arena.arena.battles.battle import attacker_facts
 from content_arena.arena.attackers.bandit import BanditAttacker, BanditState, StateError, load_state
 from content_arena.arena.attackers.endpoint import ChatEndpoint
 from content_arena.arena.attackers.llm import PROMPTS, prompt_folder, prompts_sha256
+from content_arena.arena.attackers.normaliser import MOVES, NormaliserAttacker, aimed_counts
 from content_arena.arena.attackers.search import SearchAttacker
 from content_arena.core.config import Secrets, load_settings
+from content_arena.core.text import canonical
 from content_arena.data.embedded_texts import LANGUAGES, parse_texts, read_texts
-from content_arena.testing.fakes import WordScorer
+from content_arena.disguises.targets import lexicon
+from content_arena.testing.fakes import TextScorer, WordScorer
 
 ROOT = Path(__file__).resolve().parents[2]
 INSULTS = ["you are an idiot", "이 바보야 정신 차려", "what a stupid loser", "진짜 멍청이 같다"]
@@ -74,6 +78,69 @@ def test_an_attack_never_counts_what_the_model_missed_anyway():
     attempts = SearchAttacker(strategy_rules("mixed")).attack(INSULTS, [1] * 4, Blind())
     assert all(a.wrong and a.wrong_before and not a.succeeded for a in attempts)
     assert all(a.variant.queries <= 1 + 4 for a in attempts)  # the search ends when it is wrong
+
+
+class Undoes:
+    "What a version reads: everything (`none`), or what one bad repair leaves of it."
+
+    READINGS = {
+        "none": lambda text: text,
+        "joins": lambda text: re.sub("[^가-힣a-z]", "", text),  # words meet
+        "composes": canonical,  # loose letters close syllables, signs are folded
+    }
+
+    def __init__(self, kind="none"):
+        self.kind = kind
+        self.read = self.READINGS[kind]
+
+
+class Normalising(TextScorer):
+    "Flags listed words, letter by letter, in what it reads."
+
+    words = ("idiot", "stupid", "loser", *(w for w in lexicon() if "가" <= w[0] <= "힣"))
+
+    def __init__(self, kind):
+        super().__init__(lambda text: 0.0)
+        self.normaliser = Undoes(kind)
+
+    def scores(self, texts):
+        self.texts += len(texts)
+        read = [self.normaliser.read(t) for t in texts]
+        return np.array([0.9 if any(w in t for w in self.words) else 0.1 for t in read])
+
+
+@pytest.mark.parametrize(
+    "kind, name, move", [("joins", "toxic", "meeting_words"), ("composes", "worse", "loose_letter")]
+)
+def test_what_aims_at_a_normaliser_finds_what_only_it_gets_wrong(kind, name, move):
+    model, plain = Normalising(kind), Normalising("none")
+    attempts = NormaliserAttacker(query_limit=60).attack(TEXTS * 3, LABELS * 3, model, seed=3)
+    won = [a for a in attempts if a.succeeded]
+    for a in won:  # as it is written, nobody is wrong about it
+        assert (plain.scores([a.variant.text])[0] >= plain.threshold) == bool(a.label)
+        assert (model.scores([a.variant.text])[0] >= plain.threshold) != bool(a.label)
+        assert {s.partition("/")[2] for s in a.variant.steps} == {"normalised"}
+    counts = aimed_counts(attempts)
+    for label, part in ((1, "worse"), (0, "toxic")):
+        hits = {a.variant.original for a in won if a.label == label}
+        assert (counts[part]["tried"], counts[part]["hits"]) == (4, len(hits))
+        assert counts[part]["by_normaliser"] == len(hits)
+    assert set(counts[name]["moves"]) <= set(MOVES) and move in counts[name]["moves"]
+
+
+def test_nothing_is_the_normalisers_doing_where_there_is_none():
+    attempts = NormaliserAttacker().attack(TEXTS, LABELS, Normalising("none"))
+    counts = aimed_counts(attempts)
+    assert [c["by_normaliser"] for c in counts.values()] == [0, 0]
+    assert counts["worse"]["hits"] > 0  # plain evasions, which it has too
+
+
+def test_aiming_keeps_to_its_limit():
+    for limit in (4, 15):
+        model = Normalising("joins")
+        attempts = NormaliserAttacker(query_limit=limit).attack(TEXTS, LABELS, model)
+        assert max(a.variant.queries for a in attempts) <= limit
+        assert sum(a.variant.queries for a in attempts) == model.texts
 
 
 def test_the_bandit_goes_on_from_its_file(cfg):

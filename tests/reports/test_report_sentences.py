@@ -3,12 +3,14 @@
 import re
 from itertools import product
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from content_arena.reports import battle as battle_reports, evaluation as reports
 from content_arena.mlops.evaluator import evidence_record
 from content_arena.mlops.lineage import Certificate
+from content_arena.mlops.mixed_evidence import disguise_headline, mix_record
 
 SIDES = {
     "champion": dict(auc=0.871, detection_rate=0.896, false_positive_rate=0.426, attacked=503),
@@ -115,3 +117,66 @@ def test_a_sentence_that_is_not_of_the_record_is_found(said):
     "What the first model's reports said, and the like."
     record = record_of(champion=False, fought=True, promoted=False)
     assert contradictions(f"{said}\n{page_of(record)}", record)
+
+
+def scored(flags: dict[str, tuple[int, int]], comments: int = 200) -> pd.DataFrame:
+    """`comments` clean comments in disguise and as many toxic ones; `flags`: role to how many of the clean ones are
+    flagged as written, and in disguise."""
+    table = pd.DataFrame({"label": np.repeat([0, 1], comments), "disguised": "True"})
+    for role, counts in flags.items():
+        for column, count in zip((f"{role}_undisguised", role), counts):
+            table[column] = [0.9] * count + [0.1] * (comments - count) + [0.9] * comments
+    return table
+
+
+def headline_of(promoted: bool, champion: bool = True) -> tuple[str, dict]:
+    flags = {"champion": (26, 51), "challenger": (14, 15)}
+    table = scored(flags)
+    if not champion:
+        table[["champion", "champion_undisguised"]] = np.nan
+    record = {
+        "champion": {"version": "1"} if champion else None,
+        "challenger": {"version": "2"},
+        "should_promote": promoted,
+        "verdict": "promote" if promoted else "reject",
+        "samples_evaluated": len(table),
+        "reasons": ["a reason"],
+        "mix": mix_record(table, (0.5, 0.5), {}),
+    }
+    return disguise_headline(record), record
+
+
+@pytest.mark.parametrize("promoted, champion", product([True, False], repeat=2))
+def test_the_headline_is_about_the_filter_that_serves(promoted, champion):
+    said, record = headline_of(promoted, champion)
+    version, before, after = ("1", 26, 51) if champion and not promoted else ("2", 14, 15)
+    figures = re.fullmatch(
+        r"Version (\d)(, which is not served,)? flags (\d+) of 100 clean comments \((\d+) to (\d+)\), (\d+) of 100"
+        r" when disguised \((\d+) to (\d+)\): (\d+) and (\d+) of the same (\d+)\.",
+        said,
+    )
+    assert figures, said
+    assert figures[1] == version
+    assert bool(figures[2]) == (not promoted and not champion)
+    share, low, high, share_after, low_after, high_after, k, k_after, n = map(
+        int, figures.groups()[2:]
+    )
+    assert (k, k_after, n) == (before, after, 200)
+    assert (share, share_after) == (round(100 * k / n), round(100 * k_after / n))
+    assert low < share < high and low_after < share_after < high_after
+
+
+def test_a_manager_reads_it_before_any_reason():
+    said, record = headline_of(True)
+    banner = reports.verdict_banner(record)
+    assert banner.index(said) < banner.index("a reason")
+    assert banner.count("of 100") == 2
+
+
+def test_what_was_not_measured_is_not_given_a_number():
+    _, record = headline_of(True)
+    toxic_only = scored({"champion": (0, 0), "challenger": (0, 0)})
+    toxic_only = toxic_only[toxic_only.label == 1]
+    for mix in (None, mix_record(toxic_only, (0.5, 0.5), {}), {"challenger": {"clean": {}}}):
+        said = disguise_headline(record | {"mix": mix})
+        assert "was not asked" in said and "of 100" not in said

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 from ...disguises.families import FamilySplit, split_families
 from ..attackers.attempts import Attacker, Attempt
 from ..attackers.bandit import BanditState, add_learnt, load_state
+from ..attackers.normaliser import NormaliserAttacker, aimed_counts
 from .record import from_row, measure, to_row
 from .corpus import BattleError, Corpus
 from ...core.files import code_digest, write_json
@@ -69,7 +70,7 @@ _CODE = ("core.hangul", "core.text", "data.embedded_texts",
              "rules", "korean_sound", "korean_shape", "korean_script", "signs", "english",
              "targets", "validity", "families")),
          *("arena.attackers." + name for name in (
-             "attempts", "search", "bandit", "endpoint", "llm", "mix")),
+             "attempts", "search", "bandit", "endpoint", "llm", "normaliser", "mix")),
          "arena.coevolution.evolution", "arena.battles.record", "arena.battles.battle")
 
 @cache
@@ -159,9 +160,13 @@ def split(self: Battle) -> FamilySplit:
 
 @patch
 def measured(self: Battle) -> dict[str, Any]:
-    "The numbers of the attempts so far; those of a completed battle are in its record."
-    return measure(self.attempts, self.split)
+    """The numbers of the attempts so far; those of a completed battle are in its record.
 
+    With `aimed` (`aimed_counts`) if the attacker aimed at the normaliser."""
+    attempts, aims = self.attempts, self.record.get("strategy") == NormaliserAttacker.name
+    return measure(attempts, self.split) | ({"aimed": aimed_counts(attempts)} if aims else {})
+
+# %% ../../../nbs/10_arena/battles/30_battle.ipynb #d8f660d8
 @patch
 def save(self: Battle, **changes: Any) -> None:
     "Change the record, on disk too. Raises BattleError if it can't be written."
