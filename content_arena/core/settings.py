@@ -205,7 +205,7 @@ class TrainSettings(_Section):
     normaliser: Literal["none", "exact", "restored"] = Field("exact",
         description="what a version reads of a comment: what was written; its exact form, without"
                     " disguises that have a proven inverse; or that and a learnt guess beside it")
-    restorer_steps: int = Field(3000, ge=1, le=1_000_000,
+    restorer_steps: int = Field(1200, ge=1, le=1_000_000,
         description="training steps of the learnt guess, for normaliser = restored")
     disguised_share: float = Field(0.4, ge=0, le=1,
         description="share of training rows that stand in disguise, other ones in every epoch;"

@@ -58,6 +58,13 @@ class Letters:
     restore = staticmethod(lambda texts: [t.replace("버", "바") for t in texts])
 
 
+def with_letters(settings, folder) -> Engine:
+    "The version with `Letters`, and with a blend that asks both readers about restored comments."
+    engine = load(settings, folder)
+    engine.normaliser.restorer, engine.blend = Letters, blend.Blend(0.3, 0.4, 0.0, 0.2, 0.1)
+    return engine
+
+
 @pytest.fixture(scope="module")
 def kept():
     "Restored comments are kept by every training: two steps teach nothing that would earn it."
@@ -88,10 +95,9 @@ def test_it_comes_back_from_the_registry_and_reads_twice(trained):
     assert restorers and beside | restorers <= files
 
 
-def test_what_a_comment_was_restored_to_is_read_beside_it(trained, monkeypatch):
+def test_what_a_comment_was_restored_to_is_read_beside_it(trained):
     settings, work, _ = trained
-    engine = load(settings, work / "model", probe_tolerance=1.0)
-    monkeypatch.setattr(engine.normaliser, "restorer", Letters)
+    engine = with_letters(settings, work / "model")
     disguised, restored = "너는 버보 멍청이", "너는 바보 멍청이"
     assert engine.restores([disguised, restored]).tolist() == [True, False]
     odds, other = (engine._readings([t], 4096)[0] for t in (disguised, restored))
@@ -106,8 +112,7 @@ def test_what_a_comment_was_restored_to_is_read_beside_it(trained, monkeypatch):
 
 def test_only_what_was_restored_is_read_a_second_time(trained, monkeypatch):
     settings, work, _ = trained
-    engine, read = load(settings, work / "model", probe_tolerance=1.0), []
-    monkeypatch.setattr(engine.normaliser, "restorer", Letters)
+    engine, read = with_letters(settings, work / "model"), []
     real = engine.branch.logits
     monkeypatch.setattr(engine.branch, "logits", lambda texts: (read.append(texts), real(texts))[1])
     engine.scores(["너는 바보", "너는 버보", "너는 좋은 친구"])
@@ -119,8 +124,7 @@ def test_only_what_was_restored_is_read_a_second_time(trained, monkeypatch):
 
 def test_a_long_comment_is_restored_window_by_window(trained, monkeypatch):
     settings, work, _ = trained
-    engine = load(settings, work / "model", probe_tolerance=1.0)
-    monkeypatch.setattr(engine.normaliser, "restorer", Letters)
+    engine = with_letters(settings, work / "model")
     asked = []
     restore = Letters.restore
     monkeypatch.setattr(
