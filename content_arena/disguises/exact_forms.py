@@ -223,7 +223,7 @@ def certified(rule: str) -> bool:
 
 # %% ../../nbs/04_disguises/98_exact_forms.ipynb #824ef95d
 _TOUCHING = re.compile("[A-Za-z][가-힣]|[가-힣][A-Za-z]")
-_LEET_AFTER = re.compile("[가-힣][ㄱ-ㅎ][rlHF]")
+_LEET_AFTER = re.compile("[가-힣][ㅏ-ㅣ]?[ㄱ-ㅎ][rlHF]")
 _NEAR_LETTERS = re.compile("[ㄱ-ㅎ]일|[구인대거][ㅏ-ㅣ일]|[ㄱ-ㅎ][ㅏ-ㅣ][구인대거]")
 _LOOSE_RUN = re.compile("[ㄱ-ㅣ](?=" + TURNABLE.pattern + ")|" + TURNABLE.pattern + "(?=[ㄱ-ㅣ])")
 
@@ -241,18 +241,19 @@ def _hanja_apart(text: str) -> bool:
 def _leet_apart(text: str) -> bool:
     form = without_signs(plain_letters(text))
     return _no_strokes(text) and not _TOUCHING.search(form) and not re.search(
-        "[ㄱ-ㅎ][ㅏ-ㅣ][가-힣]", form)
+        "[ㄱ-ㅎ가-힣][ㅏ-ㅣ][가-힣]", form)
 
 def _no_typed(text: str) -> bool:
-    form = without_borrowed(without_signs(plain_letters(text)))
+    form = without_signs(plain_letters(text))
     words = re.findall("[A-Za-z]+", form.lower())
-    return not re.search("[ㄱ-ㅎ][rlhfRL]", form) and (
-        not typed_by_mistake(form) or not any(is_typed(w) for w in words))
+    return not re.search("[ㄱ-ㅎ][rlhf]", form.lower()) and (
+        not typed_by_mistake(without_borrowed(form)) or not any(is_typed(w) for w in words))
 
 # %% ../../nbs/04_disguises/98_exact_forms.ipynb #e044b96e
 def _keys_tell(text: str) -> bool:
-    form = without_borrowed(without_signs(plain_letters(text)))
-    if not _plain(text) or _TOUCHING.search(form) or _TOUCHING.search(text):
+    shown = without_signs(plain_letters(text))
+    form = without_borrowed(shown)
+    if not _plain(text) or _TOUCHING.search(form) or _TOUCHING.search(shown):
         return False
     runs = re.findall("[가-힣]+", text) + re.findall("[가-힣]+", form)
     return not any(keystrokes(r).lower() in ENGLISH for r in runs) and typed_by_mistake(

@@ -56,13 +56,13 @@ def tried(rule: str, texts: list[str], variants: int) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("rule", certified_rules())
 def test_no_variant_of_a_certified_rule_has_another_form(rule):
     usable = [t for t in BY_RULE[rule] if RULES[rule](t) != t]
-    made, changed = tried(rule, usable, 1000)
+    made, changed = tried(rule, usable, 600)
     assert not changed, changed[:3]
-    assert made >= (1000 if rule != "rotation" else 50), made
+    assert made >= (600 if rule != "rotation" else 50), made
 
 
 @given(text=mixed, rule=st.sampled_from(certified_rules()), number=st.integers(0, 10**6))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_nor_has_one_of_what_nobody_would_write(text, rule, number):
     if covers(rule, text):
         variant = numbered_variant(rule, text, number)
@@ -70,7 +70,7 @@ def test_nor_has_one_of_what_nobody_would_write(text, rule, number):
 
 
 @given(text=anything | mixed)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_a_form_is_its_own_form_and_can_be_written_anywhere(text):
     form = exact_form(text)
     assert exact_form(form) == form
@@ -150,11 +150,11 @@ def test_plain_korean_passes_unchanged():
 
 @pytest.mark.needs("data")
 def test_real_comments_too(data_dir: Path):
-    texts = (data_dir / "beep_unlabeled.txt").read_text(encoding="utf-8").split("\n")[:1500]
+    texts = (data_dir / "beep_unlabeled.txt").read_text(encoding="utf-8").split("\n")[:600]
     texts = [t for t in texts if t]
     for rule in certified_rules():
         if RULES[rule].lang != "en":
-            assert not tried(rule, [t for t in texts if RULES[rule](t) != t], 250)[1], rule
+            assert not tried(rule, [t for t in texts if RULES[rule](t) != t], 150)[1], rule
     assert unchanged(texts) > 0.7
 
 

@@ -68,3 +68,16 @@ def test_what_was_loaded_is_loaded_in_a_fork_and_another_environment_gets_an_ord
     code = "import sys; print('torch' in sys.modules)"
     assert ended(python(), code)[1] == "True\n"
     assert ended(python(), code, env=os.environ | {"HF_HOME": "elsewhere"})[1] == "False\n"
+
+
+def test_what_every_command_sets_does_not_make_its_kernels_ordinary():
+    "Each of them would load the libraries anew: of a whole run of the tests that was half."
+    code = "import sys; print('torch' in sys.modules)"
+    prepare = "from content_arena.core.config import quiet_libraries, spare_loopback, wait_briefly"
+    inner = (
+        f"import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', {code!r}]))"
+    )
+    calls = "quiet_libraries(), spare_loopback(), wait_briefly()"
+    assert "True" in ended(python(), f"{prepare}; {calls}; {inner}")[1]
+    spinning = os.environ | {"GOMP_SPINCOUNT": "7"}
+    assert ended(python(), code, env=spinning)[1] == "False\n"

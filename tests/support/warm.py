@@ -4,8 +4,9 @@ Loading torch, transformers, peft and MLflow takes longer than most of what the 
 a test session loads them and does nothing else; the program asks it for a fork, hands it its arguments, environment,
 folder and open files, passes signals on, and ends as the fork does. What is imported is all that the fork inherits.
 Where that could matter the program becomes an ordinary Python instead: with another environment than the session's
-(but for the names below), another option than -c or -m, or no process to ask. Kernels that a fork starts are forks
-too. A test of signals to a whole process group, or of the start itself, takes `sys.executable`.
+(but for the names below, and for what every command sets, see `prepared`), another option than -c or -m, or no process
+to ask. Kernels that a fork starts are forks too. A test of signals to a whole process group, or of the start itself,
+takes `sys.executable`.
 """
 
 import atexit
@@ -55,12 +56,12 @@ SIGNALS = (
 
 PROGRAM = """#!{base} -IS
 import json, os, signal, socket, struct, sys
-PYTHON, WHERE, FREE, ENV, SIGNALS = {values}
+PYTHON, WHERE, FREE, ENV, OURS, SIGNALS = {values}
 
 def ordinary():
     os.execv(PYTHON, [PYTHON, *sys.argv[1:]])
 
-env = {{k: v for k, v in os.environ.items() if not (k + "=").startswith(FREE)}}
+env = {{k: v for k, v in os.environ.items() if not (k + "=").startswith(FREE) and v not in OURS.get(k, ())}}
 words = sys.argv[1:]
 while words and words[0] == "-u":
     words = words[1:]
@@ -204,6 +205,16 @@ def become(asked: dict, files: list[int]) -> tuple[str, str]:
     return kind, more[0] if kind in ("-c", "-m") else ""
 
 
+def prepared(env: dict[str, str]) -> dict[str, str]:
+    "What a command adds to the environment `env` before it loads a library: its kernels have that too."
+    from content_arena.core.config import quiet_libraries, spare_loopback, wait_briefly
+
+    ours = dict(env)
+    for prepare in (spare_loopback, quiet_libraries, wait_briefly):
+        prepare(ours)
+    return {k: v for k, v in ours.items() if env.get(k) != v}
+
+
 @cache
 def python() -> str:
     """The path of the program; the process behind it is started by the first call, and ends with this one.
@@ -214,7 +225,10 @@ def python() -> str:
     folder = Path(tempfile.mkdtemp(prefix="warm-"))
     env = {k: v for k, v in os.environ.items() if not (k + "=").startswith(FREE)}
     base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    values = (sys.executable, str(folder / "door"), FREE, env, tuple(map(int, SIGNALS)))
+    ours = prepared(env)
+    compared = {k: v for k, v in env.items() if k not in ours}
+    both = {k: (env.get(k), v) for k, v in ours.items()}
+    values = (sys.executable, str(folder / "door"), FREE, compared, both, tuple(map(int, SIGNALS)))
     file = folder / "python"
     file.write_text(PROGRAM.format(base=base, values=repr(values)))
     file.chmod(0o755)
@@ -222,7 +236,7 @@ def python() -> str:
         [sys.executable, __file__, str(folder / "door")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=env,
+        env=env | ours,
         text=True,
         cwd=Path(__file__).parents[2],
     )
