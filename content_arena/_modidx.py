@@ -4853,6 +4853,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                       'content_arena/workflows/training_plan.py'),
                                                        'content_arena.workflows.training_plan._measure_network': ( '13_workflows/training_plan.html#_measure_network',
                                                                                                                    'content_arena/workflows/training_plan.py'),
+                                                       'content_arena.workflows.training_plan._measure_restorer': ( '13_workflows/training_plan.html#_measure_restorer',
+                                                                                                                    'content_arena/workflows/training_plan.py'),
                                                        'content_arena.workflows.training_plan._scoring': ( '13_workflows/training_plan.html#_scoring',
                                                                                                            'content_arena/workflows/training_plan.py'),
                                                        'content_arena.workflows.training_plan.memory_gib': ( '13_workflows/training_plan.html#memory_gib',

@@ -204,6 +204,7 @@ def _restored(self: Engine, parts: list[str], odds: dict[str, np.ndarray],
                                                  self.branch.logits)
     return said
 
+# %% ../../nbs/06_inference/30_engine.ipynb #4adf7e33
 @patch(as_prop=True)
 def restoring(self: Engine) -> bool:
     "Whether what comments are restored to has a say."

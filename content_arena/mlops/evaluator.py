@@ -130,9 +130,11 @@ def score_unrestored(scorer: LoadedModel, test: TestSet, scores: np.ndarray) -> 
 SLICES = ("source", "lang", "functionality", "length", "disguised")
 
 def score_rows(test: TestSet, champion: np.ndarray | None, challenger: np.ndarray,
-               before: tuple[np.ndarray | None, np.ndarray] | None = None) -> pd.DataFrame:
+               before: tuple[np.ndarray | None, np.ndarray] | None = None,
+               unrestored: np.ndarray | None = None) -> pd.DataFrame:
     """Columns row (canonical_sha), label, source, lang, functionality, length, disguised, champion,
-    challenger; with scores `before` disguise of both, champion_ and challenger_undisguised too."""
+    challenger; with scores `before` disguise of both, champion_ and challenger_undisguised too, and
+    challenger_unrestored with those `unrestored`."""
     frame = test.frame.assign(length=length_bucket(test.frame.text.str.len()))
     table = pd.DataFrame({"row": test.fingerprints.canonical_sha.to_numpy(), "label": frame.label})
     for column in SLICES:
@@ -143,6 +145,8 @@ def score_rows(test: TestSet, champion: np.ndarray | None, challenger: np.ndarra
     table["challenger"] = challenger
     for role, scores in zip(("champion", "challenger"), before or ()):
         table[f"{role}_undisguised"] = np.nan if scores is None else scores
+    if unrestored is not None:
+        table["challenger_unrestored"] = unrestored
     return table
 
 def patterns(table: pd.DataFrame, thresholds: tuple[float, float]) -> np.ndarray:
@@ -408,9 +412,7 @@ def compare(
     if suite is not None:
         battle = suite.evidence(*fought)
     (p, p_before, _), (q, q_before, unrestored) = scores
-    table = score_rows(test, p, q, (p_before, q_before) if test.mix else None)
-    if unrestored is not None:
-        table["challenger_unrestored"] = unrestored
+    table = score_rows(test, p, q, (p_before, q_before) if test.mix else None, unrestored)
     limits = (scorers[0 if old else 1].threshold, scorers[1].threshold)
     e = Evidence(counts=tuple(patterns(table, limits).tolist()), has_champion=old is not None,
                  clean=clean_counts(table, limits),

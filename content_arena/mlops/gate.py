@@ -181,8 +181,8 @@ def check_normaliser(evidence: Evidence, settings: Settings) -> Check:
     "Restoring comments changes at most `max_clean_flips` of the verdicts without disguise."
     e = evidence.restoring
     if e is None:
-        return Check("normaliser", "off", "no comment is restored: it reads what was written, or its"
-                     " exact form, and nothing else")
+        return Check("normaliser", "off", "no comment is restored: it reads what was written, or"
+                     " its exact form, and nothing else")
     limit, share = settings.max_clean_flips, e["flips"] / e["rows"]
     text = (f"restoring comments changes {e['flips']} of {e['rows']:,} verdicts without disguise"
             f" ({share:.2%}), {e['clean_flips']} of them on the {e['clean']:,} clean ones;"

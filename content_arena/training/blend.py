@@ -97,11 +97,12 @@ class Ablation:
 
 def ablate(known: Mapping[str, np.ndarray], more: Mapping[str, np.ndarray], labels: np.ndarray,
            added: str = "characters") -> Ablation:
-    """What the log odds `more` add to the `known` ones on validation rows (n,), cross-fitted in five
-    parts; both are named as in `Blend`. Raises ValueError with fewer than five rows of a class."""
+    """What the log odds `more` add to the `known` ones on validation rows (n,), cross-fitted in
+    five parts; named as in `Blend`. Raises ValueError with fewer than five rows of a class."""
     labels, scores = np.asarray(labels), np.zeros((2, len(labels)))
     ways = [{"characters": None} | dict(known), {"characters": None} | dict(known) | dict(more)]
-    rows_of = lambda odds, rows: {k: x if x is None else np.asarray(x)[rows] for k, x in odds.items()}
+    rows_of = lambda odds, rows: {k: x if x is None else np.asarray(x)[rows]
+                                  for k, x in odds.items()}
     for rest, part in StratifiedKFold(5, shuffle=True, random_state=0).split(labels, labels):
         for i, odds in enumerate(ways):
             blend = fit_blend(labels=labels[rest], **rows_of(odds, rest))

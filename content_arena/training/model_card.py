@@ -109,8 +109,8 @@ def limit_lines(facts: Mapping[str, Any]) -> list[str]:
 READS = {
     "none": "What was written, in Unicode normal form C: no disguise is undone.",
     "exact": ("The exact form of a comment, instead of what was written: disguises that have a"
-              " proven inverse (invisible characters, letters spelt apart, look-alikes and more) are"
-              " undone first, and so can't change its answer.")}
+              " proven inverse (invisible characters, letters spelt apart, look-alikes and more)"
+              " are undone first, and so can't change its answer.")}
 READS["restored"] = READS["exact"] + (" What has no inverse is guessed at, letter by letter, by a"
                                       " small network: where it is sure that a letter was another"
                                       " one, the comment is read a second time, restored.")
@@ -130,7 +130,8 @@ def training_card(facts: Mapping[str, Any], figures: Sequence[Mapping[str, Any]]
                      eval_results(figures, facts["dataset"][:16], name, "validation"))
     parts = [f"# {facts['name']}", "A filter that says how likely a comment is toxic (label 1) or"
              f" clean (0). It answers by: {' and '.join(facts['readers'])}.",
-             "## Use", USE, "## What it reads", READS[facts["normaliser"]], "## Data", "\n".join(_data_lines(facts)),
+             "## Use", USE, "## What it reads", READS[facts["normaliser"]], "## Data",
+             "\n".join(_data_lines(facts)),
              "## Figures on validation rows", "Toxic is the positive class, at the threshold that"
              " training chose on these rows: expect less on others. Slices of fewer than 30 rows"
              " are left out.", figures_table(figures), "## Limits",

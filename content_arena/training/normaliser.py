@@ -23,8 +23,8 @@ from .restorer import Restorer
 KINDS = ("none", "exact", "restored")
 
 class Normaliser:
-    """What a version reads instead of what was written. `kind`: none, exact or restored; `restorer`:
-    of the last one, None for the others; `size_mb`: memory of what was learnt, MB.
+    """What a version reads instead of what was written. `kind`: none, exact or restored;
+    `restorer`: of the last one, else None; `size_mb`: memory of what was learnt, MB.
 
     Raises ValueError for another kind, or if a restorer is missing or has no use."""
     def __init__(self, kind: str = "none", restorer: Restorer | None = None):
@@ -55,8 +55,8 @@ class Normaliser:
 # %% ../../nbs/05_training/51_normaliser.ipynb #33eb7d34
 def read_again(first: np.ndarray, texts: Sequence[str], restored: Sequence[str],
                score: Callable[[list[str]], np.ndarray]) -> np.ndarray:
-    """What a reader says of `restored`, of which it said `first` (n,) about `texts`: asked (`score`)
-    where they differ, the same where they don't."""
+    """What a reader says of `restored`, if it said `first` (n,) of `texts`: asked (`score`) where
+    they differ, the same where they don't."""
     which = [i for i, (old, new) in enumerate(zip(texts, restored)) if old != new]
     said = np.array(first, dtype=np.float64)
     if which:

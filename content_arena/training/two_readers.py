@@ -91,7 +91,7 @@ def _fewest(labels: np.ndarray) -> int:
 # %% ../../nbs/05_training/75_two_readers.ipynb #a1e7de23
 @dataclass(frozen=True)
 class Restored:
-    "The n validation rows as the normaliser restored them, and the network's log odds (n,) of that."
+    "n validation rows as the normaliser restored them, and the network's log odds (n,) of that."
     texts: list[str]
     network: np.ndarray
 
