@@ -79,9 +79,8 @@ def load_network(base: BaseModel, head: str, quantization: str, dtype: torch.dty
     try:
         network = cls.from_pretrained(base.path, use_safetensors=True, **kwargs)
     except (OSError, ValueError, KeyError) as e:
-        raise ModelError(
-            f"base model {base.model_id} does not load from {base.path.name}: {e}"
-        ) from e
+        raise ModelError(f"base model {base.model_id} does not load from {base.path.name}: {e}"
+                         ) from e
     if network.config.pad_token_id is None:
         network.config.pad_token_id = load_tokenizer(base.path).pad_token_id
     if head == "mean" and getattr(network, "pooler", None) is not None:
@@ -164,9 +163,8 @@ def _assert_head(classifier: ContentClassifier) -> None:
                   if "modules_to_save" in n and isinstance(m, nn.Linear)]
     for layer in layers:
         if isinstance(layer, bnb.nn.Linear4bit) or not layer.weight.is_floating_point():
-            raise ModelError(
-                "the classification head was quantised: list it in llm_int8_skip_modules"
-            )
+            raise ModelError("the classification head was quantised: list it in"
+                             " llm_int8_skip_modules")
         layer.float().requires_grad_(True)
     if not layers:
         raise ModelError("the network has no trainable classification head; set head = mean")
@@ -181,12 +179,9 @@ def encode(tokenizer, texts: Sequence[str], max_length: int,
                      max_length=max_length)["input_ids"]
 
 # %% ../../nbs/05_training/40_classifier.ipynb #0c97e4ab
-def length_batches(
-    lengths: Sequence[int],
-    batch_tokens: int,
-    rng: np.random.Generator | None = None,
-    chunk: int = 8192,
-) -> list[np.ndarray]:
+def length_batches(lengths: Sequence[int], batch_tokens: int,
+                   rng: np.random.Generator | None = None,
+                   chunk: int = 8192) -> list[np.ndarray]:
     """Index arrays, each covering at most `batch_tokens` padded tokens (at least one text).
 
     With `rng`, in random order and composition; without, longest first, for evaluation."""
@@ -306,9 +301,8 @@ def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = Non
 class DenseCopy:
     "A dense twin of a classifier in training, refreshed from it before each validation."
 
-    def __init__(
-        self, trained: ContentClassifier, base: BaseModel, spec: dict, device: str = "cpu"
-    ):
+    def __init__(self, trained: ContentClassifier, base: BaseModel, spec: dict,
+                 device: str = "cpu"):
         self.trained, self.dtype = trained, getattr(torch, spec["trained_dtype"])
         network = load_network(base, spec["head"], "none", self.dtype, device)
         touched = {n for n, m in trained.network.base_model.model.named_modules()
@@ -330,9 +324,8 @@ class DenseCopy:
                 merged = weight.float() + module.get_delta_weight("default").float()
                 dense.get_submodule(name).weight.copy_(merged.to(self.dtype))
             elif hasattr(module, "modules_to_save"):
-                dense.get_submodule(name).load_state_dict(
-                    module.modules_to_save["default"].state_dict()
-                )
+                state = module.modules_to_save["default"].state_dict()
+                dense.get_submodule(name).load_state_dict(state)
                 dense.get_submodule(name).float()
         return self.classifier
 
@@ -402,10 +395,8 @@ def read_spec(folder: Path) -> dict:
     ModelError: missing, of an unknown format or form."""
     spec = of_today(_read_json(folder, SPEC_FILE))
     if (own := spec.get("format")) != FORMAT:
-        raise BadModel(
-            f"model folder {Path(folder).name}: format {own!r} is none of 1 to {FORMAT};"
-            " it was written by another version of content_arena"
-        )
+        raise BadModel(f"model folder {Path(folder).name}: format {own!r} is none of 1 to {FORMAT};"
+                       " it was written by another version of content_arena")
     try:
         text_form(spec)
     except ValueError as e:
@@ -422,13 +413,10 @@ def verify_model(folder: Path, expected_sha256: str | None = None,
     """
     folder, manifest = Path(folder), read_manifest(folder)
     files = manifest.get("files", {})
-    here = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {
-        MANIFEST_FILE
-    }
-    for name in sorted(here ^ set(files)):
-        raise BadModel(
-            f"model folder {folder.name}: {name} is {'missing' if name in files else 'not listed'}"
-        )
+    here = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    for name in sorted((here - {MANIFEST_FILE}) ^ set(files)):
+        raise BadModel(f"model folder {folder.name}: {name} is"
+                       f" {'missing' if name in files else 'not listed'}")
     for name, sha256 in files.items():
         if file_sha256(folder / name, tick) != sha256:
             raise BadModel(f"model folder {folder.name}: {name} differs from its manifest;"
@@ -461,10 +449,8 @@ def save_model(classifier: ContentClassifier, folder: Path, spec: dict,
             (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         _strip_local_path(temporary / "adapter_config.json", spec["base_model"])
         if classifier.head is not None:
-            state = {
-                k: v.detach().float().cpu().contiguous()
-                for k, v in classifier.head.state_dict().items()
-            }
+            state = {k: v.detach().float().cpu().contiguous()
+                     for k, v in classifier.head.state_dict().items()}
             save_file(state, temporary / "head.safetensors")
         if branch is not None:
             branch.save(temporary)

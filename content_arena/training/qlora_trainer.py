@@ -245,26 +245,27 @@ def _card(settings: Settings, base: BaseModel, train: pd.DataFrame, rows: MixedR
     return training_card(facts, slice_figures(rows.valid, scores, spec["threshold"]))
 
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #1aa1ed9a
-def _rows(train: pd.DataFrame, valid: pd.DataFrame, s: Settings, progress: bool
+def _rows(train: pd.DataFrame, valid: pd.DataFrame, settings: Settings, progress: bool
           ) -> tuple[pd.DataFrame, MixedRows, MixedRows]:
     "The training split with its views, and the rows of a training: as written, and as read."
-    reads = Normaliser.before_learning(s.normaliser)
-    train = with_views(train) if s.augment_views else train
-    weighted = with_weights(train, s, reads.exact)
+    reads = Normaliser.before_learning(settings.normaliser)
+    train = with_views(train) if settings.augment_views else train
+    weighted = with_weights(train, settings, reads.exact)
     mlflow.log_param("rows_left_out", len(train) - len(weighted))
-    written = mixed_rows(weighted, valid, s, progress)
+    written = mixed_rows(weighted, valid, settings, progress)
     return train, written, written.read_by(reads)
 
-def _learn(s: Settings, rows: MixedRows, place: Path, progress: bool) -> tuple[Normaliser, str]:
+def _learn(settings: Settings, rows: MixedRows, place: Path,
+           progress: bool) -> tuple[Normaliser, str]:
     "The normaliser of a training, learnt from its comments, and what there is to say of it."
-    if s.normaliser != "restored":
-        return Normaliser(s.normaliser), "not asked for"
+    if settings.normaliser != "restored":
+        return Normaliser(settings.normaliser), "not asked for"
     train = rows.train
     own = ~train["disguised"].to_numpy(bool)
     if "attack" in train:
         own &= train["attack"].isna().to_numpy()
-    return Normaliser.learn(train["text"][own].tolist(), valid_mix(s).rules, place,
-                            steps=s.restorer_steps, seed=s.seed, progress=progress)
+    return Normaliser.learn(train["text"][own].tolist(), valid_mix(settings).rules, place,
+                            steps=settings.restorer_steps, seed=settings.seed, progress=progress)
 
 @patch
 def _read(self: QLoRATrainer, rows: MixedRows, odds: Odds, logits: np.ndarray, work: Path,
