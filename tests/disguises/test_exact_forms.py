@@ -8,9 +8,11 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from repository_files import ROOT
+from sklearn.metrics import f1_score
 
 from content_arena.core.hangul import LEADS, TAILS, VOWELS, join, split
 from content_arena.core.text import language
@@ -28,6 +30,7 @@ from content_arena.disguises.exact_forms import (
     numbered_variant,
 )
 from content_arena.disguises.families import RULES
+from content_arena.training import character_branch
 
 TEXTS = embedded_corpus().sample(frac=1, random_state=4).text.tolist()
 BY_RULE = {
@@ -181,3 +184,24 @@ def test_the_script_refuses_a_rule_without_certificate(script, monkeypatch, caps
     with pytest.raises(SystemExit) as ended:
         script.main()
     assert ended.value.code == 2 and "liaison has no certificate" in capsys.readouterr().err
+
+
+def test_the_figure_is_the_field_s_macro_f1(script):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 300)
+    scores = rng.normal(size=300) + labels
+    for threshold in (-0.5, 0.3, 1.2):
+        ours = script.macro_f1(scores, labels, np.array([threshold]))[0]
+        assert ours == pytest.approx(f1_score(labels, scores > threshold, average="macro"))
+
+
+def test_the_price_of_a_form_is_seen(script, monkeypatch):
+    "Forms that fold everything together cost all that a reader knows; those that fold little, little."
+    monkeypatch.setattr(character_branch, "BUCKETS", 2**11)
+    frame = embedded_corpus().sample(700, random_state=2)
+    honest = script.price(frame[:500], frame[500:])
+    assert honest["exact form"]["macro_f1"] > honest["NFC"]["macro_f1"] - 0.05 > 0.6
+    monkeypatch.setattr(exact_forms, "exact_form", lambda t: "x")
+    spoilt = script.price(frame[:500], frame[500:])
+    assert spoilt["exact form"]["macro_f1"] < spoilt["NFC"]["macro_f1"] - 0.2
+    assert spoilt["NFC"] == honest["NFC"]
