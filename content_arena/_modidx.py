@@ -4285,6 +4285,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'content_arena/training/tagger.py'),
                                                'content_arena.training.tagger._alternatives': ( '05_training/tagger.html#_alternatives',
                                                                                                 'content_arena/training/tagger.py'),
+                                               'content_arena.training.tagger._means': ( '05_training/tagger.html#_means',
+                                                                                         'content_arena/training/tagger.py'),
                                                'content_arena.training.tagger._slots': ( '05_training/tagger.html#_slots',
                                                                                          'content_arena/training/tagger.py'),
                                                'content_arena.training.tagger._sums': ( '05_training/tagger.html#_sums',
