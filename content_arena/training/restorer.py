@@ -110,8 +110,8 @@ def _read_batch(self: Restorer, pieces: list[tuple[str, int, int]]) -> Guesses:
     own = [np.arange(a + i, a + k) for a, (_, i, k) in zip(starts, pieces)]
     return guesses(logits[torch.from_numpy(np.concatenate(own))])
 
-# %% ../../nbs/05_training/49_restorer.ipynb #dd882940
-STEPS, FEWEST, KEPT, ROUND = 1200, 50, 1500, 2000
+# %% ../../nbs/05_training/49_restorer.ipynb #ff5c140f
+STEPS, FEWEST, KEPT, ROUND = 1000, 50, 1500, 2000
 PEAK, WARM_UP, CLIP = 2e-3, 100, 1.0                     # learning rate, its steps, longest slope
 
 def _usable(texts: Sequence[str]) -> list[str]:

@@ -60,9 +60,10 @@ def test_no_attack_of_a_certified_rule_changes_a_certified_verdict(toxic):
 
 
 def test_who_reads_what_was_written_certifies_nothing(toxic):
-    hidden = [RULES["zero_width"](t, 1.0, 0) for t in toxic]  # to tell the two apart
+    own = [t for t in toxic if exact_form(t) == t]  # by these alone nobody could tell
+    assert own
     for model in (Reader(str), WordScorer(), Reader(lambda t: exact_form(t) + " ")):
-        counts = counted(model, toxic + hidden)
+        counts = counted(model, own)
         assert counts["certified"] == 0 and counts["flagged"] > 0
         said = certified_sentence(counts, "Version 7")
         assert "Certified recall: 0 %" in said and "reads what was written" in said

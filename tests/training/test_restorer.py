@@ -5,8 +5,10 @@ import resource
 import numpy as np
 import pytest
 
+from content_arena.core.config import load_settings
 from content_arena.core.text import language
 from content_arena.data.embedded_corpus import embedded_corpus
+from content_arena.data.readers import load_unlabelled
 from content_arena.disguises.families import split_families
 from content_arena.disguises.rules import RULES
 from content_arena.training import restorer as module
@@ -168,3 +170,15 @@ def test_tags_lead_back_wherever_they_say_so(name: str, texts):
         else:  # no tag says what is missing at the end
             assert original.startswith(edited(text, tags))
     assert unknown < 40
+
+
+@pytest.mark.slow
+@pytest.mark.needs("data")
+def test_an_unseen_family_of_real_comments_is_restored_in_part(data_dir):
+    table = load_unlabelled("beep_unlabeled", load_settings(data_dir=str(data_dir)))
+    comments = table.frame.text.tolist()
+    unseen = [r for r in KOREAN if r.family == "respelling"]
+    rules = [r for r in KOREAN if r not in unseen]
+    restorer = Restorer.fit(comments[:4000], rules=rules, steps=60, seed=0, width=64)
+    judgement = judged(restorer, [exact_form(t) for t in comments[-300:]], unseen)
+    assert judgement.restored > 0.01 and judgement.damaged < 0.01, judgement
