@@ -3013,6 +3013,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'content_arena/reports/battle.py'),
                                               'content_arena.reports.battle.battle_summary': ( '12_reports/battle.html#battle_summary',
                                                                                                'content_arena/reports/battle.py'),
+                                              'content_arena.reports.battle.beside_table': ( '12_reports/battle.html#beside_table',
+                                                                                             'content_arena/reports/battle.py'),
                                               'content_arena.reports.battle.best_evasions': ( '12_reports/battle.html#best_evasions',
                                                                                               'content_arena/reports/battle.py'),
                                               'content_arena.reports.battle.percent': ( '12_reports/battle.html#percent',

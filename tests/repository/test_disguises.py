@@ -88,7 +88,7 @@ def test_the_threshold_is_that_of_validation_comments(script):
 
 def test_characters_restored_and_damaged_are_counted(script):
     counts = script.restored_share(
-        ["바부야", "너너", "abc"], ["바보여", "너너", "ab"], ["바보야", "너도", "abd"]
+        ["바부야", "너너", "xyz"], ["바보여", "너너", "xy"], ["바보야", "너도", "xyw"]
     )
     assert counts == {"changed": 2, "restored": 1, "unchanged": 3, "damaged": 1}
 
