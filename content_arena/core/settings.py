@@ -199,9 +199,12 @@ class TrainSettings(_Section):
     doubted_labels: float = Field(1.0, ge=0, le=1,
         description="how much a training row counts whose label a model of the other rows doubts;"
                     " 0: it is left out, 1: as any other")
-    augment_views: bool = Field(
-        False, description="train on the normalised views of a text too, where they differ"
-    )
+    augment_views: bool = Field(False,
+        description="train on the normalised views of a text too, where they differ")
+    normaliser: Literal["none", "exact", "restored"] = Field("exact", description="what is read:"
+        " what was written; its exact form, without disguises that have a proven inverse; or that"
+        " and a learnt guess beside it")
+    restorer_steps: int = Field(1200, ge=1, description="training steps of that guess")
     disguised_share: float = Field(0.4, ge=0, le=1,
         description="share of training rows that stand in disguise, other ones in every epoch;"
                     " 0: none")
@@ -217,9 +220,8 @@ class GateSettings(_Section):
     )
     min_samples: int = Field(1000, ge=1, description="evaluated rows needed for a decision")
     floor_f1: float = Field(0.70, ge=0, le=1, description="F1 a first model needs to be promoted")
-    significance: bool = Field(
-        True, description="bootstrap lower bound of the F1 gain must exceed 0"
-    )
+    significance: bool = Field(True,
+        description="bootstrap lower bound of the F1 gain must exceed 0")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided confidence of that bound")
     bootstrap_resamples: int = Field(
         2000, ge=100, le=1_000_000, description="paired bootstrap resamples"
@@ -245,6 +247,8 @@ class GateSettings(_Section):
                     " model; 0: none")
     clean_f1_tolerance: float = Field(0.01, ge=0, lt=1,
         description="F1 on the test rows without disguise that a challenger may lose")
+    max_clean_flips: float = Field(0.005, ge=0, le=1,
+        description="share of verdicts on undisguised test rows that restoring may change")
     shadow_guard: bool = Field(True,
         description="labelled shadow traffic may not show the challenger to be worse")
     latency_budget_ms: float = Field(0, ge=0,

@@ -191,12 +191,13 @@ CERTIFICATES = {
     "hangul_leet": "up to a single r l H F after a consonant, unless Latin letters follow",
     "rotation": "up to turning a run of syllables, where it still is one when signs are gone",
     "keyboard_layout": "up to the layout, unless a word's keys are listed as English (so, go, the),"
-                       " touch Latin letters, or all of few Korean words are typed among Latin ones"}
+                       " touch Latin letters, or all of few Korean words are typed among others"}
 _LOST_SOUND = "the letter that stood there is lost; one form for all of a sound merges words (개, 게)"
 _LOST_EDGE = "머거 may be 먹어 or 머거; one form for both merges words that people write"
 _LOST_LETTER = "a letter is lost or moved: many words become the same"
 UNCERTIFIED = dict.fromkeys(
-    ("initial_replacement", "medial_replacement", "final_replacement"), _LOST_SOUND) | dict.fromkeys(
+    ("initial_replacement", "medial_replacement", "final_replacement"),
+    _LOST_SOUND) | dict.fromkeys(
     ("liaison", "resyllabification", "insertion_initial", "insertion_final"), _LOST_EDGE) | {
     "insertion_medial": "a glide may have been there: 야 or 아",
     "look_alike": "both syllables make words: 대 or 머, 귀 or 커",
@@ -223,11 +224,11 @@ def certified(rule: str) -> bool:
 
 # %% ../../nbs/04_disguises/98_exact_forms.ipynb #824ef95d
 _TOUCHING = re.compile("[A-Za-z][가-힣]|[가-힣][A-Za-z]")
-_LEET_AFTER = re.compile("[가-힣][ㄱ-ㅎ][rlHF]")
+_LEET_AFTER = re.compile("[가-힣][ㅏ-ㅣ]?[ㄱ-ㅎ][rlHF]")
 _NEAR_LETTERS = re.compile("[ㄱ-ㅎ]일|[구인대거][ㅏ-ㅣ일]|[ㄱ-ㅎ][ㅏ-ㅣ][구인대거]")
 _LOOSE_RUN = re.compile("[ㄱ-ㅣ](?=" + TURNABLE.pattern + ")|" + TURNABLE.pattern + "(?=[ㄱ-ㅣ])")
 
-_FILLER = re.compile("[\u115f\u1160\u3164\uffa0]")                  # letters, by Unicode, without ink
+_FILLER = re.compile("[\u115f\u1160\u3164\uffa0]")         # letters, by Unicode, without ink
 
 def _plain(text: str) -> bool: return text == nfc(text) and not _FILLER.search(text)
 
@@ -241,18 +242,19 @@ def _hanja_apart(text: str) -> bool:
 def _leet_apart(text: str) -> bool:
     form = without_signs(plain_letters(text))
     return _no_strokes(text) and not _TOUCHING.search(form) and not re.search(
-        "[ㄱ-ㅎ][ㅏ-ㅣ][가-힣]", form)
+        "[ㄱ-ㅎ가-힣][ㅏ-ㅣ][가-힣]", form)
 
 def _no_typed(text: str) -> bool:
-    form = without_borrowed(without_signs(plain_letters(text)))
+    form = without_signs(plain_letters(text))
     words = re.findall("[A-Za-z]+", form.lower())
-    return not re.search("[ㄱ-ㅎ][rlhfRL]", form) and (
-        not typed_by_mistake(form) or not any(is_typed(w) for w in words))
+    return not re.search("[ㄱ-ㅎ][rlhf]", form.lower()) and (
+        not typed_by_mistake(without_borrowed(form)) or not any(is_typed(w) for w in words))
 
 # %% ../../nbs/04_disguises/98_exact_forms.ipynb #e044b96e
 def _keys_tell(text: str) -> bool:
-    form = without_borrowed(without_signs(plain_letters(text)))
-    if not _plain(text) or _TOUCHING.search(form) or _TOUCHING.search(text):
+    shown = without_signs(plain_letters(text))
+    form = without_borrowed(shown)
+    if not _plain(text) or _TOUCHING.search(form) or _TOUCHING.search(shown):
         return False
     runs = re.findall("[가-힣]+", text) + re.findall("[가-힣]+", form)
     return not any(keystrokes(r).lower() in ENGLISH for r in runs) and typed_by_mistake(

@@ -27,7 +27,8 @@ from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
 from ..training.building import BadModel, ModelError, best_device, fast_dtype
 from ..training.blend import Blend, blend_of
 from ..training.character_branch import CharacterBranch
-from ..training.classifier import predict_logits, read_spec, verify_model
+from ..training.classifier import encode, predict_logits, read_spec, verify_model
+from ..training.normaliser import Normaliser, read_again
 from ..training.thresholds import Thresholds
 
 # %% ../../nbs/06_inference/30_engine.ipynb #15752914
@@ -63,15 +64,17 @@ class Engine:
     of the weights, MB. Thread-safe."""
 
     def __init__(self, classifier: Any, tokenizer: Any, spec: dict, *, version: str, alias: str,
-                 sha256: str, branch: CharacterBranch | None = None):
+                 sha256: str, branch: CharacterBranch | None = None,
+                 normaliser: Normaliser | None = None):
         self.classifier, self.tokenizer, self.spec = classifier, tokenizer, spec
         self.branch, self.blend = branch, blend_of(spec)
+        self.normaliser = normaliser or Normaliser()
         self.version, self.alias, self.sha256 = version, alias, sha256
         self.limits, self.max_length = Thresholds.of(spec), int(spec["max_length"])
         self.threshold = self.limits.common
         self._text_form = text_form(spec)
         self.size_mb = sum(p.numel() * p.element_size() for p in classifier.parameters()) / 1e6
-        self.size_mb += branch.size_mb if branch else 0
+        self.size_mb += (branch.size_mb if branch else 0) + self.normaliser.size_mb
         self._tokenizer_lock = tokenizer_lock(tokenizer)      # other engines may use it too
 
 # %% ../../nbs/06_inference/30_engine.ipynb #f2e1ed22
@@ -102,13 +105,17 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
     except BaseModelError as e:
         raise ModelError(f"version {version or folder.name} needs its base model: {e}") from e
     engine = cls(classifier, tokenizer, spec, version=version, alias=alias, sha256=sha256,
-                 branch=_load_branch(folder) if spec["blend"]["characters"] else None)
+                 **_load_rest(folder, spec))
     engine.check_probe(probe_tolerance)
     return engine
 
-def _load_branch(folder: Path) -> CharacterBranch:
+def _load_rest(folder: Path, spec: dict) -> dict[str, Any]:
+    "What a version has beside its network."
     try:
-        return CharacterBranch.load(folder)
+        blend = blend_of(spec)
+        read = blend.characters or blend.characters_restored
+        return {"branch": CharacterBranch.load(folder) if read else None,
+                "normaliser": Normaliser.of(spec, folder)}
     except ValueError as e:
         raise BadModel(f"model folder {folder.name}: {e}") from e
 
@@ -130,33 +137,93 @@ def share(self: Engine, first: Engine) -> int:
 
 # %% ../../nbs/06_inference/30_engine.ipynb #d0e8b836
 @patch
-def scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
+def read(self: Engine, texts: Sequence[str]) -> list[str]:
+    "What the version reads of `texts`: their exact forms, or what was written (`normaliser`)."
+    return self.normaliser.exact(texts)
+
+@patch
+def scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096,
+           restored: bool = True) -> np.ndarray:
     """P(toxic) (n,) float32, in the order of `texts`: calibrated, and shifted so that the threshold
-    of each text's language is the common one."""
-    return self.limits.shifted(texts, self.calibrated_scores(texts, batch_tokens))
+    of each text's language is the common one. Not `restored`: as if restoring changed no text."""
+    texts = self.read(texts)
+    return self.limits.shifted(texts, self._calibrated(texts, batch_tokens, restored))
 
 @patch
 def calibrated_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
     """Calibrated P(toxic) (n,) float32, in the order of `texts`; the maximum over the windows of a
     long text."""
+    return self._calibrated(self.read(texts), batch_tokens)
+
+@patch
+def _calibrated(self: Engine, texts: Sequence[str], batch_tokens: int,
+                restored: bool = True) -> np.ndarray:
+    "`calibrated_scores` of texts as `read` gives them."
     if not len(texts):
         return np.zeros(0, dtype=np.float32)
     if isinstance(self.classifier, Combination):
-        return self.classifier.scores(texts, batch_tokens=batch_tokens)
-    network, characters, owner = self._readings(texts, batch_tokens)
+        return self.classifier.scores(texts, batch_tokens=batch_tokens, restored=restored)
+    odds, owner = self._readings(texts, batch_tokens, restored)
     best = np.zeros(len(texts), dtype=np.float32)
-    np.maximum.at(best, owner, self.blend.probability(network, characters))
+    np.maximum.at(best, owner, self.blend.probability(**odds))
     return best
 
+# %% ../../nbs/06_inference/30_engine.ipynb #bb44f356
 @patch
-def _readings(self: Engine, texts: Sequence[str], batch_tokens: int
-              ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    "Log odds of both readers for each window (m,), and the index of its text (m,)."
+def _readings(self: Engine, texts: Sequence[str], batch_tokens: int, restored: bool = True
+              ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    "Log odds (m,) for each window, named as in `Blend`, and the index of its text (m,)."
     with self._tokenizer_lock:
         ids, owner, parts = tokenize_windows(self.tokenizer, texts, self.max_length,
                                              self._text_form)
+    odds = {"network": self._network(ids, batch_tokens)}
+    if self.branch:
+        odds["characters"] = self.branch.logits(parts)
+    if restored and self.blend.restores:
+        odds |= self._restored(parts, odds, batch_tokens)
+    return odds, owner
+
+@patch
+def _network(self: Engine, ids: list[list[int]], batch_tokens: int) -> np.ndarray:
     logits = predict_logits(self.classifier, ids, self.tokenizer.pad_token_id, batch_tokens)
-    return logits[:, 1] - logits[:, 0], self.branch and self.branch.logits(parts), owner
+    return logits[:, 1] - logits[:, 0]
+
+@patch
+def _restored(self: Engine, parts: list[str], odds: dict[str, np.ndarray],
+              batch_tokens: int) -> dict[str, np.ndarray]:
+    "Log odds (m,) of restored `parts`, by the readers whose word about them counts."
+    def network(texts: list[str]) -> np.ndarray:
+        with self._tokenizer_lock:
+            ids = encode(self.tokenizer, texts, self.max_length, self._text_form)
+        return self._network(ids, batch_tokens)
+    again, said = self.normaliser.restored(parts, parts), {}
+    if self.blend.network_restored:
+        said["network_restored"] = read_again(odds["network"], parts, again, network)
+    if self.blend.characters_restored:
+        said["characters_restored"] = read_again(odds["characters"], parts, again,
+                                                 self.branch.logits)
+    return said
+
+# %% ../../nbs/06_inference/30_engine.ipynb #4adf7e33
+@patch(as_prop=True)
+def restoring(self: Engine) -> bool:
+    "Whether what comments are restored to has a say."
+    if isinstance(self.classifier, Combination):
+        return any(e.restoring for e in self.classifier.engines)
+    return self.blend.restores
+
+@patch
+def restores(self: Engine, texts: Sequence[str]) -> np.ndarray:
+    "Which of n `texts` the version reads a second time, restored: (n,) bool."
+    if isinstance(self.classifier, Combination):
+        return np.any([e.restores(texts) for e in self.classifier.engines], axis=0)
+    if not (self.blend.restores and len(texts)):
+        return np.zeros(len(texts), dtype=bool)
+    read = self.read(texts)
+    with self._tokenizer_lock:
+        _, owner, parts = tokenize_windows(self.tokenizer, read, self.max_length, self._text_form)
+    again = self.normaliser.restored(parts, parts)
+    return np.bincount(owner, [a != b for a, b in zip(parts, again)], len(texts)) > 0
 
 # %% ../../nbs/06_inference/30_engine.ipynb #9c1d7e3f
 @patch
@@ -168,9 +235,10 @@ def reader_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096
     Their thresholds stand in `spec["readers"]`."""
     if not (self.branch and len(texts)):
         return {}
-    network, characters, owner = self._readings(texts, batch_tokens)
+    texts = self.read(texts)
+    odds, owner = self._readings(texts, batch_tokens, restored=False)
     alone = {}
-    for name, logits in (("network", network), ("characters", characters)):
+    for name, logits in odds.items():
         reader = self.spec["readers"][name]
         alone[name] = np.zeros(len(texts), dtype=np.float32)
         one = Blend(reader["weight"], 0.0, reader["bias"])
@@ -198,7 +266,7 @@ def check_probe(self: Engine, tolerance: float) -> float:
 @patch
 def close(self: Engine) -> None:
     "Drop weights and tokenizer; the engine can't be used afterwards."
-    self.classifier = self.tokenizer = self.branch = None
+    self.classifier = self.tokenizer = self.branch = self.normaliser = None
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..training.characters import choose_threshold
 from ..training.classifier import (
-    SPEC_FILE, ModelError, one_reader, one_threshold, read_spec, write_manifest)
+    SPEC_FILE, ModelError, of_today, read_spec, write_manifest)
 
 # %% ../../nbs/06_inference/10_ensemble.ipynb #e3bf26c4
 MODES, MAX_MEMBERS = ("and", "or", "mean", "weighted"), 5
@@ -190,11 +190,11 @@ def write_ensemble(folder: Path, recipe: Recipe, base: Mapping[str, str], max_le
                    probe: Mapping[str, list]) -> str:
     """Write a model folder atomically; returns its sha256. `base`: base_model, base_model_sha256;
     `probe`: texts and scores. Raises EnsembleError if it can't be written."""
-    spec = {"kind": "ensemble", "mode": recipe.mode, "temperature": 1.0,
+    spec = {"format": 1, "kind": "ensemble", "mode": recipe.mode, "temperature": 1.0,
             "members": [{"version": v, "sha256": s} for v, s in recipe.members.items()],
             "weights": list(recipe.weights), "threshold": recipe.threshold,
             "max_length": max_length, "probe": dict(probe), **base}
-    spec = one_threshold(one_reader(spec))     # what its members blend is not blended again
+    spec = of_today(spec)                # what its members blend and normalise is not done again
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:

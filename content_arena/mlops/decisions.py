@@ -20,6 +20,7 @@ from .decision_records import (
     DecisionChain, DecisionError, canonical_json, kind_of, sha256)
 from .evaluator import Comparison, clean_counts, patterns, slices_of
 from .gate import Decision, Evidence, decide
+from .mixed_evidence import restoring_flips
 
 # %% ../../nbs/08_mlops/60_decisions.ipynb #bc74292b
 def rows_to_bytes(rows: pd.DataFrame) -> bytes:
@@ -45,7 +46,8 @@ def decide_again(comparison: dict[str, Any], rows: pd.DataFrame) -> Decision:
         slices=slices_of(rows, limits), decision_number=budget["decision_number"],
         battle=battle if battle["present"] and not compared_rates(comparison) else None,
         shadow=shadow if shadow["present"] else None, latency_ms=comparison["latency_ms"],
-        size_mb=new["size_mb"], seed=comparison["seed"])
+        size_mb=new["size_mb"], restoring=restoring_flips(rows, limits[1]),
+        seed=comparison["seed"])
     return decide(evidence, SimpleNamespace(**{"shadow_guard": False} | comparison["settings"]))
 
 def differences_found(comparison: dict[str, Any], rows: pd.DataFrame) -> list[str]:

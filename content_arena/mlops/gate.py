@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Result', 'BATTLE', 'SIDE', 'FEWEST', 'Checks', 'CONDITIONS', 'FURTHER', 'FIRST_CONDITIONS', 'FIRST_FURTHER', 'Slice',
            'Evidence', 'Check', 'GateError', 'check_f1', 'check_precision', 'check_samples', 'check_significance',
-           'check_slices', 'check_clean', 'check_battle', 'check_latency', 'check_size', 'check_shadow', 'check_floor',
-           'Decision', 'decide', 'budget_statement']
+           'check_slices', 'check_clean', 'check_normaliser', 'check_battle', 'check_latency', 'check_size',
+           'check_shadow', 'check_floor', 'Decision', 'decide', 'budget_statement']
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #eefb4592
 from collections.abc import Callable, Mapping
@@ -42,7 +42,8 @@ class Evidence:
     `decision_number`: how many decisions, this one included, rest on the test set. `battle`: what
     both models made of the same disguised comments, see `BATTLE`. `shadow`: rows, labelled, `won`
     and `lost` among these, and who is `better` at all times (or undecided). `latency_ms`: p95 of
-    one comment. `size_mb`: weights as served."""
+    one comment. `size_mb`: weights as served. `restoring`: what restoring comments changes on
+    those without disguise, see `mixed_evidence.restoring_flips`."""
     counts: tuple[int, ...]
     has_champion: bool = True
     clean: tuple[int, ...] | None = None
@@ -52,6 +53,7 @@ class Evidence:
     shadow: Mapping[str, Any] | None = None
     latency_ms: float | None = None
     size_mb: float | None = None
+    restoring: Mapping[str, int] | None = None
     seed: int = 0
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #8c837552
@@ -174,6 +176,20 @@ def check_clean(evidence: Evidence, settings: Settings) -> Check:
                                    "change": made["change"], "upper": made["upper"],
                                    "tolerance": limit})
 
+# %% ../../nbs/08_mlops/30_gate.ipynb #31a65954
+def check_normaliser(evidence: Evidence, settings: Settings) -> Check:
+    "Restoring comments changes at most `max_clean_flips` of the verdicts without disguise."
+    e = evidence.restoring
+    if e is None:
+        return Check("normaliser", "off", "no comment is restored: it reads what was written, or"
+                     " its exact form, and nothing else")
+    limit, share = settings.max_clean_flips, e["flips"] / e["rows"]
+    text = (f"restoring comments changes {e['flips']} of {e['rows']:,} verdicts without disguise"
+            f" ({share:.2%}), {e['clean_flips']} of them on the {e['clean']:,} clean ones;"
+            f" {limit:.2%} are allowed")
+    return _answer("normaliser", share <= limit, text, f"clean text pays: {text}", **e,
+                   share=share, limit=limit)
+
 # %% ../../nbs/08_mlops/30_gate.ipynb #abbcdbd3
 #: keys of battle evidence; `champion` (None: there is none) and `challenger` have those of `SIDE`
 BATTLE = ("sha256", "toxic", "clean", "champion", "challenger", "auc_change", "auc_change_error",
@@ -261,10 +277,10 @@ def check_floor(evidence: Evidence, settings: Settings) -> Check:
 
 Checks = tuple[Callable[[Evidence, Settings], Check], ...]
 CONDITIONS: Checks = (check_f1, check_precision, check_samples)
-FURTHER: Checks = (check_significance, check_clean, check_slices, check_battle, check_shadow,
-                   check_latency, check_size)
+FURTHER: Checks = (check_significance, check_clean, check_normaliser, check_slices, check_battle,
+                   check_shadow, check_latency, check_size)
 FIRST_CONDITIONS: Checks = (check_floor, check_samples)
-FIRST_FURTHER: Checks = (check_latency, check_size)
+FIRST_FURTHER: Checks = (check_normaliser, check_latency, check_size)
 
 # %% ../../nbs/08_mlops/30_gate.ipynb #75961115
 @dataclass(frozen=True)

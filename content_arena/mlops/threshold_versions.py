@@ -181,6 +181,10 @@ def _parent(registry: RegistryReader, number: str | None) -> Version:
     return parent
 
 # %% ../../nbs/08_mlops/95_threshold_versions.ipynb #20542d29
+def _read_by(scorer: LoadedModel, rows: pd.DataFrame) -> pd.DataFrame:
+    "`rows` with the texts that a version reads: by these it tells a language."
+    return rows.assign(text=scorer.read(rows.text.tolist()))
+
 def move_threshold(settings: Settings, rows: pd.DataFrame, *, rule: str = "",
                    version: str | None = None, registry: ModelRegistry | None = None,
                    engine: LoadedModel | None = None) -> Moved:
@@ -195,13 +199,13 @@ def move_threshold(settings: Settings, rows: pd.DataFrame, *, rule: str = "",
     scorer = engine or load_engine(registry, parent, "", settings)
     old = scorer.limits
     try:
-        new = move_thresholds(old, sample.choose,
+        new = move_thresholds(old, _read_by(scorer, sample.choose),
                               scorer.calibrated_scores(sample.choose.text.tolist()), rule)
     except ValueError as e:
         raise ThresholdError(f"{parent}: {e} (of {len(rows)} labelled rows {known.sum()} are known"
                              " to it and do not count)") from e
     scores = scorer.calibrated_scores(sample.judge.text.tolist())
-    judged = _judged(sample.judge, scores, {"before": old, "after": new})
+    judged = _judged(_read_by(scorer, sample.judge), scores, {"before": old, "after": new})
     if engine is None:
         scorer.close()
     run_id = _log(settings, parent, sample, registry.download(parent), new, judged)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['percent', 'battle_summary', 'sides_table', 'sides_figure', 'rule_frame', 'rule_figure', 'best_evasions',
-           'weakest_rules', 'show_fixed_battle']
+           'weakest_rules', 'show_fixed_battle', 'beside_table']
 
 # %% ../../nbs/12_reports/20_battle.ipynb #9f135d4f
 from collections.abc import Mapping, Sequence
@@ -163,3 +163,24 @@ def show_fixed_battle(comparison: Mapping[str, Any]) -> Any:
                    "clean attacked": r["clean_attacked"]}
             for role in ("champion", "challenger") if (r := fought[role])}
     return pd.DataFrame(rows)
+
+# %% ../../nbs/12_reports/20_battle.ipynb #f53987df
+_SAME = ("strategy", "seed", "rounds", "corpus", "split")
+_BESIDE = {"detected": "detection_rate", "detected of those flagged before":
+           "detection_rate_of_flagged", "detected, undisguised": "recall_unattacked",
+           "clean flagged": "false_positive_rate", "clean flagged, undisguised":
+           "false_positive_rate_unattacked"}
+
+def beside_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """Completed battles by name, a column each, with intervals; held-out families below.
+
+    Raises ValueError, naming what differs, unless it was the same attack on the same comments."""
+    first = next(iter(records.values()))
+    if other := [k for k in _SAME if any(r[k] != first[k] for r in records.values())]:
+        raise ValueError(f"these battles differ in {', '.join(other)}: fight the same one again")
+    return pd.DataFrame({name: {
+        "threshold": f"{r['threshold']:.3f}", "toxic attacked": r["attacked"],
+        **{label: percent(r, rate) for label, rate in _BESIDE.items()},
+        "held out: detected": percent(r["held_out"], "detection_rate"),
+        "held out: clean flagged": percent(r["held_out"], "false_positive_rate")}
+        for name, r in records.items()})

@@ -19,18 +19,33 @@ from sklearn.model_selection import StratifiedKFold
 # %% ../../nbs/05_training/65_blend.ipynb #75f1fb51
 @dataclass(frozen=True)
 class Blend:
-    """Weights of the two readers' log odds, each >= 0, and a constant, in log odds.
+    """Weights of the two readers' log odds, each >= 0, and a constant, in log odds; of a comment,
+    and of what it was restored to (`training.normaliser`).
 
     `characters` 0: the network alone answers, and `network` is 1 / temperature."""
     network: float
     characters: float = 0.0
     bias: float = 0.0
+    network_restored: float = 0.0
+    characters_restored: float = 0.0
 
-    def probability(self, network: np.ndarray, characters: np.ndarray | None = None) -> np.ndarray:
-        "P(toxic) (n,) float32 of the readers' log odds (n,); at weight 0 `characters` is unused."
+    @property
+    def restores(self) -> bool:
+        "Whether what a comment was restored to has a say."
+        return self.network_restored > 0 or self.characters_restored > 0
+
+    def probability(self, network: np.ndarray, characters: np.ndarray | None = None,
+                    network_restored: np.ndarray | None = None,
+                    characters_restored: np.ndarray | None = None) -> np.ndarray:
+        """P(toxic) (n,) float32 of the readers' log odds (n,); those of weight 0 are unused, and
+        where restored ones are not given, nothing was restored."""
+        again = {"network_restored": network if network_restored is None else network_restored,
+                 "characters_restored": characters if characters_restored is None
+                 else characters_restored}
         total = self.network * np.asarray(network, dtype=np.float64) + self.bias
-        if self.characters:
-            total = total + self.characters * np.asarray(characters, dtype=np.float64)
+        for name, odds in ({"characters": characters} | again).items():
+            if weight := getattr(self, name):
+                total = total + weight * np.asarray(odds, dtype=np.float64)
         return expit(total).astype(np.float32)
 
 def blend_of(spec: Mapping[str, Any]) -> Blend:
@@ -38,11 +53,15 @@ def blend_of(spec: Mapping[str, Any]) -> Blend:
     return Blend(**spec["blend"])
 
 # %% ../../nbs/05_training/65_blend.ipynb #cccbe757
-def fit_blend(network: np.ndarray, characters: np.ndarray | None, labels: np.ndarray) -> Blend:
+def fit_blend(network: np.ndarray, characters: np.ndarray | None, labels: np.ndarray,
+              network_restored: np.ndarray | None = None,
+              characters_restored: np.ndarray | None = None) -> Blend:
     """The blend with the least log loss on `labels` (n,) of 0/1; log odds (n,) of both readers, or
-    of the network alone if `characters` is None."""
-    readers = [np.asarray(x, dtype=np.float64) for x in (network, characters) if x is not None]
-    features = np.stack([*readers, np.ones(len(labels))], axis=1)
+    of the network alone if `characters` is None; of restored comments too, where they are given."""
+    given = {"network": network, "characters": characters, "network_restored": network_restored,
+             "characters_restored": characters_restored}
+    readers = {k: np.asarray(x, dtype=np.float64) for k, x in given.items() if x is not None}
+    features = np.stack([*readers.values(), np.ones(len(labels))], axis=1)
     signs = 2.0 * np.asarray(labels) - 1
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
@@ -52,41 +71,43 @@ def fit_blend(network: np.ndarray, characters: np.ndarray | None, labels: np.nda
     start = np.r_[np.full(len(readers), 1 / len(readers)), 0.0]
     bounds = [(0.0, 20.0)] * len(readers) + [(-20.0, 20.0)]
     weights = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
-    return Blend(float(weights[0]), float(weights[1]) if len(readers) == 2 else 0.0,
-                 float(weights[-1]))
+    return Blend(**dict(zip([*readers, "bias"], map(float, weights))))
 
 # %% ../../nbs/05_training/65_blend.ipynb #f1f255ee
 MIN_GAIN = 0.002                  # average precision
 
 @dataclass(frozen=True)
 class Ablation:
-    "Average precision and log loss, cross-fitted, of the network alone and of both readers."
-    network_ap: float
-    both_ap: float
-    network_loss: float
-    both_loss: float
+    "Average precision and log loss, cross-fitted, without and with what `added` names."
+    ap_without: float
+    ap_with: float
+    loss_without: float
+    loss_with: float
+    added: str = "characters"
 
     @property
     def earns(self) -> bool:
-        "Whether the second reader stays."
-        return self.both_ap - self.network_ap >= MIN_GAIN and self.both_loss <= self.network_loss
+        "Whether what was added stays."
+        return self.ap_with - self.ap_without >= MIN_GAIN and self.loss_with <= self.loss_without
 
     def __str__(self) -> str:
-        return (f"average precision {self.network_ap:.4f} -> {self.both_ap:.4f} with characters"
-                f" (at least +{MIN_GAIN} is asked for), log loss {self.network_loss:.4f} ->"
-                f" {self.both_loss:.4f}: {'kept' if self.earns else 'left out'}")
+        return (f"average precision {self.ap_without:.4f} -> {self.ap_with:.4f} with {self.added}"
+                f" (at least +{MIN_GAIN} is asked for), log loss {self.loss_without:.4f} ->"
+                f" {self.loss_with:.4f}: {'kept' if self.earns else 'left out'}")
 
-def ablate(network: np.ndarray, characters: np.ndarray, labels: np.ndarray) -> Ablation:
-    """What the character branch adds on validation rows (n,), cross-fitted in five parts.
-
-    Raises ValueError if there are fewer than five rows of a class."""
+def ablate(known: Mapping[str, np.ndarray], more: Mapping[str, np.ndarray], labels: np.ndarray,
+           added: str = "characters") -> Ablation:
+    """What the log odds `more` add to the `known` ones on validation rows (n,), cross-fitted in
+    five parts; named as in `Blend`. Raises ValueError with fewer than five rows of a class."""
     labels, scores = np.asarray(labels), np.zeros((2, len(labels)))
-    for rest, part in StratifiedKFold(5, shuffle=True, random_state=0).split(network, labels):
-        alone = fit_blend(network[rest], None, labels[rest])
-        both = fit_blend(network[rest], characters[rest], labels[rest])
-        scores[:, part] = (alone.probability(network[part]),
-                           both.probability(network[part], characters[part]))
+    ways = [{"characters": None} | dict(known), {"characters": None} | dict(known) | dict(more)]
+    rows_of = lambda odds, rows: {k: x if x is None else np.asarray(x)[rows]
+                                  for k, x in odds.items()}
+    for rest, part in StratifiedKFold(5, shuffle=True, random_state=0).split(labels, labels):
+        for i, odds in enumerate(ways):
+            blend = fit_blend(labels=labels[rest], **rows_of(odds, rest))
+            scores[i, part] = blend.probability(**rows_of(odds, part))
     p = np.clip(scores, 1e-7, 1 - 1e-7)
     loss = -np.where(labels == 1, np.log(p), np.log(1 - p)).mean(1)
     precision = [average_precision_score(labels, s) for s in scores]
-    return Ablation(precision[0], precision[1], float(loss[0]), float(loss[1]))
+    return Ablation(*map(float, [*precision, *loss]), added)

@@ -6,7 +6,8 @@
 __all__ = ['SPEC_FILE', 'MANIFEST_FILE', 'CARD_FILE', 'FORMAT', 'MIGRATIONS', 'ContentClassifier', 'load_network',
            'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'least_padding', 'collate',
            'predict_logits', 'toxic_probability', 'load_head', 'load_dense', 'DenseCopy', 'write_manifest',
-           'read_manifest', 'one_reader', 'one_threshold', 'read_spec', 'verify_model', 'save_model', 'start_from']
+           'read_manifest', 'one_reader', 'one_threshold', 'no_normaliser', 'of_today', 'read_spec', 'verify_model',
+           'save_model', 'start_from']
 
 # %% ../../nbs/05_training/40_classifier.ipynb #a84f455a
 import hashlib
@@ -78,9 +79,8 @@ def load_network(base: BaseModel, head: str, quantization: str, dtype: torch.dty
     try:
         network = cls.from_pretrained(base.path, use_safetensors=True, **kwargs)
     except (OSError, ValueError, KeyError) as e:
-        raise ModelError(
-            f"base model {base.model_id} does not load from {base.path.name}: {e}"
-        ) from e
+        raise ModelError(f"base model {base.model_id} does not load from {base.path.name}: {e}"
+                         ) from e
     if network.config.pad_token_id is None:
         network.config.pad_token_id = load_tokenizer(base.path).pad_token_id
     if head == "mean" and getattr(network, "pooler", None) is not None:
@@ -163,9 +163,8 @@ def _assert_head(classifier: ContentClassifier) -> None:
                   if "modules_to_save" in n and isinstance(m, nn.Linear)]
     for layer in layers:
         if isinstance(layer, bnb.nn.Linear4bit) or not layer.weight.is_floating_point():
-            raise ModelError(
-                "the classification head was quantised: list it in llm_int8_skip_modules"
-            )
+            raise ModelError("the classification head was quantised: list it in"
+                             " llm_int8_skip_modules")
         layer.float().requires_grad_(True)
     if not layers:
         raise ModelError("the network has no trainable classification head; set head = mean")
@@ -180,12 +179,9 @@ def encode(tokenizer, texts: Sequence[str], max_length: int,
                      max_length=max_length)["input_ids"]
 
 # %% ../../nbs/05_training/40_classifier.ipynb #0c97e4ab
-def length_batches(
-    lengths: Sequence[int],
-    batch_tokens: int,
-    rng: np.random.Generator | None = None,
-    chunk: int = 8192,
-) -> list[np.ndarray]:
+def length_batches(lengths: Sequence[int], batch_tokens: int,
+                   rng: np.random.Generator | None = None,
+                   chunk: int = 8192) -> list[np.ndarray]:
     """Index arrays, each covering at most `batch_tokens` padded tokens (at least one text).
 
     With `rng`, in random order and composition; without, longest first, for evaluation."""
@@ -305,9 +301,8 @@ def load_dense(folder: Path, base: BaseModel, *, dtype: torch.dtype | None = Non
 class DenseCopy:
     "A dense twin of a classifier in training, refreshed from it before each validation."
 
-    def __init__(
-        self, trained: ContentClassifier, base: BaseModel, spec: dict, device: str = "cpu"
-    ):
+    def __init__(self, trained: ContentClassifier, base: BaseModel, spec: dict,
+                 device: str = "cpu"):
         self.trained, self.dtype = trained, getattr(torch, spec["trained_dtype"])
         network = load_network(base, spec["head"], "none", self.dtype, device)
         touched = {n for n, m in trained.network.base_model.model.named_modules()
@@ -329,15 +324,14 @@ class DenseCopy:
                 merged = weight.float() + module.get_delta_weight("default").float()
                 dense.get_submodule(name).weight.copy_(merged.to(self.dtype))
             elif hasattr(module, "modules_to_save"):
-                dense.get_submodule(name).load_state_dict(
-                    module.modules_to_save["default"].state_dict()
-                )
+                state = module.modules_to_save["default"].state_dict()
+                dense.get_submodule(name).load_state_dict(state)
                 dense.get_submodule(name).float()
         return self.classifier
 
 # %% ../../nbs/05_training/40_classifier.ipynb #ca897f22
 SPEC_FILE, MANIFEST_FILE, CARD_FILE = "content_filter.json", "manifest.json", "README.md"
-FORMAT = 3
+FORMAT = 4
 
 def _tree_sha256(files: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{n}\0{files[n]}\n" for n in sorted(files)).encode()).hexdigest()
@@ -380,19 +374,29 @@ def one_threshold(spec: dict) -> dict:
     something else than was judged."""
     return {"thresholds": {}, **spec, "format": 3}
 
-MIGRATIONS = {1: one_reader, 2: one_threshold}      # from this format to the next
+def no_normaliser(spec: dict) -> dict:
+    """A description of format 3 as format 4 has it: what was written is what is read.
 
+    Format 4 has `normaliser`, the kind of it (`training.normaliser`): what ignores it would read
+    something else than was judged."""
+    return {"normaliser": "none", **spec, "format": 4}
+
+MIGRATIONS = {1: one_reader, 2: one_threshold, 3: no_normaliser}   # from this format to the next
+
+def of_today(spec: dict) -> dict:
+    "A description in the format of today, whatever format it says that it has."
+    while spec.get("format") in MIGRATIONS:
+        spec = MIGRATIONS[spec["format"]](spec)
+    return spec
+
+# %% ../../nbs/05_training/40_classifier.ipynb #5ff0c418
 def read_spec(folder: Path) -> dict:
     """The description of a model folder, in the format of today whatever it was written in. Raises
     ModelError: missing, of an unknown format or form."""
-    spec = _read_json(folder, SPEC_FILE)
-    while (old := spec.get("format")) in MIGRATIONS:
-        spec = MIGRATIONS[old](spec)
-    if old != FORMAT:
-        raise BadModel(
-            f"model folder {Path(folder).name}: format {old!r} is none of 1 to {FORMAT};"
-            " it was written by another version of content_arena"
-        )
+    spec = of_today(_read_json(folder, SPEC_FILE))
+    if (own := spec.get("format")) != FORMAT:
+        raise BadModel(f"model folder {Path(folder).name}: format {own!r} is none of 1 to {FORMAT};"
+                       " it was written by another version of content_arena")
     try:
         text_form(spec)
     except ValueError as e:
@@ -409,13 +413,10 @@ def verify_model(folder: Path, expected_sha256: str | None = None,
     """
     folder, manifest = Path(folder), read_manifest(folder)
     files = manifest.get("files", {})
-    here = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {
-        MANIFEST_FILE
-    }
-    for name in sorted(here ^ set(files)):
-        raise BadModel(
-            f"model folder {folder.name}: {name} is {'missing' if name in files else 'not listed'}"
-        )
+    here = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    for name in sorted((here - {MANIFEST_FILE}) ^ set(files)):
+        raise BadModel(f"model folder {folder.name}: {name} is"
+                       f" {'missing' if name in files else 'not listed'}")
     for name, sha256 in files.items():
         if file_sha256(folder / name, tick) != sha256:
             raise BadModel(f"model folder {folder.name}: {name} differs from its manifest;"
@@ -428,12 +429,15 @@ def verify_model(folder: Path, expected_sha256: str | None = None,
 
 # %% ../../nbs/05_training/40_classifier.ipynb #d484e476
 def save_model(classifier: ContentClassifier, folder: Path, spec: dict,
-               branch: Any = None, card: str = "") -> str:
+               branch: Any = None, card: str = "", normaliser: Any = None) -> str:
     """Write a model folder atomically: adapter, head, `spec`, manifest; returns its sha256.
 
     `spec` is `build_classifier`'s, completed with `max_length`, `temperature` and `threshold`, and
-    with the `blend` if there is a character `branch`, which is saved too. `card`: its README.md."""
-    spec = one_threshold(spec if "blend" in spec else one_reader(spec))
+    with the `blend` if there is a character `branch`, which is saved too, as a `normaliser` is.
+    `card`: its README.md."""
+    spec = of_today(spec | {"format": 2 if "blend" in spec else 1})
+    if normaliser is not None:
+        spec["normaliser"] = normaliser.kind
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -445,13 +449,13 @@ def save_model(classifier: ContentClassifier, folder: Path, spec: dict,
             (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         _strip_local_path(temporary / "adapter_config.json", spec["base_model"])
         if classifier.head is not None:
-            state = {
-                k: v.detach().float().cpu().contiguous()
-                for k, v in classifier.head.state_dict().items()
-            }
+            state = {k: v.detach().float().cpu().contiguous()
+                     for k, v in classifier.head.state_dict().items()}
             save_file(state, temporary / "head.safetensors")
         if branch is not None:
             branch.save(temporary)
+        if normaliser is not None:
+            normaliser.save(temporary)
         (temporary / SPEC_FILE).write_text(json.dumps(spec, indent=1, sort_keys=True))
         sha256 = write_manifest(temporary)
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,15 +7,17 @@ __all__ = ['BRANCH_DRAWS', 'MixedRows', 'mixed_rows', 'mixed_metrics']
 
 # %% ../../nbs/05_training/77_mixed_rows.ipynb #db9402fe
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from ..core.config import Settings
 from ..disguises.mix import (
     DeclaredMix, mixed_epochs, train_mixes, valid_mix)
+from .normaliser import Normaliser
 from .two_readers import classification_metrics
 
 # %% ../../nbs/05_training/77_mixed_rows.ipynb #6dbcffd1
@@ -57,6 +59,15 @@ def mixed_rows(train: pd.DataFrame, valid: pd.DataFrame, settings: Settings,
               "attack_rules": sorted(_known_rules(train, mixes))}
     read = np.unique(np.concatenate([np.arange(len(train)), *epochs[:BRANCH_DRAWS]]))
     return MixedRows(rows, epochs, rows.iloc[read], mixed, valid["text"].tolist(), record)
+
+# %% ../../nbs/05_training/77_mixed_rows.ipynb #bef74db6
+@patch
+def read_by(self: MixedRows, normaliser: Normaliser) -> MixedRows:
+    "The same rows in the form in which a version with `normaliser` reads them."
+    exact = lambda frame: frame.assign(text=normaliser.exact(frame["text"].tolist()))
+    train = exact(self.train)
+    return replace(self, train=train, branch=train.loc[self.branch.index],
+                   valid=exact(self.valid), plain=normaliser.exact(self.plain))
 
 # %% ../../nbs/05_training/77_mixed_rows.ipynb #388c0de5
 def _part(name: str, labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:

@@ -6,6 +6,8 @@
 __all__ = ['label_doubt', 'RowWeightError', 'with_weights', 'weights_in']
 
 # %% ../../nbs/05_training/58_row_weights.ipynb #rw000003
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from scipy.special import expit
@@ -39,9 +41,10 @@ def label_doubt(train: pd.DataFrame, folds: int = 4) -> np.ndarray:
 class RowWeightError(ValueError):
     "Weights were asked for that no row can have; the message says why and what to do."
 
-def with_weights(train: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+def with_weights(train: pd.DataFrame, settings: Settings,
+                 read: Callable[[list[str]], list[str]] = list) -> pd.DataFrame:
     """`train` with a column `weight`, mean 1, without rows of weight 0; as it is if no setting
-    asks for another weight than 1.
+    asks for another weight than 1. `read`: what a version reads of texts.
 
     Raises RowWeightError if the setting names a source that no row is of, or nothing is left."""
     table = weights_of(settings.source_weights)
@@ -55,7 +58,8 @@ def with_weights(train: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     if table:
         weights = train["source"].map(table).fillna(1.0).astype(float)
     if settings.doubted_labels < 1:
-        weights *= np.where(label_doubt(train) >= DOUBT, settings.doubted_labels, 1.0)
+        asked = train.assign(text=read(train["text"].tolist()))
+        weights *= np.where(label_doubt(asked) >= DOUBT, settings.doubted_labels, 1.0)
     kept = train.assign(weight=weights)[weights > 0]
     if kept["label"].nunique() < 2:
         raise RowWeightError("source_weights, doubted_labels: the rows with a weight above 0 are"

@@ -27,6 +27,9 @@ from ..training.data_preparation import prepare_dataset
 from ..training.loop import (
     loss_weights, make_optimizer, make_plan, save_checkpoint, train_step)
 from ..training.mixed_rows import MixedRows, mixed_rows
+from ..training.normaliser import Normaliser
+from ..training.restorer import Restorer
+from ..disguises.mix import valid_mix
 from ..disguises.views import with_views
 
 # %% ../../nbs/13_workflows/25_training_plan.ipynb #ac092549
@@ -169,8 +172,24 @@ def _scoring(twin: Any, ids: list[list[int]], pad: int) -> float:
                        n=4, seconds=3.0)
 
 # %% ../../nbs/13_workflows/25_training_plan.ipynb #7b8eb6e2
+def _measure_restorer(rows: MixedRows, settings: Settings, ledger: _Ledger) -> None:
+    "The restorer, if there is Korean enough to learn from: what begins it, and a few steps."
+    texts, taken = rows.train["text"][~rows.train["disguised"]].tolist(), []
+    try:
+        for steps in (2, 12):
+            began = time.monotonic()
+            Restorer.fit(texts[:SAMPLE], rules=valid_mix(settings).rules, steps=steps)
+            taken.append(time.monotonic() - began)
+    except ValueError:
+        return
+    more = taken[0] * max(0.0, len(texts) / SAMPLE - 1)        # pairs, and what is familiar
+    ledger.add(f"restorer, {settings.restorer_steps} steps", more + taken[0] + max(
+        0.0, taken[1] - taken[0]) / 10 * settings.restorer_steps, peak=True)
+
 def _measure_characters(rows: MixedRows, settings: Settings, ledger: _Ledger) -> None:
     "Character branch and baseline."
+    if settings.normaliser == "restored":
+        _measure_restorer(rows, settings, ledger)
     models = [("baseline", rows.train, lambda t, y: TfidfBaseline.fit(t, y, seed=settings.seed))]
     if settings.characters != "off":
         models.insert(0, ("character branch", rows.branch, CharacterBranch.fit))
@@ -201,7 +220,8 @@ def plan_training(settings: Settings) -> dict[str, Any]:
     train, valid, test = (dataset.frame(s) for s in ("train", "valid", "test"))
     base = resolve_base_model(settings.base_model, settings.path("var_dir") / "cache")
     train = with_views(train) if settings.augment_views else train
-    rows = mixed_rows(train, valid, settings, False)
+    rows = mixed_rows(train, valid, settings, False).read_by(
+        Normaliser.before_learning(settings.normaliser))
     start, ledger = memory_gib()[0], _Ledger()
     ledger.add("data", time.monotonic() - began)
     rehearsal = _Rehearsal(settings, base, rows, ledger)

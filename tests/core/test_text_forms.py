@@ -105,11 +105,12 @@ def engine(trained):
 
 @pytest.fixture(scope="module")
 def old_engine(trained):
-    "The same weights in a folder of before the field: its description names no form."
+    "The same weights in a folder of before the field: its description names no form, no normaliser."
     s, folder, _ = trained
     old = shutil.copytree(folder / "work" / "model", folder / "old")
     spec = json.loads((old / "content_filter.json").read_text())
-    del spec["text_form"]
+    del spec["text_form"], spec["normaliser"]
+    spec["format"] = 3
     (old / "content_filter.json").write_text(json.dumps(spec))
     write_manifest(old)
     return Engine.load(old, cache_dir=s.path("var_dir") / "cache", version="0", dtype="float32")

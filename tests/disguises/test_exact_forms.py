@@ -8,9 +8,11 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from repository_files import ROOT
+from sklearn.metrics import f1_score
 
 from content_arena.core.hangul import LEADS, TAILS, VOWELS, join, split
 from content_arena.core.text import language
@@ -28,6 +30,7 @@ from content_arena.disguises.exact_forms import (
     numbered_variant,
 )
 from content_arena.disguises.families import RULES
+from content_arena.training import character_branch
 
 TEXTS = embedded_corpus().sample(frac=1, random_state=4).text.tolist()
 BY_RULE = {
@@ -56,13 +59,13 @@ def tried(rule: str, texts: list[str], variants: int) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("rule", certified_rules())
 def test_no_variant_of_a_certified_rule_has_another_form(rule):
     usable = [t for t in BY_RULE[rule] if RULES[rule](t) != t]
-    made, changed = tried(rule, usable, 1000)
+    made, changed = tried(rule, usable, 600)
     assert not changed, changed[:3]
-    assert made >= (1000 if rule != "rotation" else 50), made
+    assert made >= (600 if rule != "rotation" else 50), made
 
 
 @given(text=mixed, rule=st.sampled_from(certified_rules()), number=st.integers(0, 10**6))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_nor_has_one_of_what_nobody_would_write(text, rule, number):
     if covers(rule, text):
         variant = numbered_variant(rule, text, number)
@@ -70,7 +73,7 @@ def test_nor_has_one_of_what_nobody_would_write(text, rule, number):
 
 
 @given(text=anything | mixed)
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_a_form_is_its_own_form_and_can_be_written_anywhere(text):
     form = exact_form(text)
     assert exact_form(form) == form
@@ -150,11 +153,11 @@ def test_plain_korean_passes_unchanged():
 
 @pytest.mark.needs("data")
 def test_real_comments_too(data_dir: Path):
-    texts = (data_dir / "beep_unlabeled.txt").read_text(encoding="utf-8").split("\n")[:1500]
+    texts = (data_dir / "beep_unlabeled.txt").read_text(encoding="utf-8").split("\n")[:600]
     texts = [t for t in texts if t]
     for rule in certified_rules():
         if RULES[rule].lang != "en":
-            assert not tried(rule, [t for t in texts if RULES[rule](t) != t], 250)[1], rule
+            assert not tried(rule, [t for t in texts if RULES[rule](t) != t], 150)[1], rule
     assert unchanged(texts) > 0.7
 
 
@@ -181,3 +184,24 @@ def test_the_script_refuses_a_rule_without_certificate(script, monkeypatch, caps
     with pytest.raises(SystemExit) as ended:
         script.main()
     assert ended.value.code == 2 and "liaison has no certificate" in capsys.readouterr().err
+
+
+def test_the_figure_is_the_field_s_macro_f1(script):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 300)
+    scores = rng.normal(size=300) + labels
+    for threshold in (-0.5, 0.3, 1.2):
+        ours = script.macro_f1(scores, labels, np.array([threshold]))[0]
+        assert ours == pytest.approx(f1_score(labels, scores > threshold, average="macro"))
+
+
+def test_the_price_of_a_form_is_seen(script, monkeypatch):
+    "Forms that fold everything together cost all that a reader knows; those that fold little, little."
+    monkeypatch.setattr(character_branch, "BUCKETS", 2**11)
+    frame = embedded_corpus().sample(700, random_state=2)
+    honest = script.price(frame[:500], frame[500:])
+    assert honest["exact form"]["macro_f1"] > honest["NFC"]["macro_f1"] - 0.05 > 0.6
+    monkeypatch.setattr(exact_forms, "exact_form", lambda t: "x")
+    spoilt = script.price(frame[:500], frame[500:])
+    assert spoilt["exact form"]["macro_f1"] < spoilt["NFC"]["macro_f1"] - 0.2
+    assert spoilt["NFC"] == honest["NFC"]

@@ -153,6 +153,29 @@ def test_clean_text_may_not_pay_for_the_rest():
     assert off.result == "off" and "gate_disguised_share" in off.sentence
 
 
+def test_restoring_may_change_few_verdicts_on_clean_text():
+    flips = lambda n: dict(rows=1000, flips=n, clean=600, clean_flips=2)
+    for n, limit, result in (
+        (5, 0.005, "pass"),
+        (6, 0.005, "fail"),
+        (0, 0, "pass"),
+        (1, 0, "fail"),
+    ):
+        asked = Evidence(COUNTS, restoring=flips(n))
+        check = answer(gate.check_normaliser, asked, "normaliser", max_clean_flips=limit)
+        assert check.result == result
+        assert check.numbers == flips(n) | {"share": n / 1000, "limit": limit}
+        assert f"changes {n} of 1,000 verdicts without disguise ({n / 1000:.2%})" in check.sentence
+        assert f"{limit:.2%} are allowed" in check.sentence
+        assert ("clean text pays" in check.sentence) == (result == "fail")
+    for has_champion, verdict in ((True, "reject"), (False, "reject")):
+        paid = Evidence(COUNTS, has_champion=has_champion, restoring=flips(6))
+        made = decide(paid, settings(guarded_slices=""))
+        assert (made.verdict, len(made.reasons)) == (verdict, 1) and "clean text" in made.reasons[0]
+    off = answer(gate.check_normaliser, Evidence(COUNTS), "normaliser")
+    assert off.result == "off" and "no comment is restored" in off.sentence
+
+
 def test_slices_by_their_worst():
     good, bad = (80, 0, 20, 0, 0, 40, 0, 60), (80, 30, 0, 0, 0, 0, 40, 50)
     slices = (Slice("lang", "ko", good), Slice("lang", "en", bad), Slice("length", "short", bad))
@@ -324,8 +347,8 @@ def test_which_checks_are_asked_and_in_what_order():
     both = decide(Evidence(COUNTS), settings(**calm))
     assert [(c.name, c.condition) for c in both.checks] == [
         *((n, True) for n in ("f1", "precision", "samples")),
-        *((n, False) for n in ("significance", "clean", "slices", "battle", "shadow")),
-        *((n, False) for n in ("latency", "size")),
+        *((n, False) for n in ("significance", "clean", "normaliser", "slices")),
+        *((n, False) for n in ("battle", "shadow", "latency", "size")),
     ]
     assert both.verdict == "promote" and both.should_promote
     assert (
@@ -339,6 +362,7 @@ def test_which_checks_are_asked_and_in_what_order():
         "samples *",
         "significance",
         "clean",
+        "normaliser",
         "slices",
         "battle",
         "shadow",
@@ -357,6 +381,7 @@ def test_which_checks_are_asked_and_in_what_order():
     assert [(c.name, c.condition) for c in first.checks] == [
         ("floor", True),
         ("samples", True),
+        ("normaliser", False),
         ("latency", False),
         ("size", False),
     ]

@@ -42,8 +42,9 @@ def test_it_comes_back_from_the_registry_as_one_and_each_reader_can_be_asked(tra
     assert engine.check_probe(0.05) <= 0.05 and engine.size_mb > 4
     assert list(alone) == ["network", "characters"]
     # the blend of what the readers say, from their log odds: not one of them alone
-    network, characters, _ = engine._readings(texts, 4096)
-    assert np.array_equal(scores, engine.blend.probability(network, characters))
+    odds, _ = engine._readings(texts, 4096)
+    assert list(odds) == ["network", "characters"]
+    assert np.array_equal(scores, engine.blend.probability(**odds))
     assert engine.blend.network > 0 and engine.blend.characters > 0
     assert not any(np.array_equal(scores, one) for one in alone.values())
     metrics = MlflowClient(settings.tracking_uri).get_run(run_id).data.metrics
@@ -79,8 +80,9 @@ def test_a_folder_of_format_1_is_read_as_one_reader(trained, tmp_path):
     (folder / BRANCH_FILE).unlink()
     file = folder / "content_filter.json"
     spec = json.loads(file.read_text())
-    assert spec["format"] == 3
+    assert spec["format"] == 4
     new = ("blend", "readers", "ablation", "thresholds", "threshold_rule", "threshold_facts")
+    new += ("normaliser",)
     old = {k: v for k, v in spec.items() if k not in new}
     file.write_text(json.dumps(old | {"format": 1}))
     write_manifest(folder)
@@ -92,12 +94,13 @@ def test_a_folder_of_format_1_is_read_as_one_reader(trained, tmp_path):
     engine = load(settings, folder, probe_tolerance=1.0)
     assert engine.reader_scores(["you are kind"]) == {}
     texts = ["you are kind today", "you are awful today"]
-    network, characters, _ = engine._readings(texts, 4096)
-    assert characters is None
-    assert np.allclose(engine.scores(texts), 1 / (1 + np.exp(-network / spec["temperature"])))
-    file.write_text(json.dumps(old | {"format": 4}))
+    odds, _ = engine._readings(texts, 4096)
+    assert list(odds) == ["network"]
+    network = odds["network"] / spec["temperature"]
+    assert np.allclose(engine.scores(texts), 1 / (1 + np.exp(-network)))
+    file.write_text(json.dumps(old | {"format": 5}))
     write_manifest(folder)
-    with pytest.raises(ModelError, match="format 4 is none of 1 to 3"):
+    with pytest.raises(ModelError, match="format 5 is none of 1 to 4"):
         load(settings, folder)
 
 
@@ -109,11 +112,12 @@ def test_a_folder_of_format_2_has_one_threshold_for_all_languages(trained, tmp_p
     spec = json.loads(file.read_text())
     for reader in spec["readers"].values():
         del reader["thresholds"]
-    new = ("thresholds", "threshold_rule", "threshold_facts")
+    new = ("thresholds", "threshold_rule", "threshold_facts", "normaliser")
     file.write_text(json.dumps({k: v for k, v in spec.items() if k not in new} | {"format": 2}))
     write_manifest(folder)
     assert read_spec(folder)["thresholds"] == {}
-    old, today = load(settings, folder), load(settings, work / "model")
+    old = load(settings, folder, probe_tolerance=1.0)  # two of its probes stand in disguise
+    today = load(settings, work / "model")
     texts = ["you are kind today", "you are awful today", "바보"]
     assert old.threshold == today.threshold and np.array_equal(
         old.scores(texts), today.scores(texts)

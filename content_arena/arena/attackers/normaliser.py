@@ -27,7 +27,7 @@ from ...core.statistics import wilson_interval
 from ...data.embedded_corpus import embedded_corpus
 from ...disguises.families import Variant
 from ...disguises.korean_script import keystrokes
-from ...disguises.rules import Rule, seeded
+from ...disguises.rules import seeded
 from ...disguises.targets import lexicon, lexicon_spans, listed, word_spans
 from ...disguises.validity import invalid
 
