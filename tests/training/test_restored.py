@@ -150,7 +150,7 @@ def test_a_restorer_that_is_not_whole_is_refused(trained, tmp_path, fault):
     with pytest.raises(ModelError, match=file.name):
         load(settings, folder)
     write_manifest(folder)
-    with pytest.raises(ModelError, match=file.name if fault != "changed" else "restor"):
+    with pytest.raises(ModelError, match=file.name if fault != "changed" else "restore"):
         load(settings, folder)
 
 
