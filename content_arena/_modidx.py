@@ -525,6 +525,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'content_arena/arena/coevolution/samples.py')},
             'content_arena.cli.battle': { 'content_arena.cli.battle._add_to_store': ( '14_cli/battle.html#_add_to_store',
                                                                                       'content_arena/cli/battle.py'),
+                                          'content_arena.cli.battle._beside': ('14_cli/battle.html#_beside', 'content_arena/cli/battle.py'),
                                           'content_arena.cli.battle._find': ('14_cli/battle.html#_find', 'content_arena/cli/battle.py'),
                                           'content_arena.cli.battle._model': ('14_cli/battle.html#_model', 'content_arena/cli/battle.py'),
                                           'content_arena.cli.battle._percent': ( '14_cli/battle.html#_percent',

@@ -146,14 +146,33 @@ def battle_list(p: Parameter = None, as_json: AsJson = False) -> None:
     show_result(as_json, {"battles": brief}, lambda c: c.print(
         aligned([head, *map(row, records)]), markup=False))
 
+# %% ../../nbs/14_cli/50_battle.ipynb #be51de01
+def _beside(console: Console, records: list[dict]) -> None:
+    from content_arena.arena.battles.corpus import BattleError
+    from content_arena.reports.battle import beside_table
+    names = [f"{r['id'][:8]}, version {r['model_version'] or '-'}" for r in records]
+    try:
+        table = beside_table(dict(zip(names, records)))
+    except (KeyError, ValueError) as e:
+        what = f"{e.args[0]} is missing: not over yet" if isinstance(e, KeyError) else e
+        raise BattleError(f"{records[0]['id']} beside {records[1]['id']}: {what}") from e
+    rows = [{"": label, **{k: str(v) for k, v in row.items()}} for label, row in table.iterrows()]
+    console.print(framed_table(rows, ("", *names)))
+
 @battle_app.command("show")
-def battle_show(battle: str, p: Parameter = None, as_json: AsJson = False) -> None:
-    "One battle with all its numbers; those so far if it is not over."
-    fought = _find(settings_from(None, p), battle)
+def battle_show(battle: str, beside: Annotated[str | None, typer.Option(
+        help="another battle of the same attack, e.g. on another version")] = None,
+        p: Parameter = None, as_json: AsJson = False) -> None:
+    "One battle with all its numbers; those so far if it is not over. Or two, side by side."
+    settings = settings_from(None, p)
+    fought = _find(settings, battle)
     value = fought.record
     if "detection_rate" not in value and fought.chunks():
         value = value | fought.measured()
-    show_result(as_json, value, lambda c: _show(c, value))
+    if beside is None:
+        return show_result(as_json, value, lambda c: _show(c, value))
+    both = [value, _find(settings, beside).record]
+    show_result(as_json, {"battles": both}, lambda c: _beside(c, both))
 
 # %% ../../nbs/14_cli/50_battle.ipynb #0c0013d7
 @battle_app.command("report")
