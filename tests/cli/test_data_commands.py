@@ -37,6 +37,7 @@ def balance(part):
     return part["read"] - part["used"] - part["quarantined"] - part["duplicates"] - part["cut"]
 
 
+@pytest.mark.slow
 def test_prepare_says_what_became_of_every_row(environment, tmp_path):
     write(tmp_path / "a.csv", "no label", ",1", "Ann made a lovely soup TODAY,0")
     said = answer(environment, "data", "prepare", "-p", "max_train_rows=100")

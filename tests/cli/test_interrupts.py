@@ -91,6 +91,7 @@ def ended(folder: Path, process: subprocess.Popen) -> tuple[int, str, list[str]]
 OURS = r"(run|going on with) \S+ \(profile none\)|0\d_\w+: (running|done before|completed in \d+ s)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["in a cell", "as the kernel starts", "in a cell that is deaf"])
 def test_an_interrupted_run_says_so_in_one_line_and_is_continued(
     moment, start, three_versions_store, tmp_path
@@ -126,6 +127,7 @@ def test_an_interrupted_run_says_so_in_one_line_and_is_continued(
     assert [line for line in said if not re.fullmatch(OURS, line)] == []
 
 
+@pytest.mark.slow
 def test_what_a_kernel_says_outside_of_cells_is_beside_the_notebook(
     start, three_versions_store, tmp_path
 ):

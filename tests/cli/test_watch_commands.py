@@ -71,6 +71,7 @@ def fill(store: EventStore) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_weekly_report_says_what_happened(environment: dict[str, str]):
     settings = settings_of(environment)
     with EventStore(settings) as store:

@@ -66,6 +66,7 @@ def test_the_report_has_every_way_on_every_test_set(runs):
     assert "new-0" in done.stdout and "FP gap" in done.stdout
 
 
+@pytest.mark.slow
 def test_nothing_is_chosen_on_test_rows(runs):
     first = quality(runs, "report", "--write", str(runs / "one.json"))
     turned = dict(np.load(runs / "new-0/apeach.npz"))
