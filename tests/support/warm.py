@@ -246,6 +246,14 @@ def python() -> str:
     return str(file)
 
 
+def killed_here(code: str) -> None:
+    "Run `code` in a fork, which must print `here` and go on, and kill it (SIGKILL) as soon as it has."
+    process = subprocess.Popen([python(), "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "here", "it ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
 def run(kind: str, what: str) -> None:
     "Run what `listen` returned, as an interpreter does."
     if kind == "-c":

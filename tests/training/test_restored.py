@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ import pandas as pd
 import pytest
 import tiny_models
 from tiny_models import tiny_settings
-from warm import python
+from warm import killed_here
 
 from content_arena.inference.engine import Engine
 from content_arena.inference.ensemble import Recipe, write_ensemble
@@ -207,10 +205,7 @@ def test_kill_9_while_it_learns_to_restore_and_after(trained, tmp_path, monkeypa
         uri=uri,
         stage=stage,
     )
-    process = subprocess.Popen([python(), "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline().strip() == "here", "it ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    killed_here(code)
     work = tmp_path / "work"
     assert not json.loads((work / "training.json").read_text())["finished"]
     assert (work / "restorer").exists() == (stage == "after it") and not (work / "model").exists()

@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
 from pathlib import Path
 
 import mlflow
@@ -11,7 +9,7 @@ import pandas as pd
 import pytest
 import tiny_models
 from tiny_models import comments, tiny_settings, train
-from warm import python
+from warm import killed_here
 
 from content_arena.disguises.exact_forms import exact_form
 from content_arena.disguises.families import split_families
@@ -69,10 +67,7 @@ def test_kill_9_in_each_stage_ends_in_the_same_version(straight, tmp_path, stage
         uri=uri,
         stage=stage,
     )
-    process = subprocess.Popen([python(), "-c", code], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline().strip() == "here", "it ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    killed_here(code)
     work = tmp_path / "work"
     assert not json.loads((work / "training.json").read_text())["finished"]
     assert list((work / "checkpoints").glob("step-*")) and not (work / "model").exists()
