@@ -6,7 +6,6 @@
 __all__ = ['history_table', 'coevolve']
 
 # %% ../../nbs/14_cli/60_coevolution.ipynb #8bf04112
-import sys
 from typing import Annotated, Any
 
 from rich.console import Console
@@ -45,8 +44,9 @@ def coevolve(
     finishes the step and saves."""
     from content_arena.arena.coevolution.cycles import Limits
     from content_arena.workflows.coevolution import coevolve as run
+    from content_arena.workflows.live import Voice
     value = run(settings_from(profile, p), Limits(max_cycles, target_evasion, max_minutes), new=new,
-                say=lambda text: print(text, file=sys.stderr, flush=True))
+                say=Voice())
     def show(console: Console) -> None:
         console.print(f"\n[bold]{value['status']}[/]: {value['reason']}")
         console.print(history_table(value["history"]), markup=False)

@@ -117,9 +117,9 @@ def pipeline_run(
     """Prepare, train, evaluate, deploy; the executed notebooks are the report. Goes on with a run
     that was killed."""
     from content_arena.workflows.pipeline import run_pipeline
+    from content_arena.workflows.live import Voice
     settings = _settings(profile, p)
-    say = lambda text: print(text, file=sys.stderr, flush=True)
-    result = run_pipeline(settings, new=new, say=say)
+    result = run_pipeline(settings, new=new, say=Voice())
     def show(console: Console) -> None:
         comparison = result["comparison"] or {}
         console.print(f"\n[bold]{result['status']}[/]: version {result['model_version']}")

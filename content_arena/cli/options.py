@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Parameter', 'Profile', 'AsJson', 'settings_from', 'settings_used', 'printable_output', 'json_line', 'noted_losses',
-           'with_losses', 'show_result', 'framed_table', 'aligned', 'in_bytes', 'in_days', 'progress_bar']
+           'with_losses', 'show_result', 'FramedTable', 'framed_table', 'aligned', 'in_bytes', 'in_days',
+           'progress_bar']
 
 # %% ../../nbs/14_cli/10_options.ipynb #b7c9e5c3
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from tqdm import tqdm
 
 from ..core.config import Settings, load_settings, parse_parameters
@@ -83,13 +88,35 @@ def show_result(as_json: bool, value: dict, show: Callable[[Console], None]) -> 
         console.print("\n".join(losses_lines(losses)), markup=False)
 
 # %% ../../nbs/14_cli/10_options.ipynb #508c99d6
-def framed_table(rows: list[dict], columns: tuple[str, ...]) -> Table:
-    "`rows` with a frame, as wide as the terminal."
-    table = Table(*columns)
-    for row in rows:
-        cells = (row.get(c, "") for c in columns)
-        table.add_row(*(", ".join(c) if isinstance(c, list) else str(c) for c in cells))
-    return table
+_WHOLE = re.compile(r"[^\s|]*\d[^\s|]*|[^\s|]{0,12}")        # ids, versions, times, short words
+
+class FramedTable:
+    "Rows with a frame, at most as wide as the terminal; ids are whole, whatever its width."
+    def __init__(self, rows: list[dict], columns: tuple[str, ...]):
+        self.columns = columns
+        cells = [[row.get(c, "") for c in columns] for row in rows]
+        self.rows = [[", ".join(c) if isinstance(c, list) else str(c) for c in row]
+                     for row in cells]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        table, least = Table(), 1
+        for name, *cells in zip(self.columns, *self.rows):
+            whole = all(map(_WHOLE.fullmatch, cells))
+            table.add_column(name, no_wrap=whole, overflow="fold")
+            least += 3 + (max(map(cell_len, [name, *cells])) if whole else 12)
+        for row in self.rows:
+            table.add_row(*map(escape, row))
+        if least <= options.max_width:
+            yield table
+            return
+        width = max(map(cell_len, self.columns))
+        for row in self.rows:
+            lines = [f"{name:<{width}}  {cell}" for name, cell in zip(self.columns, row) if cell]
+            yield Text("\n".join([*lines, ""]), no_wrap=True, overflow="ignore")
+
+def framed_table(rows: list[dict], columns: tuple[str, ...]) -> FramedTable:
+    "`rows` with a frame, or as records where the terminal is too narrow for that."
+    return FramedTable(rows, columns)
 
 def aligned(rows: list[list[str]]) -> str:
     "`rows` of equal length as lines; every column but the last is padded."

@@ -8,7 +8,6 @@ __all__ = ['monitor_app', 'retrain_app', 'monitor_report', 'monitor_drift', 'ret
 
 # %% ../../nbs/14_cli/70_watch.ipynb #6b81e1a7
 import json
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -75,8 +74,9 @@ def _auto(store: Any, settings: Any) -> Any:
         from content_arena.workflows.retrain_evasions import learn_labels_and_evasions
         return learn_labels_and_evasions(situation, _champion(settings))
     def pipeline(changed: Any) -> dict:
+        from content_arena.workflows.live import Voice
         from content_arena.workflows.retrain_evasions import run_noted
-        return run_noted(changed, say=lambda text: print(text, file=sys.stderr, flush=True))
+        return run_noted(changed, say=Voice())
     return AutoRetrain(store, settings, pipeline, champion, learn=learn,
                        tell=Notifier(settings).notify)
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'RECIPE', 'Settings', 'find_settings_file', 'profiles_of', 'load_settings',
-           'parse_parameters', 'Secrets', 'load_secrets', 'spare_loopback', 'quiet_libraries', 'wait_briefly']
+           'parse_parameters', 'Secrets', 'load_secrets', 'spare_loopback', 'quiet_libraries', 'unattended',
+           'run_trigger', 'wait_briefly']
 
 # %% ../../nbs/01_core/40_config.ipynb #0c9fd7e0
 import difflib
@@ -93,14 +94,18 @@ def digest(self: Settings, *keys: str) -> str:
 
 # %% ../../nbs/01_core/40_config.ipynb #291c7160
 def _hint(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = [repr(name) for name in difflib.get_close_matches(word, list(known), n=3, cutoff=0.3)]
+    last = " or ".join(filter(None, [", ".join(close[:-1]), *close[-1:]]))
+    return f"; did you mean {last}?" if close else ""
 
 def _unknown(key: str, known: Iterable[str], what: str, accepted: str = "") -> str:
     "Why there is no setting `key`, and what to write instead."
     if key in FORMER:
         return f"no longer a setting but the constant content_arena.{FORMER[key]}; take it out"
-    return f"{what}{_hint(key, known)}; accepted: {accepted}{', '.join(known)}"
+    names = list(known)
+    every = ", ".join(names) if len(names) <= 40 else f"the {len(names)} names that content-arena" \
+        " settings lists"
+    return f"{what}{_hint(key, names)}; accepted: {accepted}{every}"
 
 def find_settings_file(start: Path | None = None) -> Path:
     """The nearest `settings.ini`: in `start` (default: the working folder), above it, or beside
@@ -298,6 +303,17 @@ def quiet_libraries(env: MutableMapping[str, str] | None = None) -> None:
     "Switch off what libraries draw on a terminal unasked, unless `env` says otherwise already."
     env = os.environ if env is None else env
     env.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+def unattended(stream: Any, env: Mapping[str, str] | None = None) -> bool:
+    "Whether nobody watches `stream` live: it is no terminal, or `env` says that this is a CI job."
+    env = os.environ if env is None else env
+    ci = env.get("CI", "").lower() not in ("", "0", "false")
+    return ci or not (hasattr(stream, "isatty") and stream.isatty())
+
+def run_trigger(env: Mapping[str, str] | None = None) -> str:
+    "What starts a run: the event of a GitHub workflow (schedule, push, ...), else `by hand`."
+    env = os.environ if env is None else env
+    return env.get("GITHUB_EVENT_NAME") or "by hand"
 
 # %% ../../nbs/01_core/40_config.ipynb #b7dd5844
 def wait_briefly(env: MutableMapping[str, str] | None = None) -> None:

@@ -16,8 +16,8 @@ import pandas as pd
 from datasketch import LeanMinHash, MinHash, MinHashLSH
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
 
+from ..core.progress import Tracked
 from ..core.text import canonical, skeleton
 
 # %% ../../nbs/03_data/70_grouping.ipynb #5603b105
@@ -43,8 +43,8 @@ def fingerprints(texts: Sequence[str], progress: bool = False) -> pd.DataFrame:
     """What can be compared without the text, one row per text.
 
     Columns: canonical_sha and skeleton_sha (hex), signature (128 uint32 each)."""
-    views = [canonical(t) for t in tqdm(texts, "text views", disable=not progress)]
-    sets = map(shingles, tqdm(views, "signatures", disable=not progress))
+    views = [canonical(t) for t in Tracked(texts, "text views", shown=progress)]
+    sets = map(shingles, Tracked(views, "signatures", shown=progress))
     hashes = MinHash.generator(sets, num_perm=NUM_PERM, seed=1, hashfunc=zlib.crc32,
                                scheme="affine32")
     return pd.DataFrame({

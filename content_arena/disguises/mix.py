@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from tqdm import tqdm
 
 from ..core.config import Settings
+from ..core.progress import Tracked
 from ..core.text import as_read, language
 from .families import Variant, split_families
 from .rules import Rule, pick, seeded
@@ -115,7 +115,7 @@ def apply(self: DeclaredMix, frame: pd.DataFrame, progress: bool = False) -> pd.
     attacks = frame["attack"].tolist() if "attack" in frame else [None] * len(texts)
     disguised = self.chosen(texts) & ~np.array([isinstance(a, str) and bool(a) for a in attacks],
                                                bool)
-    for i in tqdm(np.flatnonzero(disguised), "disguises", disable=not progress, mininterval=5):
+    for i in Tracked(np.flatnonzero(disguised), "disguises", unit="rows", shown=progress):
         variant = layered(texts[i], self.rules, self.seed, self.intensity, self.depth)
         texts[i], disguised[i] = variant.text, variant.outcome == "made"
         attacks[i] = "+".join(variant.rules) or None

@@ -29,6 +29,7 @@ from transformers import (AutoConfig, AutoModel, AutoModelForSequenceClassificat
                           BitsAndBytesConfig)
 
 from ..core.files import file_sha256
+from ..core.progress import Tracked
 from ..core.text import TEXT_FORM, text_form, tokenizer_input
 from .adapters import add_adapter, join_products
 from .base_models import BaseModel
@@ -243,7 +244,8 @@ def predict_logits(classifier: ContentClassifier, ids: Sequence[Sequence[int]], 
     device = next(classifier.parameters()).device
     logits = np.zeros((len(ids), 2), dtype=np.float32)
     classifier.eval()
-    for rows in least_padding([len(i) for i in ids], batch_tokens):
+    batches = least_padding([len(i) for i in ids], batch_tokens)
+    for rows in Tracked(batches, "scoring", unit="batches", shown=False):
         logits[rows] = classifier(*collate(ids, rows, pad, str(device))).cpu().numpy()
     return logits
 

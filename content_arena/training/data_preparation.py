@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from filelock import FileLock
-from tqdm import tqdm
 
 import content_arena.data as data_modules
 from ..core.config import Settings, load_settings
 from ..core.files import code_digest
+from ..core.progress import Tracked
 from ..core.text import nfc
 from ..data.datasets import (
     FINGERPRINT_SCHEMA, FORMAT, SCHEMA, SPLITS, Dataset, as_parquet, content_digest, digest,
@@ -97,8 +97,8 @@ def _read_sources(settings: Settings, progress: bool) -> tuple[pd.DataFrame, lis
     both = split_sources(settings)
     sides = [(n, "train") for n in settings.sources]
     sides += [(n, "test") for n in settings.test_sources if nfc(n) not in both]
-    with tqdm(sides, "sources", disable=not progress) as bar:      # an error begins a line
-        sources = [load_source(name, settings) for name, _ in bar]
+    with Tracked(sides, "sources", shown=progress) as job:         # an error begins a line
+        sources = [load_source(name, settings) for name, _ in job]
     frame = pd.concat([with_added(s.frame).assign(side=side)
                        for s, (_, side) in zip(sources, sides)], ignore_index=True)
     return frame, sources

@@ -20,9 +20,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from tqdm import tqdm
 
 from ..core.config import Settings
+from ..core.progress import Tracked
 from .classifier import ContentClassifier, collate, length_batches
 
 # %% ../../nbs/05_training/60_loop.ipynb #50cece6d
@@ -233,23 +233,22 @@ def fit(classifier: ContentClassifier, ids: Sequence[Sequence[int]], labels: np.
     targets = torch.tensor(np.array(labels), dtype=torch.int64, device=device)
     state = {"step": 0, "best": None, "best_step": 0, "since_best": 0, "losses": []}
     state = load_checkpoint(work_dir, classifier, optimizer) or state
-    bar = tqdm(total=len(plan), initial=state["step"], desc="train", unit="step",
-               disable=not progress, mininterval=5)
-    while state["step"] < len(plan) and state["since_best"] < settings.patience:
-        scale = learning_rate_scale(state["step"], len(plan), settings.warmup_fraction)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * scale
-        loss = train_step(classifier, optimizer, plan[state["step"]], ids, targets, weights,
-                          pad, each)
-        state["step"] += 1
-        state["losses"].append(loss)
-        bar.update()
-        last = state["step"] == len(plan)
-        if last or state["step"] % settings.eval_every == 0:
-            _validate(classifier, state, validate, monitor, on_log, scale, work_dir, bar)
-        if last or state["step"] % settings.checkpoint_every == 0:
-            save_checkpoint(work_dir, classifier, optimizer, state)
-    bar.close()
+    with Tracked(task="train", total=len(plan), start=state["step"], unit="steps",
+                 shown=progress, mininterval=5) as job:
+        while state["step"] < len(plan) and state["since_best"] < settings.patience:
+            scale = learning_rate_scale(state["step"], len(plan), settings.warmup_fraction)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * scale
+            loss = train_step(classifier, optimizer, plan[state["step"]], ids, targets, weights,
+                              pad, each)
+            state["step"] += 1
+            state["losses"].append(loss)
+            job.update()
+            last = state["step"] == len(plan)
+            if last or state["step"] % settings.eval_every == 0:
+                _validate(classifier, state, validate, monitor, on_log, scale, work_dir, job)
+            if last or state["step"] % settings.checkpoint_every == 0:
+                save_checkpoint(work_dir, classifier, optimizer, state)
     return _finish(classifier, state, work_dir, device, monitor, len(plan))
 
 # %% ../../nbs/05_training/60_loop.ipynb #f3387a9a
@@ -261,7 +260,7 @@ def _validate(
     on_log: Callable[[int, dict], None],
     scale: float,
     work_dir: Path,
-    bar: tqdm,
+    job: Tracked,
 ) -> None:
     "Validate, log, and remember the best parameters; updates `state`."
     values = validate(state["step"])
@@ -270,7 +269,7 @@ def _validate(
         {"train_loss": float(np.mean(state["losses"])), "learning_rate_scale": scale, **values},
     )
     state["losses"] = []
-    bar.set_postfix({monitor: f"{values[monitor]:.3f}"})
+    job.know(**{monitor: values[monitor]})
     if state["best"] is None or values[monitor] > state["best"]:
         state.update(best=values[monitor], best_step=state["step"], since_best=0)
         _save_best(work_dir, classifier)

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tqdm import tqdm
+
+from ..core.progress import Tracked
 
 # %% ../../nbs/05_training/20_packed_weights.ipynb #1a04576d
 class PackedFormatError(ValueError):
@@ -154,8 +155,8 @@ def unpack_tensors(packed: PackedModel, *, progress: bool = True) -> dict[str, n
     About 235 MB for multilingual-e5-small. Raises PackedFormatError, naming the tensor, if one is
     missing or has another size than the header implies."""
     tensors, total = {}, sum(len(raw) for _, raw in packed.tensors.values())
-    with tqdm(total=total, desc="unpacking weights", unit="B", unit_scale=True,
-              disable=not progress) as bar:
+    with Tracked(task="unpacking weights", total=total, unit="bytes", shown=progress,
+                 unit_scale=True) as job:
         for name, (old, shape) in bert_layout(packed.sizes).items():
             kind, raw = packed.tensors.get(old, (F32, b""))
             flat = np.frombuffer(raw, "<f4") if kind == F32 else dequantize_q4_0(raw, np.float16)
@@ -163,7 +164,7 @@ def unpack_tensors(packed: PackedModel, *, progress: bool = True) -> dict[str, n
                 raise PackedFormatError(f"{packed.path.name}: tensor {old} has {flat.size} values,"
                                         f" not {shape}")
             tensors[name] = flat.reshape(shape)
-            bar.update(len(raw))
+            job.update(len(raw))
     return tensors
 
 # %% ../../nbs/05_training/20_packed_weights.ipynb #ca5134d2

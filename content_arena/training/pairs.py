@@ -14,9 +14,9 @@ from difflib import SequenceMatcher
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ..core.hangul import is_syllable
+from ..core.progress import Tracked
 from ..disguises.exact_forms import exact_form
 from ..disguises.korean_script import pronounced
 from ..disguises.rules import Rule, pick
@@ -142,7 +142,7 @@ def make_pairs(texts: Sequence[str], rules: Sequence[Rule], seed: int, *, depth:
     pairs. Three thousand take a second."""
     rng = random.Random(seed)
     def both() -> Iterator[tuple[str, str]]:
-        for text in tqdm(texts, "pairs", disable=not progress, mininterval=5):
+        for text in Tracked(texts, "pairs", shown=progress):
             original = exact_form(text)
             if original.strip():
                 yield exact_form(stacked(text, rules, rng, depth)) or original, original

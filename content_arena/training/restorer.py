@@ -21,8 +21,8 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from tqdm import tqdm
 
+from ..core.progress import Tracked
 from ..core.text import language
 from ..disguises.rules import Rule
 from .building import fast_dtype
@@ -149,7 +149,7 @@ def _train(tagger: Tagger, halves: Sequence[list[str]], rules: Sequence[Rule], s
     rounds = [_rounds(half, rules, rng) for half in halves]
     optimizer = torch.optim.AdamW(tagger.parameters(), PEAK, (0.9, 0.98), fused=True)
     tagger.train()
-    for step in tqdm(range(steps), "restorer", disable=not progress, mininterval=5):
+    for step in Tracked(range(steps), "restorer", unit="steps", shown=progress):
         pairs, chosen = next(rounds[step % 2])
         batch = roughened(make_batch(pairs, chosen), rng)
         loss = tag_loss(tagger.read(batch, familiar[step % 2], dtype), batch.tags)

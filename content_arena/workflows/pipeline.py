@@ -25,11 +25,13 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import Preprocessor
 from papermill.exceptions import PapermillExecutionError
 
-from ..core.config import Settings, load_settings
+from ..core.config import Settings, load_settings, run_trigger
 from ..core.files import write_json
+from ..core.progress import report_to
 from ..core.settings import join_names
 from ..data.lost_rows import losses_lines, note_losses
 from ..mlops.model_registry import ModelRegistry
+from .live import relayed
 from .run_outcome import note_failure, note_success
 from .stage_kernel import StageKernel, interruptible
 from ..training.tracking import connect
@@ -59,6 +61,9 @@ class Run:
         self.settings: Settings = load_settings(
             base.get("profile"), **{**base.get("values", {}), **parameters}
         )
+        state = self.folder / "run.json"
+        working = state.exists() and read_json(state).get("status") == "running"
+        report_to(self.folder / "progress.json" if working else None)
 
     @property
     def id(self) -> str:
@@ -100,9 +105,17 @@ def _new_run(settings: Settings) -> Path:
             "status": "running",
             "done": [],
             "profile": settings.profile,
+            "started": _utc(),
+            "trigger": run_trigger(),
         },
     )
     return folder
+
+def _utc() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+def _note(folder: Path, **changes: Any) -> None:
+    write_json(folder / "run.json", {**read_json(folder / "run.json"), **changes})
 
 def _newest(settings: Settings) -> tuple[Path, dict] | None:
     "Folder and state of the newest run with equal settings."
@@ -265,15 +278,15 @@ def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: boo
     with FileLock(folder / ".lock", timeout=0):
         mlflow_run_id = _mlflow_run(folder, settings)
         try:
-            for stage, notebook in notebooks.items():
-                _stage(stage, notebook, folder, settings, say)
+            for n, (stage, notebook) in enumerate(notebooks.items(), 1):
+                with relayed(folder, stage, (n, len(notebooks)), say):
+                    _stage(stage, notebook, folder, settings, say)
         except PipelineError as e:
             say(note_failure(settings, folder.name, mlflow_run_id, str(e)) or "failure noted")
             raise
         finally:
             _log_reports(folder, mlflow_run_id)
-        state = read_json(folder / "run.json")
-        write_json(folder / "run.json", {**state, "status": "finished"})
+        _note(folder, status="finished", ended=_utc())
     result = _result(folder, mlflow_run_id, settings)
     if problem := note_success(settings, result, time.monotonic() - began):
         say(problem)
@@ -287,14 +300,17 @@ def _stage(stage: str, notebook: Path, folder: Path, settings: Settings, say) ->
         _tell_losses(stage, folder, lambda text: None)
         return
     started = datetime.now(timezone.utc)
+    _note(folder, status="running", stage=stage)
     say(f"{stage}: running")
     try:
         run_stage(notebook, folder, settings)
     except PipelineError:
-        write_json(folder / "run.json", {**state, "status": "failed", "failed": stage})
+        _note(folder, status="failed", failed=stage, ended=_utc())
         raise
-    write_json(folder / "run.json", {**state, "status": "running", "done": [*state["done"], stage]})
-    say(f"{stage}: completed in {(datetime.now(timezone.utc) - started).total_seconds():.0f} s")
+    seconds = (datetime.now(timezone.utc) - started).total_seconds()
+    _note(folder, status="running", done=[*state["done"], stage],
+          seconds=state.get("seconds", {}) | {stage: round(seconds, 1)})
+    say(f"{stage}: completed in {seconds:.0f} s")
     _tell_losses(stage, folder, say)
 
 def _tell_losses(stage: str, folder: Path, say) -> None:

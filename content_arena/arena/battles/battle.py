@@ -32,6 +32,7 @@ from ..attackers.normaliser import NormaliserAttacker, aimed_counts
 from .record import from_row, measure, to_row
 from .corpus import BattleError, Corpus
 from ...core.files import code_digest, write_json
+from ...core.progress import Tracked, progress_line
 from ...core.scoring import Scorer
 from ...data.embedded_texts import texts_sha256
 
@@ -302,13 +303,16 @@ def _fight(battle: Battle, scorer: Scorer, corpus: Corpus, attacker: Attacker,
     say(f"battle {battle.record['id']}: "
         + (f"goes on after {done} of {rounds} rounds" if done else f"{rounds} rounds"))
     battle.save(status="running", reason="", rounds_done=done)
-    for number in range(len(chunks), len(plan)):
-        check()
-        fought = _chunk(attacker, corpus, plan[number], scorer, battle.record["seed"], number)
-        battle._append(fought)
-        done += len(plan[number])
-        battle.save(rounds_done=done)
-        say(f"{done} of {rounds} rounds, {len(plan[number]) / fought['seconds']:.0f} a second")
+    with Tracked(task="battle", total=rounds, start=done, unit="rounds", shown=False) as job:
+        for number in range(len(chunks), len(plan)):
+            check()
+            fought = _chunk(attacker, corpus, plan[number], scorer, battle.record["seed"], number)
+            battle._append(fought)
+            done += len(plan[number])
+            battle.save(rounds_done=done)
+            job.update(len(plan[number]))
+            say(f"{progress_line(job.now).partition(': ')[2]}, "
+                f"{len(plan[number]) / fought['seconds']:.0f} a second")
     if start is not None and memory is not None:
         add_learnt(memory, start, attacker.state)
     _record_end(battle, "completed", "")
