@@ -118,6 +118,7 @@ def framed_table(rows: list[dict], columns: tuple[str, ...]) -> FramedTable:
     "`rows` with a frame, or as records where the terminal is too narrow for that."
     return FramedTable(rows, columns)
 
+# %% ../../nbs/14_cli/10_options.ipynb #d50747fa
 def aligned(rows: list[list[str]]) -> str:
     "`rows` of equal length as lines; every column but the last is padded."
     widths = [max(map(len, column)) for column in zip(*rows)][:-1]

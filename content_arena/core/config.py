@@ -299,10 +299,15 @@ def spare_loopback(env: MutableMapping[str, str] | None = None) -> None:
     if "*" not in names:
         env["no_proxy"] = env["NO_PROXY"] = ",".join(dict.fromkeys([*names, *_HERE]))
 
+_QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_LOGGING_LEVEL": "WARNING",
+          "GIT_PYTHON_REFRESH": "quiet", "TOKENIZERS_PARALLELISM": "false",
+          "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
+
 def quiet_libraries(env: MutableMapping[str, str] | None = None) -> None:
     "Switch off what libraries draw on a terminal unasked, unless `env` says otherwise already."
     env = os.environ if env is None else env
-    env.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in _QUIET.items():
+        env.setdefault(name, value)
 
 def unattended(stream: Any, env: Mapping[str, str] | None = None) -> bool:
     "Whether nobody watches `stream` live: it is no terminal, or `env` says that this is a CI job."

@@ -141,6 +141,7 @@ def close(self: Tracked) -> None:
         self._note(True)
         _outer.remove(self)
 
+# %% ../../nbs/01_core/65_progress.ipynb #90834757
 @patch
 def __enter__(self: Tracked) -> Self:
     return self

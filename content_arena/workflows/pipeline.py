@@ -117,6 +117,7 @@ def _utc() -> str:
 def _note(folder: Path, **changes: Any) -> None:
     write_json(folder / "run.json", {**read_json(folder / "run.json"), **changes})
 
+# %% ../../nbs/13_workflows/20_pipeline.ipynb #5ff8347e
 def _newest(settings: Settings) -> tuple[Path, dict] | None:
     "Folder and state of the newest run with equal settings."
     for file in sorted(settings.path("runs_dir").glob("*/run.json"), reverse=True):
