@@ -28,7 +28,9 @@ from .events import feedback_app, shadow_app, store_app
 from .options import (
     AsJson, Parameter, Profile, framed_table as _table, json_line, noted_losses, printable_output,
     settings_from as _settings, settings_used, show_result as _out)
+from .endings import failed, finish, stop_on_sigterm, stopped
 from .ensembles import ensemble_app
+from .project import init
 from .settings import settings
 from .thresholds import registry_threshold
 from .versions import (
@@ -37,6 +39,7 @@ from .watch import monitor_app, retrain_app
 from ..core.config import (
     load_secrets, quiet_libraries, spare_loopback, wait_briefly)
 from .failures import explain, interrupted
+from ..workflows.outcomes import exit_codes
 
 # %% ../../nbs/14_cli/90_main.ipynb #405a8ac3
 app = typer.Typer(
@@ -47,12 +50,13 @@ app = typer.Typer(
 )
 
 # %% ../../nbs/14_cli/90_main.ipynb #32c1b19b
-def _fail(message: str, name: str) -> None:
-    "Say what failed, and exit with 1."
+def _fail(error: Exception, message: str) -> None:
+    "Say what failed, and exit with the code of its class."
+    name = type(error).__name__
     if "--json" in sys.argv:
         print(json_line({"status": "error", "error": name, "message": message}))
     print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(1)
+    raise SystemExit(failed(error, message))
 
 def _flush() -> None:
     "Hand standard output over now; as the interpreter ends, a full disk is nobody's to report."
@@ -70,11 +74,14 @@ def main() -> None:
     spare_loopback()
     quiet_libraries()
     wait_briefly()
+    stop_on_sigterm(sys.argv[1:])
     try:
         app()
     except SystemExit as e:
         if e.code == 130:
-            print(interrupted(sys.argv[1:]), file=sys.stderr)
+            line = interrupted(sys.argv[1:])
+            e.code = stopped(sys.argv[1:], line, settings_used())
+            print(line, file=sys.stderr)
         _flush()
         raise
     except Exception as e:
@@ -82,7 +89,7 @@ def main() -> None:
         message = explain(e, settings_used())
         if message is None:
             raise
-        _fail(message, type(e).__name__)
+        _fail(e, message)
 
 # %% ../../nbs/14_cli/90_main.ipynb #69da127d
 def _group(name: str, text: str) -> typer.Typer:
@@ -101,11 +108,11 @@ registry_app.command("check")(registry_check)
 registry_app.command("threshold")(registry_threshold)
 registry_app.command("card")(registry_card)
 app.add_typer(battle_app, name="battle")
-for _command in (cleanup, coevolve, settings):
+for _command in (cleanup, coevolve, init, settings):
     app.command()(_command)
 
 # %% ../../nbs/14_cli/90_main.ipynb #caa34f69
-@pipeline_app.command("run")
+@pipeline_app.command("run", epilog=exit_codes())
 def pipeline_run(
     profile: Profile = None,
     p: Parameter = None,
@@ -133,6 +140,7 @@ def pipeline_run(
                       f"   (run {result['mlflow_run_id']})")
         console.print("serve    content-arena serve")
     _out(as_json, result, show)
+    finish(result, settings)
 
 # %% ../../nbs/14_cli/90_main.ipynb #555518dc
 @app.command()
@@ -181,7 +189,7 @@ def evaluate(
     _out(as_json, value, show)
 
 # %% ../../nbs/14_cli/90_main.ipynb #fa2be052
-@app.command()
+@app.command(epilog=exit_codes())
 def deploy(
     profile: Profile = None,
     p: Parameter = None,
@@ -190,10 +198,12 @@ def deploy(
 ) -> None:
     "Deploy the waiting challenger if it is better than the champion."
     from content_arena.workflows.deployment import evaluate_and_deploy
-    value = asyncio.run(evaluate_and_deploy(_settings(profile, p), run_id=run_id))
+    settings = _settings(profile, p)
+    value = asyncio.run(evaluate_and_deploy(settings, run_id=run_id))
     _out(
         as_json, value, lambda c: c.print(f"[bold]{value['status']}[/]  {value.get('reason', '')}")
     )
+    finish(value, settings)
 
 # %% ../../nbs/14_cli/90_main.ipynb #3843b803
 @app.command()

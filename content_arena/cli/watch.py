@@ -13,8 +13,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .endings import finish
 from .options import (AsJson, Parameter, Profile, framed_table, settings_from,
                                        show_result)
+from ..workflows.outcomes import exit_codes
 
 # %% ../../nbs/14_cli/70_watch.ipynb #cf6e971e
 monitor_app = typer.Typer(no_args_is_help=True, help="The week's report, and drift.")
@@ -95,7 +97,7 @@ def retrain_check(profile: Profile = None, p: Parameter = None, as_json: AsJson 
         value = _auto(store, settings).decide()
     show_result(as_json, value, lambda c: _show(c, value))
 
-@retrain_app.command("run")
+@retrain_app.command("run", epilog=exit_codes())
 def retrain_run(
     profile: Profile = None, p: Parameter = None, as_json: AsJson = False,
     force: Annotated[bool, typer.Option("--force", help="also without a trigger")] = False,
@@ -106,8 +108,7 @@ def retrain_run(
     with EventStore(settings) as store:
         value = _auto(store, settings).run_once(force)
     show_result(as_json, value, lambda c: _show(c, value))
-    if value["status"] == "failed":
-        raise typer.Exit(1)
+    finish(value, settings)
 
 # %% ../../nbs/14_cli/70_watch.ipynb #2402b0b9
 @retrain_app.command("status")

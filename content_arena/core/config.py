@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'RECIPE', 'Settings', 'find_settings_file', 'profiles_of', 'load_settings',
-           'parse_parameters', 'Secrets', 'load_secrets', 'spare_loopback', 'quiet_libraries', 'unattended',
-           'run_trigger', 'wait_briefly']
+           'parse_parameters', 'Secrets', 'load_secrets', 'Actions', 'github_actions', 'spare_loopback',
+           'quiet_libraries', 'unattended', 'run_trigger', 'wait_briefly']
 
 # %% ../../nbs/01_core/40_config.ipynb #0c9fd7e0
 import difflib
@@ -108,16 +108,15 @@ def _unknown(key: str, known: Iterable[str], what: str, accepted: str = "") -> s
     return f"{what}{_hint(key, names)}; accepted: {accepted}{every}"
 
 def find_settings_file(start: Path | None = None) -> Path:
-    """The nearest `settings.ini`: in `start` (default: the working folder), above it, or beside
-    the package.
+    """The nearest `settings.ini`: in `start` (default: the working folder), or above it.
 
     Raises SettingsError if there is none."""
     start = Path(start or Path.cwd()).resolve()
-    for folder in [start, *start.parents, Path(__file__).resolve().parents[1]]:
+    for folder in [start, *start.parents]:
         if (folder / "settings.ini").is_file():
             return folder / "settings.ini"
-    raise SettingsError(f"no settings.ini in {start} or above: run inside the repository,"
-                        f" or set {ENV_PREFIX}SETTINGS_FILE")
+    raise SettingsError(f"no settings.ini in {start} or above: `content-arena init myproject` makes"
+                        f" a project to run it in; or set {ENV_PREFIX}SETTINGS_FILE")
 
 # %% ../../nbs/01_core/40_config.ipynb #250e3c9a
 class _Value(NamedTuple):
@@ -284,6 +283,23 @@ def load_secrets(env: Mapping[str, str] | None = None) -> Secrets:
                                     " line of text")
             secrets[name.lower()] = SecretStr(value)
     return Secrets(**secrets)
+
+# %% ../../nbs/01_core/40_config.ipynb #1c0adefe
+class Actions(NamedTuple):
+    "What GitHub Actions offers a step: the files for its outputs and summary, the run's address."
+    output: Path | None
+    summary: Path | None
+    url: str
+
+def github_actions(env: Mapping[str, str] | None = None) -> Actions | None:
+    "What the workflow offers that this process is a step of; None if it is none."
+    env = os.environ if env is None else env
+    if env.get("GITHUB_ACTIONS") != "true":
+        return None
+    file = lambda name: Path(env[name]) if env.get(name) else None
+    parts = [env.get(f"GITHUB_{name}") for name in ("SERVER_URL", "REPOSITORY", "RUN_ID")]
+    url = "{}/{}/actions/runs/{}".format(*parts) if all(parts) else ""
+    return Actions(file("GITHUB_OUTPUT"), file("GITHUB_STEP_SUMMARY"), url)
 
 # %% ../../nbs/01_core/40_config.ipynb #db2aa8be
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")

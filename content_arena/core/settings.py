@@ -264,6 +264,8 @@ class DeploySettings(_Section):
     reload_timeout_s: float = Field(60, gt=0, description="seconds to wait for one reload")
     reload_attempts: int = Field(3, ge=1, le=20, description="attempts while the service is busy")
     notify_attempts: int = Field(3, ge=1, le=20, description="attempts to deliver a notice")
+    require_service: bool = Field(False,
+        description="a failure: no service took up what was promoted, rolled back, busy")
 
 # %% ../../nbs/01_core/30_settings.ipynb #998d9100
 class ServeSettings(_Section):
@@ -426,6 +428,7 @@ class NoticeSettings(_Section):
     notices_per_hour: int = Field(
         30, ge=1, description="notices sent at most; more wait in the spool"
     )
+    require_notice: bool = Field(False, description="a notice that was not delivered is a failure")
 
 # %% ../../nbs/01_core/30_settings.ipynb #e898407f
 class RetrainSettings(_Section):

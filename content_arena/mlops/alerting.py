@@ -37,6 +37,7 @@ TITLES = {
     "inconclusive": ":hourglass: Undecided, challenger stays in shadow",
     "rolled_back": ":rewind: Deployment rolled back",
     "failed": ":rotating_light: Pipeline failed",
+    "cancelled": ":octagonal_sign: Pipeline stopped from outside",
 }
 
 # %% ../../nbs/08_mlops/80_alerting.ipynb #8e4ee62e

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'LOADER', 'TrackingError', 'connect', 'git_commit', 'environment', 'processor_name', 'log_dataset',
-           'log_json', 'log_fingerprints', 'confusion_figure', 'precision_recall_figure', 'log_model']
+           'log_json', 'log_fingerprints', 'confusion_figure', 'precision_recall_figure', 'model_requirements',
+           'log_model']
 
 # %% ../../nbs/05_training/70_tracking.ipynb #9a78e846
 import importlib.metadata
@@ -147,6 +148,22 @@ def precision_recall_figure(
     axes.set(title=title, xlabel="recall of toxic", ylabel="precision of toxic", ylim=(0, 1.02))
     return figure
 
+# %% ../../nbs/05_training/70_tracking.ipynb #e4695654
+def _origin(name: str) -> str | None:
+    "What pip wrote about where it got the package `name`: JSON; None if from an index."
+    return importlib.metadata.distribution(name).read_text("direct_url.json")
+
+def model_requirements(origin: str | None = "", name: str = "content-arena") -> list[str]:
+    """The lines of a logged model's requirements.txt; never this package by a version that no index
+    has. `origin`: as pip's `direct_url.json`; default: that of this installation."""
+    origin = _origin(name) if origin == "" else origin
+    if origin is None:
+        return [f"{name}=={importlib.metadata.version(name)}"]
+    source = json.loads(origin)
+    if vcs := source.get("vcs_info"):
+        return [f"{name} @ {vcs['vcs']}+{source['url']}@{vcs['commit_id']}"]
+    return [f"{p}=={importlib.metadata.version(p)}" for p in PACKAGES]
+
 # %% ../../nbs/05_training/70_tracking.ipynb #a09de890
 LOADER = "content_arena.inference.engine"
 
@@ -159,7 +176,6 @@ def log_model(folder: Path, metadata: dict[str, str]) -> str:
     signature = ModelSignature(
         Schema([ColSpec("string", "text")]), Schema([ColSpec("double", "toxic_score")])
     )
-    requirements = [f"content-arena=={importlib.metadata.version('content-arena')}"]
     level = logging.getLogger("mlflow").level
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     try:
@@ -167,7 +183,7 @@ def log_model(folder: Path, metadata: dict[str, str]) -> str:
             warnings.filterwarnings("ignore", message=".*input example")
             info = mlflow.pyfunc.log_model(
                 name="model", loader_module=LOADER, data_path=str(folder), metadata=metadata,
-                signature=signature, pip_requirements=requirements)
+                signature=signature, pip_requirements=model_requirements())
     finally:
         logging.getLogger("mlflow").setLevel(level)
     return info.model_uri

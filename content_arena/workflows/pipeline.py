@@ -23,11 +23,13 @@ import papermill
 from filelock import FileLock, Timeout
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import Preprocessor
+from mlflow.exceptions import MlflowException
 from papermill.exceptions import PapermillExecutionError
 
 from ..core.config import Settings, load_settings, run_trigger
 from ..core.files import write_json
 from ..core.progress import report_to
+from ..core.project import NOTEBOOKS
 from ..core.settings import join_names
 from ..data.lost_rows import losses_lines, note_losses
 from ..mlops.model_registry import ModelRegistry
@@ -201,7 +203,7 @@ def run_stage(notebook: Path, run_folder: Path, settings: Settings) -> Path:
     kernel = StageKernel(output.with_suffix(".kernel.log"))
     with interruptible(kernel):
         problem = _execute(notebook, output, {**values, "run_dir": str(run_folder)}, kernel)
-        if output.exists() and not kernel.stopping.is_set():
+        if output.exists():                      # of a stage that was stopped, too
             write_html(output)
     kernel.clear()
     if problem:
@@ -247,13 +249,20 @@ def _log_reports(folder: Path, mlflow_run_id: str) -> None:
     for file in sorted([*folder.glob("*.ipynb"), *folder.glob("*.html")]):
         mlflow.MlflowClient().log_artifact(mlflow_run_id, str(file), "reports")
 
+def _keep_reports(folder: Path, mlflow_run_id: str) -> str:
+    "As `_log_reports`; returns why MLflow did not take them, or \"\"."
+    try:
+        _log_reports(folder, mlflow_run_id)
+    except (MlflowException, OSError) as e:            # requests' errors are OSErrors
+        return f"the executed notebooks were not logged: {type(e).__name__}: {e}"
+    return ""
+
 def notebooks_dir(settings: Settings) -> Path:
-    """Folder of the pipeline notebooks. Raises PipelineError if the package was installed without
-    them."""
-    folder = settings.root / "nbs" / "pipelines"
+    "Folder of the project's pipeline notebooks. Raises PipelineError if there is none."
+    folder = settings.root / NOTEBOOKS
     if not folder.is_dir():
         raise PipelineError(
-            f"no nbs/pipelines beside {settings.root.name}/settings.ini: run inside the repository"
+            f"no {NOTEBOOKS} beside {settings.file}: `content-arena init FOLDER` makes a project"
         )
     return folder
 
@@ -264,9 +273,10 @@ def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: boo
     result.
 
     Keys: status (the deployer's, or `finished` if it was not among `stages`), model_version,
-    mlflow_run_id, run_dir, report_html, comparison, losses (see `data.lost_rows`). `new` starts
-    afresh; `say` gets one line per event. Raises PipelineError (a stage failed), TrackingError
-    (MLflow can't be reached), SettingsError."""
+    mlflow_run_id, run_dir, report_html, comparison, losses (see `data.lost_rows`), and of the
+    deployment its reason, service and `notified`. `new` starts afresh; `say` gets one line per
+    event. Raises PipelineError (a stage failed), TrackingError (MLflow can't be reached),
+    SettingsError."""
     notebooks = {stage: notebooks_dir(settings) / f"{stage}.ipynb" for stage in stages}
     for notebook in notebooks.values():
         declared_parameters(notebook)            # fail before the first stage, not before the last
@@ -284,9 +294,14 @@ def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: boo
                     _stage(stage, notebook, folder, settings, say)
         except PipelineError as e:
             say(note_failure(settings, folder.name, mlflow_run_id, str(e)) or "failure noted")
+            if problem := _keep_reports(folder, mlflow_run_id):
+                say(problem)
             raise
-        finally:
-            _log_reports(folder, mlflow_run_id)
+        except KeyboardInterrupt:
+            say(_keep_reports(folder, mlflow_run_id) or "what was run until now is in MLflow")
+            raise
+        if problem := _keep_reports(folder, mlflow_run_id):
+            raise PipelineError(f"run {folder.name}: {problem}; the same command goes on with it")
         _note(folder, status="finished", ended=_utc())
     result = _result(folder, mlflow_run_id, settings)
     if problem := note_success(settings, result, time.monotonic() - began):
@@ -338,6 +353,7 @@ def _result(folder: Path, mlflow_run_id: str, settings: Settings) -> dict:
         "report_html": str(report) if report.exists() else None,
         "comparison": kept("comparison") or None,
         "losses": kept("losses") or None,
+        **{k: v for k, v in kept("deployment").items() if k in ("reason", "service", "notified")},
     }
 
 def find_finished(settings: Settings) -> dict | None:

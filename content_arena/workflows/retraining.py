@@ -196,7 +196,8 @@ def _train(self: AutoRetrain, situation: Situation, start: str, about: dict[str,
         return "skipped"
     self.tell("retraining", reason=reason, **facts)
     result = self.pipeline(settings)
-    about |= {k: result.get(k) for k in ("model_version", "run_dir", "mlflow_run_id", "losses")}
+    about |= {k: result.get(k) for k in ("model_version", "run_dir", "mlflow_run_id", "losses",
+                                         "reason", "service", "notified")}
     return result["status"] if result.get("status") in OUTCOMES else "skipped"
 
 # %% ../../nbs/13_workflows/70_retraining.ipynb #5f8828d4

@@ -14,6 +14,15 @@ import pytest
 
 from commands import ROOT, state_of
 from warm import python
+from watch import Slack
+
+
+class Webhook(Slack):
+    "Keeps whole messages."
+
+    def keep(self, body: dict) -> None:
+        self.messages.append(body)
+
 
 CELLS = {
     "quick": "pass",
@@ -88,7 +97,10 @@ def ended(folder: Path, process: subprocess.Popen) -> tuple[int, str, list[str]]
     return code, (folder / "stdout").read_text(), (folder / "stderr").read_text().splitlines()
 
 
-OURS = r"(run|going on with) \S+ \(profile none\)|0\d_\w+: (running|done before|completed in \d+ s)"
+OURS = (
+    r"(run|going on with) \S+ \(profile none\)|0\d_\w+: (running|done before|completed in \d+ s)"
+    r"|what was run until now is in MLflow"
+)
 
 
 @pytest.mark.slow
@@ -125,6 +137,39 @@ def test_an_interrupted_run_says_so_in_one_line_and_is_continued(
     )
     assert json.loads(out)["run_dir"].endswith(state["run_id"])
     assert [line for line in said if not re.fullmatch(OURS, line)] == []
+
+
+@pytest.mark.slow
+def test_a_cancelled_workflow_keeps_what_was_run_and_tells(start, three_versions_store, tmp_path):
+    webhook = Webhook()
+    step = {
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+        "GITHUB_SERVER_URL": "https://github.example",
+        "GITHUB_REPOSITORY": "me/filter",
+        "GITHUB_RUN_ID": "4711",
+        "CONTENT_ARENA_SLACK_WEBHOOK_URL": webhook.url,
+    }
+    environment = program(tmp_path, three_versions_store, SLEEP) | step
+    process = start(environment, tmp_path, "pipeline", "run")
+    wait_for(tmp_path, process, lambda: (tmp_path / "started").exists())
+    process.send_signal(signal.SIGTERM)
+    code, _, said = ended(tmp_path, process)
+    webhook.close()
+    assert code == 143, said
+    assert [line for line in said if line.startswith("::warning title=content-arena terminated::")]
+    assert "outcome=terminated\n" in (tmp_path / "output").read_text()
+    assert (
+        "https://github.example/me/filter/actions/runs/4711"
+        in (tmp_path / "summary.md").read_text()
+    )
+    logged = {f.name for f in tmp_path.glob("artifacts/*/artifacts/reports/*")}
+    assert {"01_prepare.html", "02_train.ipynb", "02_train.html"} <= logged
+    [notice] = webhook.messages
+    assert "stopped from outside" in json.dumps(notice) and "actions/runs/4711" in json.dumps(
+        notice
+    )
 
 
 @pytest.mark.slow

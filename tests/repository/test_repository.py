@@ -36,7 +36,7 @@ from repository_files import (
     parsed,
 )
 
-from content_arena.core.config import Settings, load_settings
+from content_arena.core.config import ENV_PREFIX, SECRETS, Settings, load_settings
 from content_arena.data.embedded_corpus import embedded_corpus
 
 BY_HAND = {"__init__.py", "__main__.py", "_modidx.py"}  # nbdev marks the last one in its own way
@@ -555,7 +555,9 @@ def test_every_package_is_pinned_and_every_pin_is_needed():
     )
 
 
-ONE_CALL = re.compile(r"""(scripts/[\w-]+|\.venv/bin/content-arena)( [\w./=,-]+| "\$\w+")*""")
+ONE_CALL = re.compile(
+    r"""(?:exec )?(scripts/[\w-]+|\.venv/bin/content-arena)( [\w./=,-]+| "\$\w+")*"""
+)
 
 
 def workflow_problems(text: str) -> list[str]:
@@ -580,11 +582,11 @@ def workflow_problems(text: str) -> list[str]:
 
 def test_workflows_only_call_what_can_be_called_here():
     files = sorted((ROOT / ".github/workflows").glob("*.y*ml"))
-    assert [f.name for f in files] == ["test.yaml", "train.yaml"]
+    assert [f.stem for f in files] == ["monitor", "release", "test", "train"]
     for file in files:
         text = file.read_text(encoding="utf-8")
         assert_none(workflow_problems(text))
-        for script in re.findall(r"run: (scripts/[\w-]+)", text):
+        for script in re.findall(r"run: (?:exec )?(scripts/[\w-]+)", text):
             assert (ROOT / script).stat().st_mode & 0o111, f"{script} can't be run"
 
 
@@ -615,14 +617,43 @@ def test_a_faulty_step_is_found(step: str, faults: int):
 def test_the_nightly_run_tests_trains_and_tells():
     flow = yaml.safe_load((ROOT / ".github/workflows/train.yaml").read_text(encoding="utf-8"))
     triggers = flow[True]  # YAML 1.1 reads the key `on` as a boolean
-    assert triggers["schedule"] == [{"cron": "0 2 * * *"}]
-    assert set(triggers["workflow_dispatch"]["inputs"]) == {"profile", "sources", "seed"}
+    assert triggers["schedule"] == [{"cron": "0 2 * * *", "timezone": "Asia/Seoul"}]
+    inputs = {"profile", "sources", "base_model", "force", "allow_bootstrap", "notify"}
+    assert set(triggers["workflow_dispatch"]["inputs"]) == inputs
     jobs = flow["jobs"]
     assert (jobs["train"]["needs"], jobs["notify"]["needs"]) == ("test", ["test", "train"])
-    upload = next(s for s in jobs["train"]["steps"] if "upload-artifact" in s.get("uses", ""))
-    assert upload["if"] == "always()" and jobs["notify"]["if"].startswith("always()")
-    keys = {name.removeprefix("CONTENT_ARENA_").lower() for name in jobs["train"]["env"]}
-    assert keys - set(Settings.model_fields) == {"profile"}
+    uploads = [s for s in jobs["train"]["steps"] if "upload-artifact" in s.get("uses", "")]
+    assert all(s["if"].startswith("always()") for s in uploads)
+    assert not any("models" in s["with"]["path"] for s in uploads), "weights are in MLflow"
+    assert jobs["notify"]["if"].startswith("always()")
+    assert [s["run"] for s in jobs["notify"]["steps"] if "run" in s] == ["scripts/tell"]
+
+
+def test_workflows_set_settings_that_exist_and_the_page_lists_all_that_they_ask_for():
+    for file in sorted((ROOT / ".github/workflows").glob("*.yaml")):
+        flow = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for name, job in flow["jobs"].items():
+            steps = [job, *job["steps"]]
+            names = {n for part in steps for n in part.get("env", ()) if n.startswith(ENV_PREFIX)}
+            keys = {n.removeprefix(ENV_PREFIX) for n in names} - {"PROFILE", *SECRETS}
+            assert_none(k for k in sorted(keys) if k.lower() not in Settings.model_fields)
+            granted = job.get("permissions", flow["permissions"])
+            writes = {k for k, v in granted.items() if v == "write"}
+            assert not writes or file.stem == "release", f"{file.name}: {name} may write {writes}"
+    done = subprocess.run(
+        [ROOT / "scripts/actions-page", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_release_needs_tag_changelog_and_version_to_agree():
+    check = lambda tag: subprocess.run(
+        [sys.executable, ROOT / "scripts/release", tag, "--check"], capture_output=True, text=True
+    )
+    assert "not of the form" in check("1.0").stderr
+    wrong = check("v999.0.0")
+    assert wrong.returncode == 1
+    assert "__init__.py says" in wrong.stderr and "CHANGELOG.md is" in wrong.stderr
 
 
 def test_setup_says_what_python_it_needs(tmp_path: Path):
