@@ -27,6 +27,7 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz-files", type=int, default=200, help="damaged tables that are read")
     parser.addoption("--soak", type=int, default=30, help="reloads of the service under load")
     parser.addoption("--starts", type=int, default=10, help="starts of `serve` with a challenger")
+    parser.addoption("--all-nights", action="store_true", help="also the tests marked `nights`")
     parser.addoption(
         "--every",
         type=int,
@@ -64,7 +65,7 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(line)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Files marked `first` first: they fork, while there is little to copy; then those marked `long`, the longest first.
 
     What one core begins last, the other waits for."""
@@ -76,6 +77,10 @@ def pytest_collection_modifyitems(items):
         )
 
     items.sort(key=place)
+    if not config.getoption("--all-nights"):
+        left_out = [i for i in items if i.get_closest_marker("nights")]
+        items[:] = [i for i in items if i not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")

@@ -646,6 +646,25 @@ def test_workflows_set_settings_that_exist_and_the_page_lists_all_that_they_ask_
     assert done.returncode == 0, done.stderr
 
 
+def test_requirements_with_hashes_are_the_pinned_versions():
+    def listed(kind: str) -> dict[str, str]:
+        script = [sys.executable, ROOT / "scripts/requirements", kind]
+        text = subprocess.check_output(script, text=True)
+        entries = re.findall(r"^(\S+)==(\S+)(.*(?:\n\s+.*)*)", text, re.M)
+        assert all("--hash=sha256:" in hashes for _, _, hashes in entries)
+        return {canonicalize_name(name): version for name, version, _ in entries}
+
+    pinned, cuda, cpu = pins(), listed("cuda"), listed("cpu")
+    assert set(cpu) < set(cuda) and "torch" in set(cuda) - set(cpu)
+    assert_none(
+        f"{name} {version} in scripts/requirements.lock, {pinned[name]} in scripts/constraints.txt"
+        for name, version in cuda.items()
+        if name in pinned and version not in pinned[name]
+    )
+    needs = {canonicalize_name(Requirement(r).name) for r in project()["project"]["dependencies"]}
+    assert needs <= set(cuda), "scripts/requirements --renew"
+
+
 def test_a_release_needs_tag_changelog_and_version_to_agree():
     check = lambda tag: subprocess.run(
         [sys.executable, ROOT / "scripts/release", tag, "--check"], capture_output=True, text=True
