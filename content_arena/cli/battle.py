@@ -88,7 +88,7 @@ def _add_to_store(settings: Any, battle: Any, say: Any) -> None:
 def battle_run(
     rounds: Annotated[int | None, typer.Option(help="default: battle_rounds")] = None,
     strategy: Annotated[str, typer.Option(
-        help="mixed, greedy, bandit, normaliser, a rule, ...")] = "mixed",
+        help="mixed, greedy, bandit, normaliser, cascade, a rule, ...")] = "mixed",
     alias: Annotated[str, typer.Option(help="champion, challenger or previous")] = "champion",
     version: Annotated[str | None, typer.Option(help="a version, instead of an alias")] = None,
     seed: Annotated[int, typer.Option(help="of everything random")] = 0,

@@ -157,6 +157,9 @@ class ModelSettings(_Section):
     characters: Literal["auto", "on", "off"] = Field("auto",
         description="a character branch as second reader; auto: if validation rows say that it"
                     " earns its cost")
+    cascade: Literal["auto", "off"] = Field("auto",
+        description="the character branch alone answers the comments of which it is sure; auto: if"
+                    " validation rows say that nothing is lost by it")
     threshold_rule: str = Field("best_f1",
         pattern=r"^(best_(macro_)?f1|(precision|fpr)=0?\.\d*[1-9]\d*)$",
         description="how validation rows choose the threshold: best_f1, best_macro_f1, a precision"

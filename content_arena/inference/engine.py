@@ -21,6 +21,7 @@ from fastcore.basics import patch
 
 from ..core.config import load_settings
 from .merged_cache import load_merged, tokenizer_lock
+from .cascade import cascade_of
 from .ensemble import Combination, load_members, recipe_of, share_equal
 from ..core.text import TEXT_FORM, text_form, tokenizer_input
 from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
@@ -28,7 +29,7 @@ from ..training.building import BadModel, ModelError, best_device, fast_dtype
 from ..training.blend import Blend, blend_of
 from ..training.character_branch import CharacterBranch
 from ..training.classifier import encode, predict_logits, read_spec, verify_model
-from ..training.normaliser import Normaliser, read_again
+from ..training.normaliser import Normaliser, altered, read_again
 from ..training.thresholds import Thresholds
 
 # %% ../../nbs/06_inference/30_engine.ipynb #15752914
@@ -61,13 +62,16 @@ class Engine:
 
     `version`, `alias`: what the registry calls it; `sha256`: of its folder; `threshold`: a score
     from it on is toxic, in every language (`limits` shift the scores of each); `size_mb`: memory
-    of the weights, MB. Thread-safe."""
+    of the weights, MB; `on_stages`: called with the numbers of windows that branch and network
+    answered, after each step. Thread-safe."""
 
     def __init__(self, classifier: Any, tokenizer: Any, spec: dict, *, version: str, alias: str,
                  sha256: str, branch: CharacterBranch | None = None,
                  normaliser: Normaliser | None = None):
         self.classifier, self.tokenizer, self.spec = classifier, tokenizer, spec
         self.branch, self.blend = branch, blend_of(spec)
+        self.cascade = cascade_of(spec) if branch else None
+        self.on_stages: Callable[[int, int], Any] | None = None
         self.normaliser = normaliser or Normaliser()
         self.version, self.alias, self.sha256 = version, alias, sha256
         self.limits, self.max_length = Thresholds.of(spec), int(spec["max_length"])
@@ -143,45 +147,61 @@ def read(self: Engine, texts: Sequence[str]) -> list[str]:
 
 @patch
 def scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096,
-           restored: bool = True) -> np.ndarray:
+           restored: bool = True, cascade: bool = True) -> np.ndarray:
     """P(toxic) (n,) float32, in the order of `texts`: calibrated, and shifted so that the threshold
-    of each text's language is the common one. Not `restored`: as if restoring changed no text."""
-    texts = self.read(texts)
-    return self.limits.shifted(texts, self._calibrated(texts, batch_tokens, restored))
+    of each text's language is the common one. Not `restored`: as if restoring changed no text; no
+    `cascade`: as if the whole filter answered each."""
+    read = self.read(texts)
+    changed = altered(texts, read) if cascade else None
+    return self.limits.shifted(read, self._calibrated(read, changed, batch_tokens, restored))
 
 @patch
 def calibrated_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096) -> np.ndarray:
     """Calibrated P(toxic) (n,) float32, in the order of `texts`; the maximum over the windows of a
     long text."""
-    return self._calibrated(self.read(texts), batch_tokens)
+    read = self.read(texts)
+    return self._calibrated(read, altered(texts, read), batch_tokens)
 
 @patch
-def _calibrated(self: Engine, texts: Sequence[str], batch_tokens: int,
+def _calibrated(self: Engine, texts: Sequence[str], changed: np.ndarray | None, batch_tokens: int,
                 restored: bool = True) -> np.ndarray:
-    "`calibrated_scores` of texts as `read` gives them."
+    """`calibrated_scores` of texts as `read` gives them; `changed` (n,) bool: by the normaliser,
+    None: there is to be no cascade."""
     if not len(texts):
         return np.zeros(0, dtype=np.float32)
     if isinstance(self.classifier, Combination):
-        return self.classifier.scores(texts, batch_tokens=batch_tokens, restored=restored)
-    odds, owner = self._readings(texts, batch_tokens, restored)
+        return self.classifier.scores(texts, batch_tokens=batch_tokens, restored=restored,
+                                      cascade=changed is not None)
+    ids, owner, parts = self._windows(texts)
     best = np.zeros(len(texts), dtype=np.float32)
-    np.maximum.at(best, owner, self.blend.probability(**odds))
+    changed = None if changed is None else changed[owner]
+    np.maximum.at(best, owner, self._probability(ids, parts, changed, batch_tokens, restored))
     return best
 
 # %% ../../nbs/06_inference/30_engine.ipynb #bb44f356
 @patch
+def _windows(self: Engine, texts: Sequence[str]) -> tuple[list[list[int]], np.ndarray, list[str]]:
+    "`tokenize_windows` of texts as `read` gives them."
+    with self._tokenizer_lock:
+        return tokenize_windows(self.tokenizer, texts, self.max_length, self._text_form)
+
+@patch
 def _readings(self: Engine, texts: Sequence[str], batch_tokens: int, restored: bool = True
               ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     "Log odds (m,) for each window, named as in `Blend`, and the index of its text (m,)."
-    with self._tokenizer_lock:
-        ids, owner, parts = tokenize_windows(self.tokenizer, texts, self.max_length,
-                                             self._text_form)
+    ids, owner, parts = self._windows(texts)
+    return self._odds(ids, parts, batch_tokens, restored), owner
+
+@patch
+def _odds(self: Engine, ids: list[list[int]], parts: list[str], batch_tokens: int,
+          restored: bool = True, said: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    "Log odds (m,) of windows, named as in `Blend`; `said`: the branch's, where they are known."
     odds = {"network": self._network(ids, batch_tokens)}
     if self.branch:
-        odds["characters"] = self.branch.logits(parts)
+        odds["characters"] = self.branch.logits(parts) if said is None else said
     if restored and self.blend.restores:
         odds |= self._restored(parts, odds, batch_tokens)
-    return odds, owner
+    return odds
 
 @patch
 def _network(self: Engine, ids: list[list[int]], batch_tokens: int) -> np.ndarray:
@@ -220,10 +240,61 @@ def restores(self: Engine, texts: Sequence[str]) -> np.ndarray:
     if not (self.blend.restores and len(texts)):
         return np.zeros(len(texts), dtype=bool)
     read = self.read(texts)
-    with self._tokenizer_lock:
-        _, owner, parts = tokenize_windows(self.tokenizer, read, self.max_length, self._text_form)
+    _, owner, parts = self._windows(read)
     again = self.normaliser.restored(parts, parts)
     return np.bincount(owner, [a != b for a, b in zip(parts, again)], len(texts)) > 0
+
+# %% ../../nbs/06_inference/30_engine.ipynb #68434a87
+@patch
+def _alone(self: Engine, parts: list[str], said: np.ndarray, changed: np.ndarray,
+           restored: bool = True) -> np.ndarray:
+    "Which windows the branch, with log odds `said` (m,), answers alone: (m,) bool."
+    alone = self.cascade.alone(said, changed)
+    which = np.flatnonzero(alone)
+    if restored and self.blend.restores and not self.cascade.band.altered and len(which):
+        own = [parts[i] for i in which]
+        alone[which] = ~altered(own, self.normaliser.restored(own, own))
+    return alone
+
+@patch
+def _probability(self: Engine, ids: list[list[int]], parts: list[str], changed: np.ndarray | None,
+                 batch_tokens: int, restored: bool = True) -> np.ndarray:
+    """Calibrated P(toxic) (m,) float32 of windows; `changed` (m,) bool: by the normaliser, None:
+    there is to be no cascade."""
+    if self.cascade is None or changed is None:
+        self._staged(0, len(ids))
+        return self.blend.probability(**self._odds(ids, parts, batch_tokens, restored))
+    said = self.branch.logits(parts)
+    alone = self._alone(parts, said, changed, restored)
+    def whole(rest: np.ndarray) -> np.ndarray:
+        own, text = [ids[i] for i in rest], [parts[i] for i in rest]
+        return self.blend.probability(**self._odds(own, text, batch_tokens, restored, said[rest]))
+    self._staged(int(alone.sum()), int((~alone).sum()))
+    return self.cascade.answer(said, alone, whole)
+
+@patch
+def _staged(self: Engine, branch: int, network: int) -> None:
+    if self.on_stages:
+        self.on_stages(branch, network)
+
+# %% ../../nbs/06_inference/30_engine.ipynb #4d74a0ad
+@patch
+def hear_stages(self: Engine, hear: Callable[[int, int], Any]) -> None:
+    "Have `on_stages` call `hear`; an ensemble's members'."
+    for engine in getattr(self.classifier, "engines", [self]):
+        engine.on_stages = hear
+
+@patch
+def early(self: Engine, texts: Sequence[str]) -> np.ndarray:
+    "Which of n texts the branch answers alone, all their windows: (n,) bool."
+    if isinstance(self.classifier, Combination):
+        return np.all([e.early(texts) for e in self.classifier.engines], axis=0)
+    if self.cascade is None or not len(texts):
+        return np.zeros(len(texts), dtype=bool)
+    read = self.read(texts)
+    _, owner, parts = self._windows(read)
+    alone = self._alone(parts, self.branch.logits(parts), altered(texts, read)[owner])
+    return np.bincount(owner, ~alone, len(texts)) == 0
 
 # %% ../../nbs/06_inference/30_engine.ipynb #9c1d7e3f
 @patch
@@ -252,7 +323,7 @@ def check_probe(self: Engine, tolerance: float) -> float:
 
     Raises ModelError if it exceeds `tolerance`."""
     probe = self.spec["probe"]
-    now = self.calibrated_scores(probe["texts"])
+    now = self._calibrated(self.read(probe["texts"]), None, 4096)
     moved = float(np.abs(now - np.asarray(probe["scores"])).max())
     if not moved <= tolerance:
         raise BadModel(

@@ -19,6 +19,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core.config import GateSettings, Settings
+from .cascade_evidence import cascade_evidence
 from .gate import (BATTLE, SIDE, Decision, Evidence, Slice, budget_statement,
                                       decide)
 from .lineage import certify
@@ -363,10 +364,10 @@ class Fought(Protocol):
 @patch
 def _measured(self: ChampionChallengerEvaluator, test: TestSet, versions: tuple,
               engines: Mapping[str, LoadedModel],
-              battle: Fought | None) -> tuple[list, list, list, Any]:
+              battle: Fought | None) -> tuple[list, list, list, dict]:
     """Scorers, scores (of the rows; of them without disguise; of these unrestored) and battles of
-    both versions (None: no champion), the challenger's latency."""
-    scorers, scores, fought, latency = [], [], [], None
+    both versions (None: no champion), the challenger's latency and what its cascade did."""
+    scorers, scores, fought, own = [], [], [], {}
     for role, v in zip(("champion", "challenger"), versions):
         scorers.append(self._scorer(role, v, engines) if v else None)
         p = score(scorers[-1], test) if v else None
@@ -375,10 +376,12 @@ def _measured(self: ChampionChallengerEvaluator, test: TestSet, versions: tuple,
         scores.append((p, before, unrestored))
         fought.append(battle.fight(scorers[-1]) if v and battle is not None else None)
         if role == "challenger":
-            latency = self._latency(scorers[-1], test)
+            own = {"latency_ms": self._latency(scorers[-1], test),
+                   "cascade": cascade_evidence(scorers[-1], test.frame.text.tolist(),
+                                               test.frame.label.to_numpy(), p)}
         if v and role not in engines and hasattr(scorers[-1], "close"):
             scorers[-1].close()
-    return scorers, scores, fought, latency
+    return scorers, scores, fought, own
 
 # %% ../../nbs/08_mlops/50_evaluator.ipynb #6d94ef1e
 @patch
@@ -408,7 +411,7 @@ def compare(
     behind = [v for v in (old, new) if v]
     certificate = certify(test.fingerprints, self.registry, behind,
                           threshold=s.overlap_threshold, allowed=s.max_test_overlap)
-    scorers, scores, fought, latency = self._measured(test, (old, new), engines or {}, suite)
+    scorers, scores, fought, own = self._measured(test, (old, new), engines or {}, suite)
     if suite is not None:
         battle = suite.evidence(*fought)
     (p, p_before, _), (q, q_before, unrestored) = scores
@@ -417,11 +420,11 @@ def compare(
     e = Evidence(counts=tuple(patterns(table, limits).tolist()), has_champion=old is not None,
                  clean=clean_counts(table, limits),
                  slices=slices_of(table, limits), battle=battle, shadow=shadow,
-                 latency_ms=latency,
+                 latency_ms=own["latency_ms"],
                  decision_number=count_look(self.registry, test, old, new) if old else 1,
                  size_mb=scorers[1].size_mb, restoring=restoring_flips(table, limits[1]),
                  seed=bootstrap_seed(test.sha256, *(v.sha256 for v in behind)))
-    more = {"certificate": certificate.to_dict(), "latency_ms": latency,
+    more = {"certificate": certificate.to_dict(), **own,
             "evidence": evidence_record(len(test.frame), shadow, battle, test.hidden),
             "mix": test.mix and mix_record(table, limits, test.mix.to_dict() | {"id": test.mix.id})}
     return assemble(test, table, (old, new), tuple(scorers), e, s, more)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'RESULTS', 'TRIGGERS', 'OUTCOMES', 'ATTACK_CLASSES', 'LABELLERS', 'LABELS', 'LATENCY_BUCKETS',
-           'BATCH_BUCKETS', 'RELOADS', 'CAUSES', 'DROPS', 'bounded', 'named_metrics', 'inside_metrics', 'Metrics',
-           'exposition']
+           'BATCH_BUCKETS', 'RELOADS', 'CAUSES', 'STAGES', 'DROPS', 'bounded', 'named_metrics', 'inside_metrics',
+           'Metrics', 'exposition']
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #b43e7d97
 import math
@@ -74,6 +74,7 @@ def named_metrics(registry: CollectorRegistry) -> dict[str, Any]:
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RELOADS = ("changed", "unchanged", "failed")
 CAUSES = ("registry", "no_champion", "load", "model")
+STAGES = ("branch", "network")
 DROPS = ("full", "failed", "suspended", "no_challenger")
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #da2a5c2e
@@ -87,6 +88,9 @@ def inside_metrics(registry: CollectorRegistry) -> dict[str, Any]:
         batch_size=Histogram("content_arena_batch_size",
             "Texts that the model behind the alias scored in one step.", ["alias"],
             buckets=BATCH_BUCKETS, registry=registry),
+        stages=Counter("content_arena_stage_windows_total",
+            "Windows of texts (most have one) by what answered: the branch alone, or the network.",
+            ["alias", "stage"], registry=registry),
         refused=Counter("content_arena_refused_requests_total",
             "Requests refused because the queue was full, or given up after the time limit.",
             ["reason"], registry=registry),
@@ -175,6 +179,8 @@ def _begin_at_zero(self: Metrics) -> None:
             self.reloads.labels(alias, result)
         for cause in CAUSES:
             self.failed_loads.labels(alias, cause)
+        for stage in STAGES:
+            self.stages.labels(alias, stage)
     for counter, values in ((self.shadow_compared, ("true", "false")),
                             (self.shadow_dropped, DROPS),
                             (self.refused, ("full", "timeout"))):
@@ -196,6 +202,13 @@ def answered(self: Metrics, alias: str, toxic: int, clean: int, seconds: float) 
         if texts:
             one.inc(texts)
     series[0].observe(seconds)
+
+@patch
+def staged(self: Metrics, alias: str, branch: int, network: int) -> None:
+    "The model behind `alias` had its `branch` alone answer so many windows, its `network` others."
+    for stage, windows in zip(STAGES, (branch, network)):
+        if windows:
+            self.stages.labels(bounded(alias, ALIASES), stage).inc(windows)
 
 @patch
 def fought(self: Metrics, result: Mapping[str, Any]) -> None:

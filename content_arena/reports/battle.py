@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ..disguises.families import FamilySplit
 from ..arena.attackers.attempts import Attempt
-from ..arena.attackers.normaliser import MOVES, aimed_sentence
+from ..arena.attackers.normaliser import aimed_sentence
 from ..arena.battles.record import AIMED, as_frame
 from ..disguises.rules import RULES
 from .evaluation import COLOURS, axes_of
@@ -100,7 +100,7 @@ def rule_frame(attempts: Sequence[Attempt], split: FamilySplit) -> pd.DataFrame:
     each = each.assign(kind=np.where(each.toxic, "detected", "flagged though clean"))
     table = each.groupby(["rules", "kind", "lang"]).after.agg(["mean", "size"]).reset_index()
     out = {r.name for r in split.rules(held_out=True)}
-    known = {n: r.linguistic_class for n, r in RULES.items()} | dict.fromkeys(MOVES, AIMED)
+    known = {n: r.linguistic_class for n, r in RULES.items()} | AIMED
     return table.assign(linguistic_class=table.rules.map(lambda r: known.get(r, "language model")),
                         held_out=table.rules.isin(out)).rename(columns={"rules": "rule"})
 

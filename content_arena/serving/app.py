@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -59,7 +60,8 @@ class Service:
         self.feedback_token = reveal(secrets.feedback_token)
         self.metrics, self.secrets, self.events = Metrics(), secrets, None
         batching = dict(size=s.serve_batch_texts, wait_ms=s.batch_wait_ms, limit=s.max_queue_items)
-        self.host = ModelHost(loader, self.metrics, **batching, cores=s.threads,
+        self.host = ModelHost(loader, self.metrics, "champion", self._listen("champion"),
+                              **batching, cores=s.threads,
                               on_step=self._observer("champion"))
         self.challenger = ModelHost(loader, self.metrics, "challenger", self._goes_second,
                                     first=self.host, **batching, cores=1, nice=19,
@@ -74,7 +76,13 @@ class Service:
         sizes = self.metrics.batch_size.labels(alias)
         return lambda texts, seconds: sizes.observe(texts)
 
+    def _listen(self, alias: str) -> Any:
+        "What has a model that is loaded tell which of its stages answered."
+        hear = partial(self.metrics.staged, alias)
+        return lambda scorer: hasattr(scorer, "hear_stages") and scorer.hear_stages(hear)
+
     def _goes_second(self, scorer: LoadedModel) -> None:
+        self._listen("challenger")(scorer)
         if hasattr(scorer, "give_way"):
             scorer.give_way(self.host.wait_idle)
 

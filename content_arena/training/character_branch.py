@@ -32,16 +32,21 @@ def letters(text: str) -> str:
 BUCKETS = 2 ** 18                       # of each view; n-grams that share one are taken as one
 VIEWS = {"characters": (str.lower, (1, 4)), "letters": (letters, (2, 6))}
 
+_HASHERS = [HashingVectorizer(analyzer="char_wb", ngram_range=lengths, n_features=BUCKETS,
+                              alternate_sign=False, norm=None, lowercase=False, dtype=np.float32)
+            for _, lengths in VIEWS.values()]
+
+def _counted(texts: Sequence[str]) -> list[csr_matrix]:
+    "`count_ngrams`, view by view."
+    return [hasher.transform([view(t) for t in texts])
+            for hasher, (view, _) in zip(_HASHERS, VIEWS.values())]
+
 def count_ngrams(texts: Sequence[str]) -> csr_matrix:
     """How often each bucket's n-grams occur in n `texts`, (n, views x BUCKETS) float32.
 
     N-grams lie within words (`char_wb` of scikit-learn), and are hashed (MurmurHash3), so there is
     no vocabulary to keep."""
-    counted = [HashingVectorizer(analyzer="char_wb", ngram_range=lengths, n_features=BUCKETS,
-                                 alternate_sign=False, norm=None, lowercase=False,
-                                 dtype=np.float32).transform([view(t) for t in texts])
-               for view, lengths in VIEWS.values()]
-    return hstack(counted).tocsr()
+    return hstack(_counted(texts)).tocsr()
 
 # %% ../../nbs/05_training/55_character_branch.ipynb #695f5381
 class CharacterBranch:
@@ -62,12 +67,18 @@ class CharacterBranch:
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
         "Log odds of toxic, before any calibration: (n,) float64."
-        if not len(texts):
-            return np.zeros(0)
-        return self.of_counts(count_ngrams(tokenizer_input(texts, self.form)))
+        n = len(texts)
+        total = np.full(n, self.bias, dtype=np.float64)
+        counted = _counted(tokenizer_input(texts, self.form)) if n else []
+        for start, counts in zip(range(0, len(self.idf), BUCKETS), counted):
+            at, owner = counts.indices + start, np.repeat(np.arange(n), np.diff(counts.indptr))
+            x = (1 + np.log(counts.data)) * self.idf[at]
+            length = np.sqrt(np.bincount(owner, x * x, n))
+            total += np.bincount(owner, x * self.weights[at], n) / np.where(length > 0, length, 1)
+        return total
 
     def of_counts(self, counts: csr_matrix) -> np.ndarray:
-        "`logits` of texts, of which `count_ngrams` says `counts`."
+        "`logits` of texts, of which `count_ngrams` says `counts`, up to rounding; of very many."
         features = self._features(counts, self.idf)
         return features @ self.weights.astype(np.float64) + self.bias
 

@@ -6,8 +6,8 @@
 __all__ = ['SPEC_FILE', 'MANIFEST_FILE', 'CARD_FILE', 'FORMAT', 'MIGRATIONS', 'ContentClassifier', 'load_network',
            'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'least_padding', 'collate',
            'predict_logits', 'toxic_probability', 'load_head', 'load_dense', 'DenseCopy', 'write_manifest',
-           'read_manifest', 'one_reader', 'one_threshold', 'no_normaliser', 'of_today', 'read_spec', 'verify_model',
-           'save_model', 'start_from']
+           'read_manifest', 'one_reader', 'one_threshold', 'no_normaliser', 'no_cascade', 'of_today', 'read_spec',
+           'verify_model', 'save_model', 'start_from']
 
 # %% ../../nbs/05_training/40_classifier.ipynb #a84f455a
 import hashlib
@@ -333,7 +333,7 @@ class DenseCopy:
 
 # %% ../../nbs/05_training/40_classifier.ipynb #ca897f22
 SPEC_FILE, MANIFEST_FILE, CARD_FILE = "content_filter.json", "manifest.json", "README.md"
-FORMAT = 4
+FORMAT = 5
 
 def _tree_sha256(files: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{n}\0{files[n]}\n" for n in sorted(files)).encode()).hexdigest()
@@ -383,7 +383,14 @@ def no_normaliser(spec: dict) -> dict:
     something else than was judged."""
     return {"normaliser": "none", **spec, "format": 4}
 
-MIGRATIONS = {1: one_reader, 2: one_threshold, 3: no_normaliser}   # from this format to the next
+def no_cascade(spec: dict) -> dict:
+    """A description of format 4 as format 5 has it: the whole filter answers every comment.
+
+    Format 5 has `cascade` (`training.band`): what ignores it would answer something else than was
+    judged."""
+    return {"cascade": None, **spec, "format": 5}
+
+MIGRATIONS = {1: one_reader, 2: one_threshold, 3: no_normaliser, 4: no_cascade}   # to the next
 
 def of_today(spec: dict) -> dict:
     "A description in the format of today, whatever format it says that it has."

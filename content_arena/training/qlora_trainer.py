@@ -26,7 +26,7 @@ from .base_models import BaseModel, resolve_base_model
 from .row_weights import weights_in, with_weights
 from .characters import TfidfBaseline, choose_threshold
 from .mixed_rows import MixedRows, mixed_metrics, mixed_rows
-from .normaliser import Normaliser, read_again
+from .normaliser import Normaliser, altered, read_again
 from .two_readers import Filter, Restored, read_twice
 from .blend import Blend
 from .character_branch import CharacterBranch
@@ -209,14 +209,15 @@ def filter_odds(texts: Sequence[str], network: Odds, branch: CharacterBranch | N
     return odds | {f"{name}_restored": read_again(odds[name], texts, restored, score)
                    for name, score in readers.items()}
 
-def _plain_scores(rows: MixedRows, readers: Filter, network: Odds,
+def _plain_scores(rows: MixedRows, written: list[str], readers: Filter, network: Odds,
                   normaliser: Normaliser) -> np.ndarray:
-    "P(toxic) (n,) of the validation rows without their disguise."
+    "P(toxic) (n,) of the validation rows without their disguise, which were `written`."
     scores, which = readers.scores.copy(), np.flatnonzero(rows.disguised)
     if len(which):
         texts = [rows.plain[i] for i in which]
-        scores[which] = readers.limits.shifted(texts, readers.blend.probability(
-            **filter_odds(texts, network, readers.branch, normaliser)))
+        odds = filter_odds(texts, network, readers.branch, normaliser)
+        changed = altered([written[i] for i in which], normaliser.restored(texts, texts))
+        scores[which] = readers.limits.shifted(texts, readers.probability(odds, changed))
     return scores
 
 def _restored(rows: MixedRows, network: Odds, odds: np.ndarray,
@@ -268,15 +269,16 @@ def _learn(settings: Settings, rows: MixedRows, place: Path,
                             steps=settings.restorer_steps, seed=settings.seed, progress=progress)
 
 @patch
-def _read(self: QLoRATrainer, rows: MixedRows, odds: Odds, logits: np.ndarray, work: Path,
-          ancestor: Path | None) -> tuple[Filter, Normaliser]:
-    "What a trained network answers with: a second reader, restored comments, thresholds."
+def _read(self: QLoRATrainer, rows: MixedRows, written: Sequence[str], odds: Odds,
+          logits: np.ndarray, work: Path, ancestor: Path | None) -> tuple[Filter, Normaliser]:
+    "What a trained network answers with: a second reader, restored comments, thresholds, a band."
     s = self.settings
     normaliser, why = _learn(s, rows, work / "restorer", self.progress)
     restored = _restored(rows, odds, logits[:, 1] - logits[:, 0], normaliser)
     start = CharacterBranch.of_version(ancestor) if ancestor else None
+    changed = None if s.cascade == "off" else altered(written, rows.valid["text"].tolist())
     readers = read_twice(rows.branch, rows.valid, logits, s.characters, start, s.threshold_rule,
-                         restored)
+                         restored, changed)
     if restored is None:
         readers.spec["restoring"] = why
     elif not readers.blend.restores:
@@ -309,8 +311,8 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     served = twin.refresh()
     odds = lambda texts: np.diff(predict_logits(served, encode(tokenizer, texts, s.max_length),
                                                 pad))[:, 0]
-    readers, normaliser = self._read(rows, odds, predict_logits(served, valid_ids, pad), work,
-                                     ancestor)
+    readers, normaliser = self._read(rows, written.valid["text"].tolist(), odds,
+                                     predict_logits(served, valid_ids, pad), work, ancestor)
     spec |= readers.spec | {
         "max_length": s.max_length, "mix": rows.record,
         "probe": probe_scores(classifier, tokenizer, readers.blend, readers.branch, normaliser)}
@@ -319,8 +321,9 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     mlflow.log_metrics(readers.metrics, step=summary["best_step"])
     mlflow.set_tags({"readers": "+".join(spec["readers"]), "ablation": spec["ablation"],
                      "restoring": spec["restoring"], "normaliser": normaliser.kind,
+                     "cascade": spec["cascading"],
                      "attack_rules": json.dumps(rows.record["attack_rules"])})
-    plain = _plain_scores(rows, readers, odds, normaliser)
+    plain = _plain_scores(rows, written.plain, readers, odds, normaliser)
     baseline = self._baseline(train, written.valid, work)
     _log_end(summary, spec, sha256, rows, (readers.scores, plain), baseline, work)
 

@@ -6,7 +6,7 @@
 __all__ = ['fit_temperature', 'classification_metrics', 'Filter', 'Restored', 'read_twice']
 
 # %% ../../nbs/05_training/75_two_readers.ipynb #013fc521
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,12 @@ from scipy.special import log_softmax
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, log_loss
 from sklearn.metrics import precision_score, recall_score
 
+from .band import Band, Cascading, Rows, band_to_spec, choose_band
 from .blend import Blend, ablate, fit_blend
 from .character_branch import CharacterBranch
 from .normaliser import read_again
 from .row_weights import weights_in
-from .thresholds import Thresholds, choose_thresholds
+from .thresholds import Thresholds, choose_thresholds, languages_of
 
 # %% ../../nbs/05_training/75_two_readers.ipynb #ac31b5d4
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -55,13 +56,21 @@ def classification_metrics(
 class Filter:
     """What a version answers with. `blend`, `branch`: see `training.blend`; `scores`: P(toxic) of
     the validation rows (n,), each language's shifted onto the threshold of `limits`; `metrics`: of
-    each reader alone, there; `spec`: what the description of the version gains."""
+    each reader alone, there; `spec`: what the description of the version gains; `band`: see
+    `training.band` (None: no cascade)."""
     blend: Blend
     branch: CharacterBranch | None
     scores: np.ndarray
     spec: dict[str, Any]
     metrics: dict[str, float]
     limits: Thresholds
+    band: Band | None = None
+
+    def probability(self, odds: dict[str, np.ndarray], altered: np.ndarray) -> np.ndarray:
+        """Calibrated P(toxic) (n,) float32 of what the readers say (`Blend.probability`), `altered`
+        (n,) bool: which comments the normaliser changed. Not yet shifted."""
+        p = self.blend.probability(**odds)
+        return p if self.band is None else self.band.answered(p, odds["characters"], altered)
 
 def _answers(valid: pd.DataFrame, scores: np.ndarray, rule: str) -> tuple[Thresholds, np.ndarray]:
     "The thresholds of calibrated `scores`, and the scores that are compared with them."
@@ -123,15 +132,39 @@ def _try_restored(valid: pd.DataFrame, odds: dict, branch: CharacterBranch | Non
     ablation = ablate(odds, own, labels, "restored comments")
     return (own if ablation.earns else {}), str(ablation)
 
+# %% ../../nbs/05_training/75_two_readers.ipynb #432d8cfc
+def _chosen(whole: Filter, odds: dict[str, np.ndarray], valid: pd.DataFrame,
+            altered: np.ndarray | None) -> Cascading:
+    if altered is None or whole.branch is None:
+        return Cascading(None, "not asked for" if altered is None else "there is one reader")
+    own = np.array([whole.limits.effective(x) for x in languages_of(valid["text"])])
+    return choose_band(Rows(odds["characters"], whole.blend.probability(**odds), own,
+                            valid["label"].to_numpy(np.int64), altered))
+
+def _cascaded(whole: Filter, odds: dict[str, np.ndarray], valid: pd.DataFrame,
+              altered: np.ndarray | None) -> Filter:
+    "The filter with a band, if there is to be one; `odds`: what its readers say of `valid` rows."
+    chosen = _chosen(whole, odds, valid, altered)
+    spec = whole.spec | {"cascade": None, "cascading": chosen.reason}
+    if chosen.band is None:
+        return replace(whole, spec=spec)
+    spec["cascade"] = band_to_spec(chosen.band) | {"facts": chosen.facts}
+    own = replace(whole, spec=spec, band=chosen.band)
+    scores = own.limits.shifted(valid["text"].tolist(), own.probability(odds, altered))
+    figures = {f"cascade_valid_{k}": v for k, v in chosen.facts.items()}
+    return replace(own, scores=scores, metrics=whole.metrics | figures)
+
 # %% ../../nbs/05_training/75_two_readers.ipynb #1906a50c
 def read_twice(train: pd.DataFrame, valid: pd.DataFrame, logits: np.ndarray,
                characters: str = "auto", start: CharacterBranch | None = None,
-               rule: str = "best_f1", restored: Restored | None = None) -> Filter:
+               rule: str = "best_f1", restored: Restored | None = None,
+               altered: np.ndarray | None = None) -> Filter:
     """The filter of a network with `logits` (n, 2) on the `valid` rows: a character branch is
     fitted on `train` (going on from `start`) and kept if `valid` says that it earns its cost
     (`auto`), always (`on`), or never (`off`); so are readings of `restored` comments, where there
     are any. `rule` chooses the thresholds. Both frames have text and label; `train` may have a
-    weight for each row."""
+    weight for each row. `altered` (n,) bool: which `valid` rows the normaliser changed, for a
+    cascade; None: none is asked for."""
     labels, network = valid["label"].to_numpy(np.int64), logits[:, 1] - logits[:, 0]
     temperature = fit_temperature(logits, labels)
     odds, branch, blend = {"network": network}, None, Blend(1 / temperature)
@@ -148,4 +181,7 @@ def read_twice(train: pd.DataFrame, valid: pd.DataFrame, logits: np.ndarray,
         odds |= own
         blend = fit_blend(labels=labels, **{"characters": None} | odds) if own else blend
     spec["blend"] = asdict(blend)
-    return _filter(blend, branch, blend.probability(**odds), valid, rule, spec, metrics)
+    whole = _filter(blend, branch, blend.probability(**odds), valid, rule, spec, metrics)
+    if restored is not None and blend.restores and altered is not None:
+        altered = altered | (valid["text"].to_numpy() != np.array(restored.texts, dtype=object))
+    return _cascaded(whole, odds, valid, altered)

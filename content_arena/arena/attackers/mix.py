@@ -12,6 +12,7 @@ from pathlib import Path
 from ...disguises.families import LLM_STRATEGIES, STRATEGIES, attack, strategy_rules
 from .attempts import Attacker, Attempt, judged
 from .bandit import BanditAttacker, load_state
+from .cascade import CascadeAttacker
 from .endpoint import ChatEndpoint
 from .llm import LLMAttacker
 from .normaliser import NormaliserAttacker
@@ -37,7 +38,8 @@ class FixedMix:
 
 # %% ../../../nbs/10_arena/attackers/60_mix.ipynb #3d85d234
 ADAPTIVE = ("greedy", "beam", "bandit")
-ATTACK_STRATEGIES = (*STRATEGIES, *ADAPTIVE, NormaliserAttacker.name, *LLM_STRATEGIES)
+ATTACK_STRATEGIES = (*STRATEGIES, *ADAPTIVE, NormaliserAttacker.name, CascadeAttacker.name,
+                     *LLM_STRATEGIES)
 
 def bandit_file(settings: Settings) -> Path:
     "Where the bandit's memory lies: `var_dir`/arena/bandit.json."
@@ -53,7 +55,7 @@ def llm_endpoint(settings: Settings, secrets: Secrets | None = None) -> ChatEndp
 
 def _chosen(strategy: str, rules: Sequence[Rule] | None) -> tuple[Rule, ...]:
     "The rules of `strategy` (an adaptive one: all) that are in `rules` too. Raises ValueError."
-    adaptive = strategy in ADAPTIVE + LLM_STRATEGIES
+    adaptive = strategy in (*ADAPTIVE, CascadeAttacker.name, *LLM_STRATEGIES)
     try:
         named = strategy_rules("mixed" if adaptive else strategy)
     except ValueError as e:
@@ -78,6 +80,8 @@ def make_attacker(strategy: str, settings: Settings, *, rules: Sequence[Rule] | 
     if strategy == NormaliserAttacker.name:
         return NormaliserAttacker(query_limit=settings.query_limit)
     chosen = _chosen(strategy, rules)
+    if strategy == CascadeAttacker.name:
+        return CascadeAttacker(chosen, query_limit=settings.query_limit)
     if strategy == "bandit":
         return BanditAttacker(chosen, load_state(bandit_file(settings)))
     if strategy in LLM_STRATEGIES:

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from ...disguises.families import FamilySplit, split_families
 from ..attackers.attempts import Attacker, Attempt
 from ..attackers.bandit import BanditState, add_learnt, load_state
-from ..attackers.normaliser import NormaliserAttacker, aimed_counts
+from ..attackers.normaliser import MARKS, aimed_counts
 from .record import from_row, measure, to_row
 from .corpus import BattleError, Corpus
 from ...core.files import code_digest, write_json
@@ -71,7 +71,7 @@ _CODE = ("core.hangul", "core.text", "data.embedded_texts",
              "rules", "korean_sound", "korean_shape", "korean_script", "signs", "english",
              "targets", "validity", "families")),
          *("arena.attackers." + name for name in (
-             "attempts", "search", "bandit", "endpoint", "llm", "normaliser", "mix")),
+             "attempts", "search", "bandit", "endpoint", "llm", "normaliser", "cascade", "mix")),
          "arena.coevolution.evolution", "arena.battles.record", "arena.battles.battle")
 
 @cache
@@ -163,9 +163,10 @@ def split(self: Battle) -> FamilySplit:
 def measured(self: Battle) -> dict[str, Any]:
     """The numbers of the attempts so far; those of a completed battle are in its record.
 
-    With `aimed` (`aimed_counts`) if the attacker aimed at the normaliser."""
-    attempts, aims = self.attempts, self.record.get("strategy") == NormaliserAttacker.name
-    return measure(attempts, self.split) | ({"aimed": aimed_counts(attempts)} if aims else {})
+    With `aimed` (`aimed_counts`) if the attacker aimed at the normaliser or the cascade."""
+    attempts, aim = self.attempts, self.record.get("strategy")
+    counts = {"aimed": aimed_counts(attempts, aim)} if aim in MARKS else {}
+    return measure(attempts, self.split) | counts
 
 # %% ../../../nbs/10_arena/battles/30_battle.ipynb #d8f660d8
 @patch

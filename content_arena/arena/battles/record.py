@@ -14,6 +14,7 @@ import pandas as pd
 
 from ...disguises.families import FamilySplit, Variant
 from ..attackers.attempts import Attempt
+from ..attackers.cascade import PADDING
 from ..attackers.normaliser import MOVES
 from ...disguises.rules import RULES
 from ...disguises.validity import REASONS
@@ -73,11 +74,11 @@ def rates(frame: pd.DataFrame) -> dict[str, Any]:
             "intervals": {name: bounds for name, (_, bounds) in shares.items()}}
 
 # %% ../../../nbs/10_arena/battles/20_record.ipynb #a24ecb7d
-AIMED = "aimed at the normaliser"
+AIMED = dict.fromkeys(MOVES, "aimed at the normaliser") | {PADDING: "aimed at the cascade"}
 
 def _kinds(kind: str) -> dict[str, str]:
-    "Rule name -> its class or family; moves against a normaliser are a kind of their own."
-    return {name: getattr(r, kind) for name, r in RULES.items()} | dict.fromkeys(MOVES, AIMED)
+    "Rule name -> its class or family; moves against a stage of a filter are kinds of their own."
+    return {name: getattr(r, kind) for name, r in RULES.items()} | AIMED
 
 def _parts(frame: pd.DataFrame, names: Mapping[str, str] | None) -> dict[str, Any]:
     "Rates by rule, or by what `names` calls it; a language model's strategies are their own."
