@@ -175,7 +175,7 @@ def _calibrated(self: Engine, texts: Sequence[str], changed: np.ndarray | None, 
     ids, owner, parts = self._windows(texts)
     best = np.zeros(len(texts), dtype=np.float32)
     changed = None if changed is None else changed[owner]
-    np.maximum.at(best, owner, self._probability(ids, parts, changed, batch_tokens, restored))
+    np.maximum.at(best, owner, self._probability(ids, parts, batch_tokens, restored, changed))
     return best
 
 # %% ../../nbs/06_inference/30_engine.ipynb #bb44f356
@@ -257,8 +257,8 @@ def _alone(self: Engine, parts: list[str], said: np.ndarray, changed: np.ndarray
     return alone
 
 @patch
-def _probability(self: Engine, ids: list[list[int]], parts: list[str], changed: np.ndarray | None,
-                 batch_tokens: int, restored: bool = True) -> np.ndarray:
+def _probability(self: Engine, ids: list[list[int]], parts: list[str], batch_tokens: int,
+                 restored: bool = True, changed: np.ndarray | None = None) -> np.ndarray:
     """Calibrated P(toxic) (m,) float32 of windows; `changed` (m,) bool: by the normaliser, None:
     there is to be no cascade."""
     if self.cascade is None or changed is None:
