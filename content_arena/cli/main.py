@@ -125,7 +125,9 @@ def pipeline_run(
     that was killed."""
     from content_arena.workflows.pipeline import run_pipeline
     from content_arena.workflows.live import Voice
+    from content_arena.workflows.scheduled_runs import check_start
     settings = _settings(profile, p)
+    check_start(settings)
     result = run_pipeline(settings, new=new, say=Voice())
     def show(console: Console) -> None:
         comparison = result["comparison"] or {}
@@ -273,10 +275,13 @@ def registry_promote(
     as_json: AsJson = False,
 ) -> None:
     "Make the waiting challenger VERSION champion without a comparison; that is recorded."
-    from content_arena.mlops.decision_records import DecisionChain
+    from content_arena.mlops.decision_records import DecisionChain, whoami
+    from content_arena.mlops.journal import Journal
     from content_arena.mlops.model_registry import ModelRegistry
-    registry = ModelRegistry(_settings(None, p))
-    done = registry.promote_challenger(DecisionChain(registry).by_hand(version, reason))
+    settings = _settings(None, p)
+    registry = ModelRegistry(settings)
+    with Journal(settings).alone(f"registry promote by {whoami()}"):     # not while another deploys
+        done = registry.promote_challenger(DecisionChain(registry).by_hand(version, reason))
     lines = [f"champion is version {done.version}; tell a running service: POST /reload",
              *filter(None, [problem := registry.mirror()])]
     value = {"status": "promoted", **_version_row(done), "registry_file": problem or "written"}

@@ -78,9 +78,10 @@ def _auto(store: Any, settings: Any) -> Any:
     def pipeline(changed: Any) -> dict:
         from content_arena.workflows.live import Voice
         from content_arena.workflows.retrain_evasions import run_noted
-        return run_noted(changed, say=Voice())
-    return AutoRetrain(store, settings, pipeline, champion, learn=learn,
+        return run_noted(changed, say=Voice(), under=auto.under)
+    auto = AutoRetrain(store, settings, pipeline, champion, learn=learn,
                        tell=Notifier(settings).notify)
+    return auto
 
 # %% ../../nbs/14_cli/70_watch.ipynb #a3434445
 def _show(console: Console, value: dict) -> None:
@@ -104,7 +105,9 @@ def retrain_run(
 ) -> None:
     "Run the pipeline if a trigger fired; the new model is compared like any challenger."
     from content_arena.store.events import EventStore
+    from content_arena.workflows.scheduled_runs import check_start
     settings = settings_from(profile, p)
+    check_start(settings)
     with EventStore(settings) as store:
         value = _auto(store, settings).run_once(force)
     show_result(as_json, value, lambda c: _show(c, value))

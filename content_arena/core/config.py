@@ -22,7 +22,7 @@ from pydantic import PrivateAttr, SecretStr, ValidationError
 from content_arena.core.settings import (
     FORMER, ArenaSettings, BattleSettings, CleanupSettings, CoevolutionSettings, DataSettings,
     DeploySettings, FeedbackSettings, GateSettings, MetricsSettings, MlflowSettings,
-    ModelSettings, MonitorSettings, NoticeSettings, PathSettings, ReportSettings,
+    ModelSettings, MonitorSettings, NoticeSettings, PathSettings, PipelineSettings, ReportSettings,
     RetrainSettings, ServeSettings, SettingsError, ShadowSettings, StoreSettings,
     TrainSettings, _Section)
 from .settings_file import Entry, read_entries, read_text
@@ -31,7 +31,8 @@ from .settings_file import Entry, read_entries, read_text
 ENV_PREFIX = "CONTENT_ARENA_"
 SECTIONS: dict[str, type[_Section]] = {
     "paths": PathSettings, "mlflow": MlflowSettings, "data": DataSettings, "model": ModelSettings,
-    "train": TrainSettings, "gate": GateSettings, "deploy": DeploySettings, "serve": ServeSettings,
+    "train": TrainSettings, "gate": GateSettings, "pipeline": PipelineSettings,
+    "deploy": DeploySettings, "serve": ServeSettings,
     "store": StoreSettings, "shadow": ShadowSettings, "feedback": FeedbackSettings,
     "cleanup": CleanupSettings, "arena": ArenaSettings, "battle": BattleSettings,
     "coevolution": CoevolutionSettings, "report": ReportSettings,
@@ -69,6 +70,11 @@ class Settings(*SECTIONS.values()):
         return self._origin.get(key, "default")
 
 # %% ../../nbs/01_core/40_config.ipynb #4be4e987
+@patch(as_prop=True)
+def may_bootstrap(self: Settings) -> bool:
+    "Whether a run may make the first champion."
+    return self.allow_bootstrap == "true" or self.allow_bootstrap == "auto" and not self.scheduled
+
 @patch
 def path(self: Settings, key: str) -> Path:
     "The setting `key` (a path) as an absolute path; raises SettingsError if it is empty."

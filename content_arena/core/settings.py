@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Names', 'Weights', 'FORMER', 'SettingsError', 'ReportSettings', 'PathSettings', 'MlflowSettings', 'split_names',
            'join_names', 'weights_of', 'DataSettings', 'ModelSettings', 'TrainSettings', 'GateSettings',
-           'DeploySettings', 'ServeSettings', 'StoreSettings', 'ShadowSettings', 'FeedbackSettings', 'CleanupSettings',
-           'ArenaSettings', 'BattleSettings', 'CoevolutionSettings', 'MetricsSettings', 'MonitorSettings',
-           'NoticeSettings', 'RetrainSettings']
+           'PipelineSettings', 'DeploySettings', 'ServeSettings', 'StoreSettings', 'ShadowSettings', 'FeedbackSettings',
+           'CleanupSettings', 'ArenaSettings', 'BattleSettings', 'CoevolutionSettings', 'MetricsSettings',
+           'MonitorSettings', 'NoticeSettings', 'RetrainSettings']
 
 # %% ../../nbs/01_core/30_settings.ipynb #52f6149a
 import json
@@ -258,6 +258,14 @@ class GateSettings(_Section):
         description="p95 of one comment, milliseconds; 0: not checked")
     size_budget_mb: float = Field(0, ge=0,
         description="size of the served weights, MB; 0: not checked")
+
+# %% ../../nbs/01_core/30_settings.ipynb #fb2d3ca4
+class PipelineSettings(_Section):
+    "Section `[pipeline]`: who started a run, and what it may do alone."
+    scheduled: bool = Field(False, description="nobody watches this run: it needs an MLflow and an"
+                            " event store on servers, and may not make the first champion")
+    allow_bootstrap: Literal["auto", "true", "false"] = Field("auto",
+        description="whether a run may make the first champion; auto: if it is not scheduled")
 
 # %% ../../nbs/01_core/30_settings.ipynb #2aa0ff87
 class DeploySettings(_Section):

@@ -21,7 +21,7 @@ from ..core.config import Secrets, Settings, load_secrets
 from ..core.http_clients import http_client
 from .alerting import Notifier
 from .decision_records import DecisionChain, whoami
-from .journal import Busy, Journal, Record, deploy_lock
+from .journal import Busy, Journal, Record
 
 if TYPE_CHECKING:                      # MLflow takes seconds to import; a type hint is not worth it
     from content_arena.mlops.model_registry import ModelRegistry, Version
@@ -132,7 +132,7 @@ async def probe(self: InferenceClient) -> str:
 async def _uninterrupted(work: Callable, *args: Any, **kwargs: Any) -> Any:
     """`work` in a thread; a cancellation (Ctrl-C) waits until it is through.
 
-    Otherwise the alias would move behind our back, after the lock was given up."""
+    Otherwise the alias would move behind our back, after the lease was given up."""
     task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
     try:
         return await asyncio.shield(task)
@@ -153,8 +153,7 @@ class ModelDeployer:
         self.decisions = DecisionChain(registry)
         self.notifier = Notifier(settings) if notifier is None else notifier
         self.client = InferenceClient(settings) if client is None else client
-        self.folder = settings.path("var_dir") / "journal"
-        self.journal = Journal(self.folder) if journal is None else journal
+        self.journal = Journal(settings) if journal is None else journal
 
     async def _version_at(self, alias: str) -> str | None:
         version = await asyncio.to_thread(getattr(self.registry, f"get_{alias}"))
@@ -303,6 +302,11 @@ async def _tag_scores(
 
 # %% ../../nbs/08_mlops/90_deployer.ipynb #999f05e2
 @patch
+def _move_under_lease(self: ModelDeployer, decision: str) -> None:
+    self.journal.lease.check()
+    self.registry.promote_challenger(decision)
+
+@patch
 async def _promote(
     self: ModelDeployer, comparison: dict[str, Any], old: str | None, new: str
 ) -> dict:
@@ -310,7 +314,7 @@ async def _promote(
     before, decision = await self.client.probe(), comparison["decision"]
     record = self.journal.begin(new=new, old=old, reason=reason, service=before)
     try:
-        await _uninterrupted(self.registry.promote_challenger, decision)
+        await _uninterrupted(self._move_under_lease, decision)
     except Exception as e:
         now, waiting = await self._version_at("champion"), await self._version_at("challenger")
         if now not in (old, new):
@@ -327,13 +331,15 @@ async def _promote(
 async def _decline(
     self: ModelDeployer, comparison: dict[str, Any], old: str | None, new: str
 ) -> dict:
-    "Not promoted: an undecided challenger stays in shadow, a worse one is rejected."
+    "Not promoted: an undecided challenger goes into shadow at once, a worse one is rejected."
     reason = "; ".join(comparison.get("reasons") or ()) or f"verdict {comparison['verdict']}"
     if comparison["verdict"] != "inconclusive":
         await _uninterrupted(self.registry.reject_challenger, reason, expected_challenger=new,
                              decision=comparison["decision"])
-    status = "inconclusive" if comparison["verdict"] == "inconclusive" else "rejected"
-    return await self._tell(status, reason, model_version=old, challenger=new)
+        return await self._tell("rejected", reason, model_version=old, challenger=new)
+    service = await self._bring_service_to(old)        # which loads the challenger as shadow, too
+    return await self._tell("inconclusive", reason, model_version=old, challenger=new,
+                            service=service)
 
 # %% ../../nbs/08_mlops/90_deployer.ipynb #e5c16d37
 @patch
@@ -365,6 +371,9 @@ async def _deploy(self: ModelDeployer, test: Any, decision: str) -> dict[str, An
                              "reason": "no version is @challenger: train and register one"}
     comparison = await asyncio.to_thread(self._decided, test, decision, old, new)
     await self._tag_scores(comparison, old, new)
+    if comparison["should_promote"] and old is None and not self.settings.may_bootstrap:
+        raise DeployError(f"there is no champion, and this run may not make version {new} the first"
+                          " (it is scheduled): set allow_bootstrap = true for one run")
     act = self._promote if comparison["should_promote"] else self._decline
     result = await act(comparison, old, new) | {"comparison": comparison}
     return result | ({"recovered": recovered} if recovered else {})
@@ -404,7 +413,7 @@ async def rollback(self: ModelDeployer, reason: str) -> dict[str, Any]:
 @patch
 async def _under_lock(self: ModelDeployer, work: Callable, *args: Any) -> Any:
     try:
-        with deploy_lock(self.folder):
+        with self.journal.alone():
             return await work(*args)
     except Busy as e:
         return {"status": "busy", "reason": str(e)}

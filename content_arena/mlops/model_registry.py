@@ -57,9 +57,25 @@ class ModelRegistry(RegistryReader):
     "The registered model of `settings`, with the right to move its aliases."
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        with self._locked():
+        with self._locked(), self._leased():
             self._finish_pending()
             yield
+
+    @contextmanager
+    def _leased(self) -> Iterator[None]:
+        "Hold the lease on moves where machines share an event store; a file is one machine's."
+        if self.settings.store_url.startswith("sqlite"):
+            yield
+            return
+        from content_arena.store.events import EventStore         # brings pandas: only if needed
+        from content_arena.store.lease import Lease, LeaseHeld, exclusive
+        with EventStore(self.settings) as store:
+            try:
+                with exclusive(Lease(store, f"registry {self.name}"[:100], 60, doing="a move"),
+                               wait_s=self._lock.timeout):
+                    yield
+            except LeaseHeld as e:
+                raise RegistryError(f"{self.name} is being changed: {e}; try again") from e
 
     def mirror(self) -> str:
         "Write the aliases into MODEL_REGISTRY.json, as each move does; what went wrong, or ''."

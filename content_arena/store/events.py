@@ -240,6 +240,14 @@ def find(self: EventStore, table: str, ids: Collection[str]) -> dict[str, dict[s
             rows |= {row["id"]: dict(row) for row in result.mappings()}
     return rows
 
+# %% ../../nbs/02_store/30_events.ipynb #f1a9ea76
+@patch
+@contextmanager
+def reading(self: EventStore) -> Iterator[sa.Connection]:
+    "A connection for a query of this package's own; raises StoreUnavailable."
+    with _errors_in_our_words(self.address), self.engine.connect() as connection:
+        yield connection
+
 # %% ../../nbs/02_store/30_events.ipynb #f5dc485e
 @patch
 def read_labels(self: EventStore, since: datetime | None = None,
@@ -284,7 +292,7 @@ def tally(self: EventStore, table: str, by: str, windows: Sequence[Mapping[str, 
         return {row[0]: row[1] for row in connection.execute(query)}
 
 # %% ../../nbs/02_store/30_events.ipynb #6b813d99
-FROM_USERS = ("predictions", "shadow", "feedback", "label_requests")
+FROM_USERS = ("predictions", "shadow", "feedback", "label_requests", "learnt_rows")
 
 @patch
 def purge(self: EventStore, before: datetime, tables: Sequence[str] = FROM_USERS,
@@ -313,9 +321,32 @@ def alone(self: EventStore, name: str) -> Iterator[bool]:
     if self.engine.dialect.name != "postgresql":
         yield True
         return
-    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
     with _errors_in_our_words(self.address), self.engine.begin() as connection:
-        yield connection.execute(sa.select(sa.func.pg_try_advisory_xact_lock(key))).scalar_one()
+        locked = sa.func.pg_try_advisory_xact_lock(_lock_key(name))
+        yield connection.execute(sa.select(locked)).scalar_one()
+
+def _lock_key(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+
+# %% ../../nbs/02_store/30_events.ipynb #c7472f90
+@patch
+@contextmanager
+def durably(self: EventStore, name: str) -> Iterator[sa.Connection]:
+    "A transaction that outlives a power cut, while nobody is in `alone(name)`; StoreUnavailable."
+    if self.engine.dialect.name == "postgresql":
+        with _errors_in_our_words(self.address), self.engine.begin() as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_lock_key(name))))
+            yield connection
+        return
+    with _errors_in_our_words(self.address), self.engine.connect() as connection:
+        own = connection.connection.dbapi_connection
+        before = own.execute("pragma synchronous").fetchone()[0]
+        own.execute(f"pragma synchronous = {2 if before == 1 else before}")       # 2: full
+        try:
+            with connection.begin():
+                yield connection
+        finally:
+            own.execute(f"pragma synchronous = {before}")
 
 # %% ../../nbs/02_store/30_events.ipynb #145e2b92
 @dataclass(frozen=True)

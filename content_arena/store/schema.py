@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['metadata', 'predictions', 'shadow', 'feedback', 'label_requests', 'battles', 'battle_rounds', 'retrain_events',
-           'leases', 'text_sha256', 'StoreError', 'StoreUnavailable', 'RowRefused', 'UtcDateTime', 'utc', 'label_id',
-           'find_table', 'make_row']
+           'leases', 'deployments', 'learnt_rows', 'text_sha256', 'StoreError', 'StoreUnavailable', 'RowRefused',
+           'UtcDateTime', 'utc', 'label_id', 'find_table', 'make_row']
 
 # %% ../../nbs/02_store/10_schema.ipynb #381a7d51
 import hashlib
@@ -64,7 +64,8 @@ def utc(value: datetime) -> datetime:
 # %% ../../nbs/02_store/10_schema.ipynb #6a3f6496
 metadata = MetaData(naming_convention={
     "pk": "pk_%(table_name)s", "ix": "ix_%(table_name)s_%(column_0_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_name)s", "ck": "ck_%(table_name)s_%(constraint_name)s"})
+    "fk": "fk_%(table_name)s_%(column_0_name)s", "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s"})
 
 def _table(name: str, *columns: Any) -> Table:
     "A table of events: an id that makes a second write of the same event harmless, and a time."
@@ -118,7 +119,12 @@ leases = _table("leases", Column("name", String(200), nullable=False),
                 Column("holder", String(200), nullable=False),
                 Column("until", UtcDateTime, nullable=False),
                 Column("ttl_s", Float, nullable=False),
-                Column("released", Boolean, nullable=False))
+                Column("released", Boolean, nullable=False),
+                Column("doing", String(200)), Column("process", String(200)))
+deployments = _table("deployments", Column("number", Integer, nullable=False, unique=True),
+                     Column("state", String(64), nullable=False), Column("record", JSON))
+learnt_rows = _table("learnt_rows", Column("set_id", String(64), nullable=False, index=True),
+                     Column("number", Integer, nullable=False), Column("row", JSON))
 
 # %% ../../nbs/02_store/10_schema.ipynb #3145e6f1
 def label_id(row: Mapping[str, Any]) -> str:

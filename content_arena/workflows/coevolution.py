@@ -26,13 +26,15 @@ from ..arena.coevolution.cycles import CoEvolution, Limits, Parts
 from ..arena.battles.corpus import Corpus
 from ..arena.coevolution.history import read_history
 from ..arena.coevolution.loop_state import (
-    CoevolutionError, Target, find_run, new_run, only_one)
+    CoevolutionError, Target, find_run, new_run)
 from ..arena.coevolution.robustness import robustness
 from ..core.config import Settings
 from ..mlops.evaluator import load_engine
 from ..mlops.model_registry import ModelRegistry
+from ..store.lease import Lease
 from ..versions.shelf import VersionStore
 from .pipeline import find_finished, read_json, run_pipeline
+from .training_lease import only_training
 from ..data.datasets import prepared_dataset
 from ..data.lost_rows import losses_lines, losses_of
 from ..training.data_preparation import prepare_dataset
@@ -73,6 +75,7 @@ class RealParts:
         for line in losses_lines(losses_of(self.dataset.manifest, self.dataset.folder)):
             say(line)
         self._engine: Any = None
+        self.under: Lease | None = None                # the lease on training, if one is held
 
     def newest(self) -> Target:
         "The challenger if one waits, else the champion. Raises CoevolutionError if there is none."
@@ -121,7 +124,7 @@ def retrain(self: RealParts, target: Target, samples: Path, split: FamilySplit) 
     "Train on `samples` too and let the gate decide; goes on with a run that was killed."
     self.engine(None)
     settings = retraining(self.settings, target, samples, split)
-    result = find_finished(settings) or run_pipeline(settings, say=self.say)
+    result = find_finished(settings) or run_pipeline(settings, say=self.say, under=self.under)
     note_rules(self.registry, result, self.known_rules(target) if settings.init_from else set())
     return outcome(result, self.registry.get_version(result["model_version"]).sha256)
 
@@ -210,11 +213,12 @@ def coevolve(settings: Settings, limits: Limits, *, new: bool = False,
     """Run co-evolution until a limit is reached or Ctrl-C.
 
     Returns status (completed, stopped), reason, run, cycles, history, latest, decisions, folder.
-    Raises CoevolutionError (no version, another process, damaged state), and what the pipeline,
+    Raises CoevolutionError (no version, damaged state), TrainingBusy, and what the pipeline,
     registry, data and versions raise; the same call goes on from the step that failed."""
-    with only_one(settings), interruptible(say) as stop:
+    with only_training(settings, "co-evolution") as lease, interruptible(say) as stop:
         unfinished = None if new else find_run(settings)
         training = training or RealParts(settings, say=say)
+        training.under = lease
         folder, state = unfinished or new_run(settings, training.newest())
         say(f"{'going on with' if unfinished else 'run'} {state.id}: {state.target.role}"
             f" {state.target.version}, held-out rotation {state.rotation}")

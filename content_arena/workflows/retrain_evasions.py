@@ -25,6 +25,7 @@ from ..mlops.ancestor import find_ancestor
 from ..mlops.model_registry import ModelRegistry, Version
 from .pipeline import run_pipeline
 from ..store.events import EventStore
+from ..store.lease import Lease
 from .retraining import Learnt, keep_rows, learn_labels
 from .retrain_triggers import Situation, recent_battles
 from ..data.train_only import attack_rules
@@ -78,10 +79,11 @@ def learn_labels_and_evasions(situation: Situation, champion: Version | None,
     return learning_from(settings, file, split), facts | {"samples_file": str(file)}
 
 # %% ../../nbs/13_workflows/80_retrain_evasions.ipynb #0e2c1ac3
-def run_noted(settings: Settings, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def run_noted(settings: Settings, say: Callable[[str], None] = lambda text: None,
+              under: Lease | None = None) -> dict[str, Any]:
     "`run_pipeline`, then `note_rules`; raises what both raise."
     ancestor = find_ancestor(settings)
     known = known_rules(ancestor.version.tags) if ancestor else set()
-    result = run_pipeline(settings, say=say)
+    result = run_pipeline(settings, say=say, under=under)
     note_rules(ModelRegistry(settings), result, known)
     return result

@@ -25,6 +25,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 
 from ..core.config import Settings
 from ..store.lease import Lease, LeaseLost, kept
+from .training_lease import training_lease
 from ..mlops.metrics import OUTCOMES
 from ..store.events import EventStore
 from ..store.schema import StoreError, StoreUnavailable
@@ -110,10 +111,11 @@ class AutoRetrain:
         self.store, self.settings, self.pipeline = store, settings, pipeline
         self.champion, self.clock = champion, clock or store.now
         self.learn, self.tell = learn, tell
+        self.under: Lease | None = None                # the lease, while a run goes on
 
     def lease(self) -> Lease:
         "A lease on retraining, not acquired yet."
-        return Lease(self.store, "retrain", self.settings.retrain_lease_s, self.clock)
+        return training_lease(self.store, self.settings, "retrain", self.clock)
 
     def situation(self) -> Situation:
         "What the checks look at now."
@@ -147,9 +149,9 @@ def run_once(self: AutoRetrain, force: bool = False) -> dict[str, Any]:
         return {"status": "waiting" if decision["waits_until"] else "idle", **decision}
     lease = self.lease()
     if not lease.acquire():
-        holder = lease.held_by() or "another process"
-        return {"status": "busy", **decision, "why": f"{holder} is at it"}
+        return {"status": "busy", **decision, "why": f"somebody trains: {lease.who()}"}
     with kept(lease):
+        self.under = lease
         self._mark_killed_runs()
         decision = self.decide(force)
         if not decision["start"]:

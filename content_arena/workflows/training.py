@@ -16,6 +16,7 @@ from ..data.lost_rows import losses_lines
 from ..mlops.ancestor import find_ancestor
 from ..training.data_preparation import prepare_training_data
 from ..training.qlora_trainer import QLoRATrainer
+from .training_lease import only_training
 
 # %% ../../nbs/13_workflows/30_training.ipynb #594eb9a5
 def train_once(settings: Settings, *, work_dir: Path | None = None, progress: bool = True,
@@ -23,7 +24,13 @@ def train_once(settings: Settings, *, work_dir: Path | None = None, progress: bo
     """Prepare the data of `settings`, train on it; returns the MLflow run id.
 
     Checkpoints lie in `work_dir` (default: a folder of `var_dir` named after data and settings), so
-    a killed training goes on when it is called again. `say` gets what was lost in preparing."""
+    a killed training goes on when it is called again. `say` gets what was lost in preparing.
+    Raises TrainingBusy if another process trains."""
+    with only_training(settings, "train"):
+        return _train(settings, work_dir, progress, say)
+
+def _train(settings: Settings, work_dir: Path | None, progress: bool,
+           say: Callable[[str], None]) -> str:
     data = prepare_training_data(settings)
     for line in losses_lines(data["losses"]):
         say(line)

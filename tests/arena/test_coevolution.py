@@ -29,7 +29,6 @@ from content_arena.arena.coevolution.loop_state import (
     Target,
     find_run,
     new_run,
-    only_one,
 )
 from content_arena.arena.coevolution.robustness import robustness
 from content_arena.arena.coevolution.samples import read_lines
@@ -135,9 +134,8 @@ def settings_at(root: Path, **more):
 def go_on(root: Path, cycles: int = 2) -> str:
     "What a start of the command does: go on with a run, or begin one."
     s = settings_at(root)
-    with only_one(s):
-        folder, state = find_run(s) or new_run(s, Target("1", "champion"))
-        return CoEvolution(s, World(root).parts(), folder, state).run(Limits(cycles)).status
+    folder, state = find_run(s) or new_run(s, Target("1", "champion"))
+    return CoEvolution(s, World(root).parts(), folder, state).run(Limits(cycles)).status
 
 
 def left_by(root: Path) -> tuple:
@@ -226,12 +224,6 @@ def test_a_step_that_fails_is_taken_up_again(tmp_path, undisturbed, monkeypatch)
     assert find_run(settings_at(tmp_path))[1].step == "learn"
     assert go_on(tmp_path) == "completed"
     assert left_by(tmp_path) == undisturbed
-
-
-def test_a_second_process_is_refused_while_one_is_at_work(tmp_path):
-    with only_one(settings_at(tmp_path)):
-        code, said = answer(*start(go_on, tmp_path))
-    assert code == 1 and "another process is co-evolving" in said
 
 
 def test_runs_hold_out_one_family_after_another_and_say_what_was_known(tmp_path):

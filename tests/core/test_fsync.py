@@ -11,7 +11,6 @@ import pytest
 from shelves import make_store, model
 
 from content_arena.core.files import write_json
-from content_arena.mlops.journal import Journal
 
 
 class Disk:
@@ -57,9 +56,6 @@ def publish(root: Path) -> None:
 WRITERS = {
     "a JSON file": lambda root: write_json(root / "a.json", {"version": 1}),
     "a published version": publish,
-    "the journal of a deployment": lambda root: Journal(root / "journal").begin(
-        new="4", old="3", reason="better"
-    ),
 }
 
 

@@ -135,8 +135,8 @@ class Steps:
 class WatchedJournal(Journal):
     "Its states are steps."
 
-    def __init__(self, folder: Path, steps: Steps):
-        super().__init__(folder)
+    def __init__(self, settings, steps: Steps):
+        super().__init__(settings)
         self.steps = steps
 
     def _write(self, record, state):
@@ -156,7 +156,7 @@ def deployer(
 ) -> ModelDeployer:
     s = make_settings(root, inference_url=url, reload_timeout_s=reload_timeout_s)
     client = InferenceClient(s, Secrets(), backoff_s=0.01)
-    journal = WatchedJournal(s.path("var_dir") / "journal", steps or Steps())
+    journal = WatchedJournal(s, steps or Steps())
     return ModelDeployer(
         ModelRegistry(s), s, stage.Notices(root), evaluator, client=client, journal=journal
     )

@@ -20,6 +20,7 @@ from content_arena.mlops.decision_records import whoami
 from content_arena.mlops.decisions import DecisionError, DecisionLog, Verified, differences_found
 from content_arena.mlops.deployer import InferenceClient, ModelDeployer, Secrets
 from content_arena.mlops.evaluator import ChampionChallengerEvaluator
+from content_arena.mlops.journal import Journal
 from content_arena.mlops.model_registry import ModelRegistry, RegistryError
 from content_arena.workflows import deployment as entry
 
@@ -251,7 +252,8 @@ def by_command(registry, settings, monkeypatch):
 def by_hand(registry, *arguments) -> dict:
     s = registry.settings
     pairs = [
-        f"{k}={getattr(s, k)}" for k in ("tracking_uri", "var_dir", "models_dir", "artifact_dir")
+        f"{k}={getattr(s, k)}"
+        for k in ("tracking_uri", "var_dir", "models_dir", "artifact_dir", "store_url")
     ]
     done = CliRunner().invoke(
         cli.app,
@@ -309,6 +311,15 @@ def test_a_promotion_by_hand_says_who(registry):
     why = log.find(registry.history()[-1]["decision"])
     assert (why["kind"], why["by"], why["reason"]) == ("by hand", whoami(), "I know better")
     assert log.verify() == Verified(decisions=2, moves=2, older=0)
+
+
+def test_nobody_promotes_by_hand_while_another_deploys(registry):
+    with Journal(registry.settings).alone("nightly run"):
+        with pytest.raises(
+            AssertionError, match="another deployment is running .nightly run: process"
+        ):
+            by_hand(registry, "registry", "promote", "2", "--reason", "I know better")
+    assert registry.get_champion().version == "1"
 
 
 def test_a_deployer_can_not_be_given_a_verdict_that_nobody_recorded(registry, settings, compare):

@@ -245,7 +245,7 @@ def test_a_service_with_a_token_wants_it(folder):
         again = stage.recorded(stage.FileRegistry(folder), "3", "4")  # a record permits one move
         result = asyncio.run(d.deploy_if_better(decision=again))
         assert (result["status"], served(url)) == ("promoted", "4")
-    assert "s3cret" not in json.dumps(result) + d.journal.path.read_text()
+    assert "s3cret" not in json.dumps(result) + str(d.journal.read())
 
 
 # --- interrupted, disk, registry, webhook --------------------------------------------------------
@@ -336,12 +336,12 @@ def test_a_dead_webhook_fails_nothing(folder):
 
 def test_a_damaged_journal_is_for_a_person(folder):
     d = stage.deployer(folder, "http://127.0.0.1:9")
-    d.journal.path.parent.mkdir(parents=True)
-    d.journal.path.write_text('{"state": "prom')
+    d.journal.old_file.parent.mkdir(parents=True)
+    d.journal.old_file.write_text('{"state": "prom')
     with pytest.raises(RuntimeError, match="deploy.json can't be read.*move the file away"):
         asyncio.run(d.deploy_if_better(decision=decided(folder)))
     assert stage.FileRegistry(folder).aliases()["champion"] == "3"
-    assert os.listdir(d.journal.path.parent).count("deploy.json") == 1
+    assert os.listdir(d.journal.old_file.parent).count("deploy.json") == 1
 
 
 # --- with the real registry ----------------------------------------------------------------------

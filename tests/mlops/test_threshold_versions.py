@@ -133,7 +133,8 @@ def home(trained):
     yield make_settings(trained), ModelRegistry(make_settings(trained))
     (trained / "mlflow.db").write_bytes(before)
     shutil.rmtree(trained / "models", ignore_errors=True)
-    shutil.rmtree(trained / "var" / "journal", ignore_errors=True)
+    for file in trained.glob("events.db*"):
+        file.unlink()
 
 
 def flagged(engine, texts) -> list[bool]:

@@ -107,7 +107,7 @@ def test_one_process_migrates_and_the_others_wait(store_url):
     said = sorted(results.get(timeout=60) for _ in opened)
     for p in opened:
         p.join()
-    assert said == [("0003", 0)] * 3 + [("0003", 1)]
+    assert said == [("0004", 0)] * 3 + [("0004", 1)]
 
 
 def test_a_migration_that_fails_leaves_nothing(store_url):
@@ -130,7 +130,7 @@ def test_a_migration_that_fails_leaves_nothing(store_url):
 def test_a_database_that_is_newer_than_the_code_is_left_alone(store_url):
     with EventStore.open(store_url) as store, store.engine.begin() as connection:
         connection.execute(sa.text(f"update {VERSION_TABLE} set version_num = '0999'"))
-    with pytest.raises(StoreError, match="at revision 0999.*knows up to 0003: install a newer"):
+    with pytest.raises(StoreError, match="at revision 0999.*knows up to 0004: install a newer"):
         EventStore.open(store_url)
 
 
@@ -271,7 +271,7 @@ def test_a_database_of_the_first_revision_keeps_its_label_requests(store_url):
         )
     with EventStore.open(store_url) as store:
         [row] = store.read("label_requests").to_dict("records")
-        assert store.revision == "0003" and differences(store) == []
+        assert store.revision == "0004" and differences(store) == []
     assert row["probability"] == 0.5 and pd.isna(row["seed"])
 
 
@@ -288,7 +288,8 @@ def test_a_lease_of_an_older_version_goes_on_and_its_process_hears_of_the_move(s
 
     with EventStore.open(store_url) as older:  # its process goes on all the while
         with older.engine.begin() as connection:
-            connection.execute(sa.text("drop table leases"))
+            for table in ("leases", "deployments", "learnt_rows"):
+                connection.execute(sa.text(f"drop table {table}"))
             connection.execute(sa.text(f"update {VERSION_TABLE} set version_num = '0002'"))
         older.add(
             "retrain_events",
@@ -299,7 +300,7 @@ def test_a_lease_of_an_older_version_goes_on_and_its_process_hears_of_the_move(s
             ],
         )
         with EventStore.open(store_url) as newer:
-            assert newer.revision == "0003" and differences(newer) == []
+            assert newer.revision == "0004" and differences(newer) == []
             clock = [until - timedelta(seconds=1)]
             lease = Lease(newer, "retrain", 60, clock=lambda: clock[0])
             assert lease.held_by() == "old:1" and not lease.acquire()  # it is respected
@@ -355,7 +356,13 @@ def test_old_rows_are_deleted_in_small_transactions(store):
 
     sa.event.listen(store.engine, "after_cursor_execute", count)
     gone = store.purge(NOON + timedelta(seconds=70), batch=32)
-    assert gone == {"predictions": 70, "shadow": 0, "feedback": 1, "label_requests": 0}
+    assert gone == {
+        "predictions": 70,
+        "shadow": 0,
+        "feedback": 1,
+        "label_requests": 0,
+        "learnt_rows": 0,
+    }
     assert sizes[:3] == [32, 32, 6]
     assert store.read("predictions").id.tolist()[0] == "p0070"
     assert len(store.read("battles")) == 1  # history stays unless it is named ...
@@ -365,7 +372,7 @@ def test_old_rows_are_deleted_in_small_transactions(store):
 
 def test_a_store_says_that_its_database_is_gone(postgres):
     with EventStore.open(postgres.new()) as store:
-        assert store.health().ok and store.health().revision == "0003"
+        assert store.health().ok and store.health().revision == "0004"
         postgres.stop()
         try:
             ill = store.health()

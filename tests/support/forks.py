@@ -109,6 +109,7 @@ def make_settings(root: Path, **more):
         artifact_dir=str(root / "artifacts"),
         models_dir=str(root / "models"),
         tracking_uri=f"sqlite:///{root}/mlflow.db",
+        store_url=f"sqlite:///{root}/events.db",
     )
     return load_settings(env={}, **(store | more))
 

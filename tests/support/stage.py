@@ -278,8 +278,8 @@ def service(folder: Path, **explicit):
 class KilledJournal(Journal):
     "Kills its process before or after the state of `point`, e.g. `before:promoted`, is on disk."
 
-    def __init__(self, folder, point: str):
-        super().__init__(folder)
+    def __init__(self, settings, point: str):
+        super().__init__(settings)
         self.point = point
 
     def _write(self, record, state):
@@ -343,7 +343,7 @@ def compared(old: str | None, new: str, verdict: str = "promote"):
 
 def deployer(folder: Path, url: str, *, kill="", evaluator=None, **explicit) -> ModelDeployer:
     s = settings(folder, inference_url=url, **explicit)
-    journal = KilledJournal(s.path("var_dir") / "journal", kill)
+    journal = KilledJournal(s, kill)
     return ModelDeployer(
         FileRegistry(folder, kill),
         s,

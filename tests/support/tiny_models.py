@@ -42,6 +42,7 @@ def tiny_settings(folder: Path, kind: str = "encoder", **more):
         var_dir=str(folder / "var"),
         artifact_dir=str(folder / "artifacts"),
         tracking_uri=f"sqlite:///{folder}/mlflow.db",
+        store_url=f"sqlite:///{folder}/events.db",
     )
     return load_settings(env={}, **{**values, **more})
 

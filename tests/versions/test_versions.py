@@ -649,6 +649,7 @@ def test_the_commands_of_a_day(shelf, empty_store, monkeypatch):
         "RUNS_DIR": root / "runs",
         "ARTIFACT_DIR": root / "artifacts",
         "TRACKING_URI": f"sqlite:///{root}/mlflow.db",
+        "STORE_URL": f"sqlite:///{root}/events.db",
     }
     for key, value in where.items():
         monkeypatch.setenv(f"CONTENT_ARENA_{key}", str(value))

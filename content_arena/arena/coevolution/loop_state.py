@@ -4,18 +4,14 @@
 
 # %% auto #0
 __all__ = ['FIRST_STEPS', 'STEPS', 'FORMAT', 'CoevolutionError', 'Target', 'LoopState', 'now', 'save_state', 'load_state',
-           'runs_folder', 'find_run', 'new_run', 'only_one']
+           'runs_folder', 'find_run', 'new_run']
 
 # %% ../../../nbs/10_arena/coevolution/50_loop_state.ipynb #b4b6713f
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from ...core.config import Settings
 from ...core.files import write_json
@@ -125,18 +121,3 @@ def new_run(settings: Settings, target: Target) -> tuple[Path, LoopState]:
     folder.mkdir(parents=True)
     state = LoopState(stamp, settings.digest(), rotation, target, started=now())
     return folder, save_state(folder, state)
-
-@contextmanager
-def only_one(settings: Settings) -> Iterator[None]:
-    "Hold the lock of co-evolution; CoevolutionError at once if another process has it."
-    runs_folder(settings).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(runs_folder(settings) / ".lock", thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise CoevolutionError(f"{lock.lock_file}: another process is co-evolving; wait for it, or"
-                               " end it: its next start goes on") from None
-    try:
-        yield
-    finally:
-        lock.release()
