@@ -34,10 +34,23 @@ from ..data.train_only import attack_rules
 def earlier_samples(store: EventStore, split: FamilySplit) -> list[Sample]:
     "The variants of the newest run that had any. Raises StoreError, or SampleError if damaged."
     results = store.read("retrain_events", columns=["result"]).result
-    files = [r["samples_file"] for r in results if r and r.get("samples_file")]
+    noted = [r for r in results if r and (r.get("samples_set") or r.get("samples_file"))]
     held_out = {r.name for r in split.rules(held_out=True)}
-    samples = load_samples(Path(files[-1])) if files else []
+    samples = _samples_of(store, noted[-1]) if noted else []
     return [s for s in samples if not held_out & set(attack_rules(s.attack))]
+
+def _samples_of(store: EventStore, result: dict[str, Any]) -> list[Sample]:
+    if set_id := result.get("samples_set"):
+        rows = store.read("learnt_rows", match={"set_id": set_id}, columns=["number", "row"])
+        return [Sample(**row) for row in rows.sort_values("number").row]
+    return load_samples(Path(result["samples_file"]))               # of version 0.1.0
+
+def _keep_samples(store: EventStore, file: Path, samples: list[Sample]) -> str:
+    "Put `samples`, which are in `file`, into the store; the name of the set."
+    set_id = file.stem                                 # the hash of its content: twice is once
+    store.add("learnt_rows", [{"id": f"{set_id}-{i:06}", "set_id": set_id, "number": i,
+                               "row": asdict(x)} for i, x in enumerate(samples)])
+    return set_id
 
 # %% ../../nbs/13_workflows/80_retrain_evasions.ipynb #2180168d
 def _fought_again(situation: Situation, champion: Version, parts: RealParts, split: FamilySplit,
@@ -76,7 +89,8 @@ def learn_labels_and_evasions(situation: Situation, champion: Version | None,
     if not samples:
         return settings, facts
     file = keep_rows(situation.settings, [asdict(x) for x in samples])
-    return learning_from(settings, file, split), facts | {"samples_file": str(file)}
+    kept = _keep_samples(situation.store, file, samples)
+    return learning_from(settings, file, split), facts | {"samples_set": kept}
 
 # %% ../../nbs/13_workflows/80_retrain_evasions.ipynb #0e2c1ac3
 def run_noted(settings: Settings, say: Callable[[str], None] = lambda text: None,

@@ -265,7 +265,7 @@ def by_hand(registry, *arguments) -> dict:
             *(x for pair in pairs for x in ("-p", pair)),
         ],
     )
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 0, done.output or repr(done.exception)
     return json.loads(done.stdout.splitlines()[-1])
 
 
