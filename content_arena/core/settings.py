@@ -28,6 +28,7 @@ class _Section(BaseModel):
 class ReportSettings(_Section):
     "Section `[report]`: what an executed notebook shows."
     reveal_errors: bool = Field(False, description="show misclassified texts unmasked")
+    report_language: Literal["en", "ko"] = Field("en", description="language of the pages")
 
 # %% ../../nbs/01_core/30_settings.ipynb #389d7582
 class PathSettings(_Section):

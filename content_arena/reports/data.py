@@ -41,14 +41,16 @@ def losses_figure(losses: Mapping[str, Any]) -> Figure:
     "A bar for each source: the shares of its rows that were used, set aside, left out and cut."
     table = losses_table({**losses, "sources": losses["sources"] or {"all sources": losses}})
     table = table.drop(index="all").iloc[::-1]
-    figure, axes = axes_of(7, 0.8 + 0.4 * len(table), xlabel="share of the rows read", xlim=(0, 1))
+    figure, axes = axes_of(0.8 + 0.4 * len(table), xlabel="share of the rows read", xlim=(0, 1))
     left = np.zeros(len(table))
     for fate, colour in FATES.items():
         share = (table[fate] / table["read"].clip(lower=1)).to_numpy(float)
         axes.barh(table.index, share, left=left, color=colour, label=fate)
         left += share
     axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
-    return figure
+    said = "; ".join(f"{source}: " + ", ".join(f"{fate} {row[fate]:,} of {row['read']:,}"
+                     for fate in FATES) for source, row in table.iloc[::-1].iterrows())
+    return figure.about("losses", said=said)
 
 # %% ../../nbs/12_reports/15_data.ipynb #ad7614e7
 def known_table(known: Mapping[str, Any]) -> pd.DataFrame | None:
@@ -76,13 +78,15 @@ def shared_table(shared: Sequence[Mapping[str, Any]]) -> pd.DataFrame | None:
 def languages_figure(rows: pd.DataFrame) -> Figure:
     "A bar for each source: the shares of its languages."
     table = pd.crosstab(rows.source, rows.lang, normalize="index").iloc[::-1]
-    figure, axes = axes_of(7, 0.8 + 0.4 * len(table), xlabel="share of the rows used", xlim=(0, 1))
+    figure, axes = axes_of(0.8 + 0.4 * len(table), xlabel="share of the rows used", xlim=(0, 1))
     left = np.zeros(len(table))
     for lang, colour in zip(table, ("#0072B2", "#56B4E9", "#CC79A7", "#999999", "#F0E442")):
         axes.barh(table.index, table[lang], left=left, color=colour, label=lang)
         left += table[lang].to_numpy()
     axes.legend(frameon=False, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
-    return figure
+    said = "; ".join(f"{source}: " + ", ".join(f"{lang} {share:.0%}" for lang, share in row.items())
+                     for source, row in table.iloc[::-1].iterrows())
+    return figure.about("languages", said=said)
 
 # %% ../../nbs/12_reports/15_data.ipynb #030985d4
 def findings_table(findings: Sequence[Finding]) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import f1_score, roc_auc_score
 
+from .tables import Table
 from ..training.blend import fit_blend
 from ..training.character_branch import CharacterBranch
 from ..training.thresholds import choose_thresholds
@@ -93,9 +94,9 @@ def shift_sentences(table: pd.DataFrame) -> str:
             " that back: `content-arena registry threshold`. (Asked of the character branch alone,"
             f" on at most {MOST_TRAINED:,} rows of each source.)")
 
-def show_shift(table: pd.DataFrame) -> Any:
-    "The table of `source_shift`, styled for a page: per cent."
+def show_shift(table: pd.DataFrame) -> Table:
+    "The table of `source_shift` for a page: per cent."
     shown = table.set_index("source left out").drop(columns=["lang"] if len(table) else [])
     many = ["toxic", "AUC", "F1", "best F1", "macro-F1", "best macro-F1"]
     shown[many] = 100 * shown[many]
-    return shown.style.format("{:.1f}", subset=many).format("{:.3f}", subset=["threshold"])
+    return Table(shown, {"threshold": 3})

@@ -39,6 +39,7 @@ from .model_host import (
     LoadFailed, Loader, ModelHost, ModelSlot, RegistryLoader)
 from .registry_watch import Observer
 from .labels import sample_routes
+from .pages import page_routes
 from .schemas import (
     BatchClassification, BodyLimit, ChallengerReloaded, Classification, FeedbackReceived,
     FeedbackRequest, Health, Problem, ProblemDetails, Ready, Reloaded, RequestId, Verdict,
@@ -391,8 +392,10 @@ def create_app(settings: Settings, secrets: Secrets | None = None,
         await service.close()
 
     app = FastAPI(title="content_arena", version=content_arena.__version__, lifespan=lifespan,
+                  docs_url=None, redoc_url=None,           # theirs load scripts from elsewhere
                   description="Is a comment toxic? Korean and English.")
     app.state.service, app.state.failure = service, None
+    app.include_router(page_routes(app.openapi))
     app.include_router(classify_routes(service))
     app.include_router(feedback_routes(service))
     app.include_router(operations_routes(service))

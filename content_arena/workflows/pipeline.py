@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'STAGE_TIMEOUT_S', 'PipelineError', 'read_json', 'Run', 'identity', 'find_unfinished', 'declared_parameters',
-           'write_html', 'run_stage', 'notebooks_dir', 'run_pipeline', 'find_finished', 'run_full_pipeline']
+           'write_html', 'rewrite_pages', 'run_stage', 'notebooks_dir', 'run_pipeline', 'find_finished',
+           'run_full_pipeline']
 
 # %% ../../nbs/13_workflows/20_pipeline.ipynb #21b1bdf0
 import asyncio
 import json
 import secrets
 import time
-import warnings
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,10 @@ import mlflow
 import nbformat
 import papermill
 from filelock import FileLock, Timeout
-from nbconvert import HTMLExporter
-from nbconvert.preprocessors import Preprocessor
 from mlflow.exceptions import MlflowException
 from papermill.exceptions import PapermillExecutionError
 
+from .. import __version__
 from ..core.config import SECTIONS, Settings, load_settings, run_trigger
 from ..core.files import write_json
 from ..core.progress import report_to
@@ -35,10 +35,11 @@ from ..data.lost_rows import losses_lines, note_losses
 from ..mlops.model_registry import ModelRegistry
 from ..store.lease import Lease, LeaseLost
 from .live import relayed
-from .run_outcome import note_failure, note_success
+from .run_outcome import note_failure, note_success, tracking_link
+from ..reports.page import write_page
 from .stage_kernel import StageKernel, interruptible
 from .training_lease import only_training
-from ..training.tracking import connect
+from ..training.tracking import connect, git_commit
 
 # %% ../../nbs/13_workflows/20_pipeline.ipynb #d807fc25
 STAGES = ("01_prepare", "02_train", "03_evaluate", "04_deploy")
@@ -111,6 +112,7 @@ def _new_run(settings: Settings) -> Path:
             "profile": settings.profile,
             "started": _utc(),
             "trigger": run_trigger(),
+            "software": {"version": __version__, "commit": git_commit(settings.root)[:12]},
         },
     )
     return folder
@@ -168,31 +170,15 @@ def declared_parameters(notebook: Path) -> list[str]:
     return names
 
 # %% ../../nbs/13_workflows/20_pipeline.ipynb #9a0abe18
-class _ForReaders(Preprocessor):
-    "Drop what a terminal would show: stderr, and cells without any other output."
-    def preprocess_cell(self, cell: Any, resources: dict, index: int) -> tuple[Any, dict]:
-        if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-        return cell, resources
-
 def write_html(notebook: Path) -> Path:
-    "Render an executed notebook without input cells, beside it; returns the page's path."
-    exporter = HTMLExporter(
-        exclude_input=True,
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-        preprocessors=[_ForReaders],
-        embed_images=True,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")              # missing cell ids in old notebooks
-        body, _ = exporter.from_notebook_node(
-            nbformat.read(notebook, as_version=4),
-            {"metadata": {"name": f"{notebook.parent.name}: {notebook.stem}"}},
-        )
-    page = notebook.with_suffix(".html")
-    page.write_text(body, encoding="utf-8")
-    return page
+    "The page of an executed notebook, beside it (`reports.page`); returns the page's path."
+    return write_page(notebook)
+
+def rewrite_pages(folder: Path) -> None:
+    "Write every page of a run again; one that can't be is left as it was."
+    for notebook in sorted(folder.glob("*.ipynb")):
+        with suppress(Exception):                    # a page is not worth a run
+            write_page(notebook)
 
 # %% ../../nbs/13_workflows/20_pipeline.ipynb #a8c00dbb
 STAGE_TIMEOUT_S = 6 * 3600
@@ -248,6 +234,7 @@ def _mlflow_run(folder: Path, settings: Settings) -> str:
         created = mlflow.MlflowClient().create_run(experiment, run_name=folder.name,
                                                    tags={"pipeline_run": folder.name})
         state["mlflow_run_id"] = created.info.run_id
+        state["tracking"] = tracking_link(settings, created.info.run_id)
         write_json(folder / "run.json", state)
     return state["mlflow_run_id"]
 
@@ -257,7 +244,8 @@ def _log_reports(folder: Path, mlflow_run_id: str) -> None:
         mlflow.MlflowClient().log_artifact(mlflow_run_id, str(file), "reports")
 
 def _keep_reports(folder: Path, mlflow_run_id: str) -> str:
-    "As `_log_reports`; returns why MLflow did not take them, or \"\"."
+    "Pages as they are now, and `_log_reports`; returns why MLflow did not take them, or \"\"."
+    rewrite_pages(folder)
     try:
         _log_reports(folder, mlflow_run_id)
     except (MlflowException, OSError) as e:            # requests' errors are OSErrors
@@ -340,8 +328,9 @@ def _stage(stage: str, notebook: Path, folder: Path, settings: Settings, say) ->
     say(f"{stage}: running")
     try:
         run_stage(notebook, folder, settings)
-    except PipelineError:
-        _note(folder, status="failed", failed=stage, ended=_utc())
+    except (PipelineError, KeyboardInterrupt) as e:
+        how = "failed" if isinstance(e, PipelineError) else "cancelled"
+        _note(folder, status=how, failed=stage, reason=str(e), ended=_utc())
         raise
     seconds = (datetime.now(timezone.utc) - started).total_seconds()
     _note(folder, status="running", done=[*state["done"], stage],

@@ -36,9 +36,9 @@ def test_first_run_bootstraps_and_leaves_its_report_everywhere(home, first):
     for stage in ("01_prepare", "02_train", "03_evaluate", "04_deploy"):
         assert (Path(first["run_dir"]) / f"{stage}.ipynb").exists()
     page = Path(first["report_html"]).read_text()
-    assert "Promote (first model)" in page and "import" not in page.split("<body", 1)[1].split(
-        "<script", 1
-    )[0].replace("important", "")
+    assert "Version 1 serves: the first champion" in page and "<script" not in page
+    assert "import" not in page.split("<body", 1)[1].replace("important", "")
+    assert "toxic comments and flags" in page and "content-arena serve" in page
     assert "image/png" in page, "the report has no figure"
 
     settings = settings_of(environment)

@@ -1,0 +1,42 @@
+"""What a person sees who opens the service's address: it is served by the service alone."""
+
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+from stage import FileLoader, settings
+
+from content_arena.core.config import Secrets
+from content_arena.serving.app import create_app
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    "The application without its start: these pages need no model."
+    folder = tmp_path_factory.mktemp("pages")
+    return TestClient(create_app(settings(folder), Secrets(), FileLoader(folder)))
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_page_asks_nobody_else(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 200 and "<h1>" in answer.text
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert not re.search(r"<(script|link|img|iframe)|(src|href)=\"(https?:)?//", answer.text)
+
+
+def test_home_leads_to_what_there_is(client):
+    links = re.findall(r'href="([^"]+)"', client.get("/").text)
+    assert {"docs", "ready", "metrics", "openapi.json"} == set(links)
+    for link in set(links) - {"ready"}:  # without a model it is not ready
+        assert client.get(f"/{link}").status_code == 200, link
+
+
+def test_every_question_is_on_the_page_with_a_body_that_is_accepted(client):
+    text, described = client.get("/docs").text, client.get("/openapi.json").json()
+    for path, methods in described["paths"].items():
+        for method in methods:
+            assert f"{method.upper()} {path}</code>" in text
+    assert "/docs" not in described["paths"] and "POST /classify<" in text
+    assert "&#x27;{&quot;text&quot;:" in text
+    assert client.get("/redoc").status_code == 404
