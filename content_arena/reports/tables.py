@@ -141,8 +141,10 @@ def dressed(text: str, language: str = "en") -> str:
         for cell in table("th"):
             cell["scope"] = cell.get("scope") or ("col" if cell.find_parent("thead") else "row")
             _labelled(cell, language, soup)
+            if not cell.get_text(strip=True):            # a corner is no head of anything
+                cell.name, cell.attrs = "td", {}
         _aligned(table)
         about = say(language, "header.table")
-        table.wrap(soup.new_tag("div", **{"class": "scroll", "tabindex": "0", "role": "region",
+        table.wrap(soup.new_tag("div", **{"class": "scroll", "tabindex": "0", "role": "group",
                                           "aria-label": about}))
     return str(soup)
