@@ -32,6 +32,8 @@ from .endings import failed, finish, stop_on_sigterm, stopped
 from .ensembles import ensemble_app
 from .project import init
 from .settings import settings
+from .runs import runs_app, site_app
+from .status import lab, status
 from .thresholds import registry_threshold
 from .versions import (
     cleanup, registry_card, registry_check, registry_export, versions_app)
@@ -44,7 +46,6 @@ from ..workflows.outcomes import exit_codes
 # %% ../../nbs/14_cli/90_main.ipynb #405a8ac3
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="A content filter that is attacked, retrained, compared, promoted, served and watched.",
 )
@@ -101,14 +102,15 @@ pipeline_app = _group("pipeline", "Run the notebooks of nbs/pipelines.")
 registry_app = _group("registry", "Look at the model registry, promote, roll back.")
 for _name, _app in (("data", data_app), ("shadow", shadow_app), ("feedback", feedback_app),
                     ("store", store_app), ("monitor", monitor_app), ("retrain", retrain_app),
-                    ("versions", versions_app), ("ensemble", ensemble_app)):
+                    ("versions", versions_app), ("ensemble", ensemble_app), ("runs", runs_app),
+                    ("site", site_app)):
     app.add_typer(_app, name=_name)
 registry_app.command("export")(registry_export)
 registry_app.command("check")(registry_check)
 registry_app.command("threshold")(registry_threshold)
 registry_app.command("card")(registry_card)
 app.add_typer(battle_app, name="battle")
-for _command in (cleanup, coevolve, init, settings):
+for _command in (cleanup, coevolve, init, settings, status, lab):
     app.command()(_command)
 
 # %% ../../nbs/14_cli/90_main.ipynb #caa34f69

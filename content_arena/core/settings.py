@@ -29,6 +29,9 @@ class ReportSettings(_Section):
     "Section `[report]`: what an executed notebook shows."
     reveal_errors: bool = Field(False, description="show misclassified texts unmasked")
     report_language: Literal["en", "ko"] = Field("en", description="language of the pages")
+    report_base_url: str = Field("", pattern=r"^(https?://[^\s/@]+(/\S*)?)?$",
+        description="address at which runs_dir is shown, e.g. of GitHub Pages: links in notices"
+                    " begin with it; empty: the MLflow server's, or paths")
 
 # %% ../../nbs/01_core/30_settings.ipynb #389d7582
 class PathSettings(_Section):
@@ -47,6 +50,8 @@ class MlflowSettings(_Section):
     experiment: str = Field("content-arena", min_length=1, description="MLflow experiment name")
     registered_model: str = Field("content-filter", pattern=r"^[\w.-]+$",
         description="name in the model registry")
+    system_metrics: bool = Field(False,
+        description="log processor, memory and GPU of a training to its MLflow run")
 
 # %% ../../nbs/01_core/30_settings.ipynb #e0c71f53
 _PIECE = re.compile(r'(?:[^",]|"(?:[^"]|"")*")+')
@@ -420,6 +425,8 @@ class MetricsSettings(_Section):
         description="how a pipeline run publishes: files in var_dir/metrics, or pushgateway_url")
     pushgateway_url: str = Field("", pattern=r"^(https?://[^\s/@]+(/\S*)?)?$",
         description="Pushgateway for metrics_export = pushgateway, without password")
+    prometheus_url: str = Field("http://127.0.0.1:9090", pattern=r"^https?://[^\s/@]+(/\S*)?$",
+        description="Prometheus that content-arena status asks for alerts, without password")
     metrics_refresh_s: float = Field(
         30, ge=0, description="seconds between a service's looks at registry and store; 0: none"
     )

@@ -101,11 +101,16 @@ def _said_of_parts(metrics: Mapping[str, float]) -> str:
             f" comments {100 * metrics['best_valid_false_positive_gap']:+.1f} points more are"
             " flagged in disguise.\n\n")
 
+def _baseline_f1(data: Any) -> float:
+    "F1 of the baseline on validation rows: a parameter; of older runs, a metric."
+    return float(data.params.get("baseline_valid_f1") or data.metrics["baseline_valid_f1"])
+
 def training_summary(run: Any) -> str:
     "A training in a few sentences (Markdown), from its MLflow run."
     m, p = run.data.metrics, run.data.params
     f1 = m.get("best_valid_f1", m["valid_f1"])          # older runs had one name for both
-    better = f1 - m["baseline_valid_f1"]
+    floor = _baseline_f1(run.data)
+    better = f1 - floor
     kept = f", kept from step {m['best_step']:.0f}" if "best_step" in m else ""
     own = ", ".join(f"{k.removeprefix('threshold_')} {m[k]:.3f}" for k in sorted(m)
                     if k.startswith("threshold_"))
@@ -113,7 +118,7 @@ def training_summary(run: Any) -> str:
     return (
         f"**F1 {f1:.3f} on validation, {abs(better):.3f}"
         f" {'above' if better >= 0 else 'below'} the TF-IDF"
-        f" baseline ({m['baseline_valid_f1']:.3f}).**\n\n{_said_of_parts(m)}"
+        f" baseline ({floor:.3f}).**\n\n{_said_of_parts(m)}"
         f"{p['base_model']}, {p['quantization']}, rank {p['lora_r']}, {p['epochs']} epochs over"
         f" {p['rows']} rows{kept}."
         f" Comments from a score of {m['threshold']:.3f} on are called toxic{own}; threshold"
@@ -127,7 +132,7 @@ def training_facts(run: Any) -> dict[str, Any]:
     "What the summary of a page says of a training (`reports.summary`), from its MLflow run."
     m = run.data.metrics
     return {"mlflow_run_id": run.info.run_id, "f1": m.get("best_valid_f1", m["valid_f1"]),
-            "baseline": m["baseline_valid_f1"], "clean": m.get("best_valid_clean_f1"),
+            "baseline": _baseline_f1(run.data), "clean": m.get("best_valid_clean_f1"),
             "disguised": m.get("best_valid_disguised_f1"),
             "gap": m.get("best_valid_false_positive_gap")}
 

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
-from ..core.config import ModelSettings, Settings, TrainSettings
+from ..core.config import DataSettings, ModelSettings, Settings, TrainSettings
 from ..core.text import language
 from .base_models import BaseModel, resolve_base_model
 from .row_weights import weights_in, with_weights
@@ -135,7 +135,8 @@ class QLoRATrainer:
             ticket = open_run(work, mark, experiment, mlflow_run_id)
             if ticket["finished"]:
                 return ticket["mlflow_run_id"]
-            with mlflow.start_run(run_id=ticket["mlflow_run_id"], log_system_metrics=False):
+            with mlflow.start_run(run_id=ticket["mlflow_run_id"],
+                                  log_system_metrics=self.settings.system_metrics):
                 lineage = list(dict.fromkeys([*parent_lineage, dataset_id]))
                 _log_start(self.settings, base, lineage, train, valid)
                 if ancestor: mlflow.set_tag("ancestor_sha256", read_manifest(ancestor)["sha256"])
@@ -171,7 +172,9 @@ def _frames_id(prints: pd.DataFrame) -> str:
 def _log_start(settings: Settings, base: BaseModel, lineage: list[str], train: pd.DataFrame,
                valid: pd.DataFrame) -> None:
     "What is known before the first step: parameters, data, code, environment."
-    mlflow.log_params({k: str(getattr(settings, k)) for k in TRAINING_KEYS if k != "head"})
+    keys = dict.fromkeys([*TRAINING_KEYS, *DataSettings.model_fields])
+    mlflow.log_params({k: str(getattr(settings, k)) for k in keys
+                       if k not in ("head", "sources_dir")})   # the head is known later; no paths
     mlflow.log_param("rows", f"{len(train)} train, {len(valid)} valid")
     mlflow.set_tags(
         {
@@ -384,10 +387,10 @@ def _log_end(summary: dict, spec: dict, sha256: str, rows: MixedRows,
                           rows.disguised)
     mlflow.log_metrics(
         {f"best_valid_{k}": v for k, v in final.items()}
-        | {f"baseline_valid_{k}": v for k, v in floor.items()}
         | {k: spec[k] for k in ("threshold", "temperature")} | {"best_step": summary["best_step"]},
         step=summary["best_step"],
     )
+    mlflow.log_params({f"baseline_valid_{k}": f"{v:.4f}" for k, v in floor.items()})
     mlflow.log_figure(
         confusion_figure(labels, (scores >= spec["threshold"]).astype(int), "validation"),
         "figures/confusion_matrix.png",

@@ -34,7 +34,9 @@ from ..core.settings import join_names
 from ..data.lost_rows import losses_lines, note_losses
 from ..mlops.model_registry import ModelRegistry
 from ..store.lease import Lease, LeaseLost
+from ..reports.site import build_site
 from .live import relayed
+from .run_labels import label_run
 from .run_outcome import note_failure, note_success, tracking_link
 from ..reports.page import write_page
 from .stage_kernel import StageKernel, interruptible
@@ -296,6 +298,7 @@ def _run(settings: Settings, notebooks: dict[str, Path], new: bool, say, lease: 
             say(note_failure(settings, folder.name, mlflow_run_id, str(e)) or "failure noted")
             if problem := _keep_reports(folder, mlflow_run_id):
                 say(problem)
+            _tell_readers(settings, folder, mlflow_run_id, say)
             raise
         except KeyboardInterrupt:
             say(_keep_reports(folder, mlflow_run_id) or "what was run until now is in MLflow")
@@ -306,7 +309,18 @@ def _run(settings: Settings, notebooks: dict[str, Path], new: bool, say, lease: 
     result = _result(folder, mlflow_run_id, settings)
     if problem := note_success(settings, result, time.monotonic() - began):
         say(problem)
+    _tell_readers(settings, folder, mlflow_run_id, say)
     return result
+
+# %% ../../nbs/13_workflows/20_pipeline.ipynb #f1837927
+def _tell_readers(settings: Settings, folder: Path, mlflow_run_id: str, say) -> None:
+    "Label the run in MLflow, bring `runs_dir`/index.html up to date; neither is worth a run."
+    if problem := label_run(settings, folder, mlflow_run_id):
+        say(problem)
+    try:
+        build_site(settings)
+    except Exception as e:
+        say(f"the pages of all runs were not written: {type(e).__name__}: {e}")
 
 # %% ../../nbs/13_workflows/20_pipeline.ipynb #feea398d
 def _still_ours(stage: str, lease: Lease) -> None:
@@ -324,7 +338,7 @@ def _stage(stage: str, notebook: Path, folder: Path, settings: Settings, say) ->
         _tell_losses(stage, folder, lambda text: None)
         return
     started = datetime.now(timezone.utc)
-    _note(folder, status="running", stage=stage)
+    _note(folder, status="running", stage=stage, stage_began=time.time())
     say(f"{stage}: running")
     try:
         run_stage(notebook, folder, settings)

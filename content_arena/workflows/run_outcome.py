@@ -20,7 +20,10 @@ from ..monitoring.run_metrics import publish
 # %% ../../nbs/13_workflows/10_run_outcome.ipynb #98380055
 def report_link(settings: Settings, run: str, mlflow_run_id: str | None,
                 page: str = "03_evaluate.html") -> str:
-    "The address of a `page` of pipeline run `run`: on the MLflow server, else below `runs_dir`."
+    """The address of a `page` of pipeline run `run`: below `report_base_url`, else on the MLflow
+    server, else a path below `runs_dir`."""
+    if settings.report_base_url:
+        return f"{settings.report_base_url.rstrip('/')}/{run}/{page}"
     address = tracking_link(settings, mlflow_run_id)
     return f"{address}/artifacts/reports/{page}" if address else f"{settings.runs_dir}/{run}/{page}"
 

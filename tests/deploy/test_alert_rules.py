@@ -315,11 +315,29 @@ def test_the_dashboard_is_what_its_notebook_makes():
     assert file.read_text() == dashboard_json(), "run scripts/dashboard"
 
 
+def test_every_panel_says_what_it_means_and_names_a_runbook_that_is_there():
+    panels = [p for p in dashboard()["panels"] if p["type"] != "row"]
+    assert len(panels) >= 30
+    for panel in panels:
+        meaning, _, page = panel["description"].partition("\n\nRunbook: ")
+        assert len(meaning.split()) >= 3 and (ROOT / page).is_file(), panel["title"]
+
+
+def test_the_first_row_is_red_where_nothing_answers():
+    first = [p for p in dashboard()["panels"] if p["type"] != "row"][:4]
+    for panel in first[:2]:
+        steps = panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+        assert (steps[0]["color"], steps[1]["value"], steps[1]["color"]) == ("red", 1, "green")
+    assert all(p["fieldConfig"]["defaults"]["noValue"] == "no data" for p in first)
+
+
 def test_the_dashboard_asks_for_metrics_that_exist(tmp_path: Path):
     expressions, known = list(dashboard_expressions(dashboard())), known_series(tmp_path)
     assert len(expressions) > 25
     for expression in expressions:
-        assert names_in(expression) and names_in(expression) <= known, expression
+        names = names_in(expression)
+        made_by_prometheus = re.search(r"\b(?:up|ALERTS)\{", expression)
+        assert (names or made_by_prometheus) and names <= known, expression
 
 
 @pytest.mark.needs("prometheus")
