@@ -280,6 +280,7 @@ def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: boo
     with only_training(settings, "pipeline run", under) as lease:
         return _run(settings, notebooks, new, say, lease)
 
+# %% ../../nbs/13_workflows/20_pipeline.ipynb #5a90fe25
 def _run(settings: Settings, notebooks: dict[str, Path], new: bool, say, lease: Lease) -> dict:
     unfinished, began = None if new else find_unfinished(settings), time.monotonic()
     folder = unfinished or _new_run(settings)
