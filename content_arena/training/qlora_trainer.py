@@ -131,18 +131,17 @@ class QLoRATrainer:
         experiment = connect(self.settings)
         with tempfile.TemporaryDirectory() as scratch:
             work = Path(work_dir or scratch)
-            mark = training_ticket(self.settings, base, dataset_id, ancestor)
-            ticket = open_run(work, mark, experiment, mlflow_run_id)
+            ticket = open_run(work, training_ticket(self.settings, base, dataset_id, ancestor),
+                              experiment, mlflow_run_id)
             if ticket["finished"]:
                 return ticket["mlflow_run_id"]
-            with mlflow.start_run(run_id=ticket["mlflow_run_id"],
-                                  log_system_metrics=self.settings.system_metrics):
+            watched = {"log_system_metrics": self.settings.system_metrics}
+            with mlflow.start_run(run_id=ticket["mlflow_run_id"], **watched):
                 lineage = list(dict.fromkeys([*parent_lineage, dataset_id]))
                 _log_start(self.settings, base, lineage, train, valid)
                 if ancestor: mlflow.set_tag("ancestor_sha256", read_manifest(ancestor)["sha256"])
                 log_fingerprints(prints, dataset_id)
-                dtype = getattr(torch, ticket["dtype"])
-                self._train(base, train, valid, work, dtype, ancestor)
+                self._train(base, train, valid, work, getattr(torch, ticket["dtype"]), ancestor)
             _write_ticket(work, {**ticket, "finished": True})
         return ticket["mlflow_run_id"]
 
