@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ..reports.texts import name_of
 from .options import (AsJson, Parameter, Profile, aligned, framed_table,
                                        settings_from, show_result)
 
@@ -40,9 +41,9 @@ def _percent(part: dict, name: str) -> str:
     return f"{part[name]:.1%} ({low:.1%} to {high:.1%})"
 
 # %% ../../nbs/14_cli/50_battle.ipynb #fc6dea5e
-_LINES = (("detection rate", "detection_rate"), ("  of those flagged before",
+_LINES = ((name_of("detection_rate"), "detection_rate"), ("  of those flagged before",
           "detection_rate_of_flagged"), ("  undisguised", "recall_unattacked"),
-          ("evasion rate", "evasion_rate"), ("false positives", "false_positive_rate"),
+          ("evasion rate", "evasion_rate"), (name_of("false_positive_rate"), "false_positive_rate"),
           ("  undisguised", "false_positive_rate_unattacked"))
 
 def _show(console: Console, record: dict) -> None:

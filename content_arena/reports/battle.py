@@ -153,22 +153,22 @@ def rule_figure(attempts: Sequence[Attempt], split: FamilySplit) -> Chart:
 
 # %% ../../nbs/12_reports/20_battle.ipynb #4c35bde6
 def _of_side(row: Any) -> dict[str, Any]:
-    "Attempts, share as written, share in disguise with its interval (`few` below `FEWEST`)."
+    "Per cent as written, and in disguise with its interval (`few` attempts: below `FEWEST`)."
     sure = row["size"] >= FEWEST
     spread = f"{100 * row.low:.0f} to {100 * row.high:.0f}" if sure else "few"
-    return {"attempts": int(row["size"]), "as written": 100 * row.before,
-            "in disguise": 100 * row.after, "interval": spread}
+    return {"as written": 100 * row.before, "in disguise": 100 * row.after, "interval": spread}
 
 def rule_table(attempts: Sequence[Attempt], split: FamilySplit) -> Table:
     "By rule and language: what `rule_figure` draws, as numbers; held-out rules have a star."
-    rows, parts = [], {True: "toxic flagged", False: "clean flagged"}
+    rows, parts = [], {True: ("toxic", "detection_rate"), False: ("clean", "false_positive_rate")}
     for (rule, lang), group in rule_frame(attempts, split).groupby(["rule", "lang"], sort=True):
         row = {"rule": rule + " *" * bool(group.held_out.iloc[0]), "language": lang}
-        for toxic, name in parts.items():
+        for toxic, (kind, figure) in parts.items():
             side = group[group.toxic == toxic]
             made = _of_side(side.iloc[0]) if len(side) else dict.fromkeys(
-                ("attempts", "as written", "in disguise", "interval"))
-            row |= {f"{name}, {k}": v for k, v in made.items()}
+                ("as written", "in disguise", "interval"))
+            row |= {f"{kind} attacked": int(side["size"].sum())}
+            row |= {f"{name_of(figure)}, {k}": v for k, v in made.items()}
         rows.append(row)
     return Table(pd.DataFrame(rows), 0, index=False)
 
@@ -215,8 +215,8 @@ def show_fixed_battle(comparison: Mapping[str, Any]) -> Any:
 _SAME = ("strategy", "seed", "rounds", "corpus", "split")
 _BESIDE = {"detected": "detection_rate", "detected of those flagged before":
            "detection_rate_of_flagged", "detected, undisguised": "recall_unattacked",
-           "clean flagged": "false_positive_rate", "clean flagged, undisguised":
-           "false_positive_rate_unattacked"}
+           name_of("false_positive_rate"): "false_positive_rate",
+           f"{name_of('false_positive_rate')}, undisguised": "false_positive_rate_unattacked"}
 
 def beside_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Completed battles by name, a column each, with intervals; held-out families below.
@@ -229,5 +229,5 @@ def beside_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         "threshold": f"{r['threshold']:.3f}", "toxic attacked": r["attacked"],
         **{label: percent(r, rate) for label, rate in _BESIDE.items()},
         "held out: detected": percent(r["held_out"], "detection_rate"),
-        "held out: clean flagged": percent(r["held_out"], "false_positive_rate")}
+        f"held out: {name_of('false_positive_rate')}": percent(r["held_out"], "false_positive_rate")}
         for name, r in records.items()})

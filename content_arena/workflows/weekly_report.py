@@ -51,7 +51,7 @@ def traffic(self: Window) -> pd.DataFrame:
     days = rows.groupby(rows.time.dt.date)
     table = pd.DataFrame({
         "predictions": days.size(), "flagged": days.is_toxic.mean(),
-        "p50 ms": days.latency_ms.median(), "p95 ms": days.latency_ms.quantile(0.95),
+        name_of("p50"): days.latency_ms.median(), name_of("p95"): days.latency_ms.quantile(0.95),
         "versions": days.model_version.agg(lambda v: ", ".join(sorted(set(v))))})
     return table.rename_axis("day")
 
@@ -60,7 +60,7 @@ def traffic_figure(table: pd.DataFrame) -> Chart:
     figure = Chart(figsize=(WIDTH, 2.4), layout="constrained", dpi=110)
     for axes, (column, scale, title) in zip(figure.subplots(1, 3), (
             ("predictions", 1, "predictions"), ("flagged", 100, "flagged, %"),
-            ("p95 ms", 1, "latency, 95 %, ms"))):
+            (name_of("p95"), 1, f"{name_of('p95')}, ms"))):
         axes.bar([f"{d:%d %b}" for d in table.index], scale * table[column], color="#0072B2")
         axes.set_title(title, fontsize=9)
         axes.tick_params(axis="x", labelrotation=60, labelsize=7)

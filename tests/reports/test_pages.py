@@ -109,7 +109,9 @@ def facts(ending: str) -> dict:
 
 
 def flat(summary: Summary) -> str:
-    return "\n".join([summary.decision, summary.means, *summary.numbers, *summary.worst, summary.now])
+    return "\n".join(
+        [summary.decision, summary.means, *summary.numbers, *summary.worst, summary.now]
+    )
 
 
 def run_folder(folder: Path, values: dict, outputs: list, stage: str, language: str) -> Path:
@@ -137,8 +139,12 @@ def test_every_sentence_is_there_in_both_languages_with_the_same_names():
     for key in english:
         places = [set(re.findall(r"{(\w+)}", said[key])) for said in (english, korean)]
         assert places[0] == places[1], key
-    words = re.compile(r"^(abilities|outcome|numbers|worst|summary|slices\.\w+_|checks|results|figures)")
-    same = [k for k, v in english.items() if words.match(k) and v == korean[k] and "command" not in k]
+    words = re.compile(
+        r"^(abilities|outcome|numbers|worst|summary|slices\.\w+_|checks|results|figures)"
+    )
+    same = [
+        k for k, v in english.items() if words.match(k) and v == korean[k] and "command" not in k
+    ]
     assert set(same) <= {"outcome.failed.means"}, "not translated"
     assert all(t.name and t.meaning for language in LANGUAGES for t in terms(language).values())
 
@@ -147,6 +153,24 @@ def test_no_two_figures_share_a_name():
     for language in LANGUAGES:
         names = [t.name for t in terms(language).values()]
         assert len(names) == len(set(names))
+
+
+def test_no_code_calls_a_figure_by_another_name():
+    table = files("content_arena.reports").joinpath("texts", "terms.toml")
+    known = tomllib.loads(table.read_text(encoding="utf-8"))
+    others = {a for part in known.values() for a in part.get("also", ()) if " " in a}
+    said = re.compile("|".join(rf"[\"']{re.escape(a)}[\"',]" for a in sorted(others)))
+    assert said.search("x = {'clean flagged': 1}") and not said.search("not detected")
+    found = {
+        (file.name, hit)
+        for folder in ("reports", "workflows", "cli", "mlops")
+        for file in (ROOT / "content_arena" / folder).glob("*.py")
+        for hit in said.findall(file.read_text(encoding="utf-8"))
+    }
+    # rows of a table, in which the name of the side says which one it is
+    assert found <= {("battle.py", '"seen families"'), ("battle.py", '"held-out families"')} | {
+        ("battle.py", '"AUC, toxic against clean"')
+    }
 
 
 def test_the_prose_of_every_pipeline_notebook_is_there_in_korean():
@@ -260,7 +284,9 @@ def test_a_picture_has_a_title_and_a_description(tmp_path):
 
 
 def test_a_korean_page_has_no_english_sentence_of_its_own(tmp_path):
-    output = [display(table_html(Table(pd.DataFrame({"recall": [81.0], "rows": [3]}, ["champion"]))))]
+    output = [
+        display(table_html(Table(pd.DataFrame({"recall": [81.0], "rows": [3]}, ["champion"]))))
+    ]
     values = {"run": {"status": "running", "started": "2026-01-31T02:00:00+00:00"}}
     for ending in ENDINGS:
         named = values | {k: v for k, v in ENDINGS[ending].items() if v}
