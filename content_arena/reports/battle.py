@@ -229,5 +229,6 @@ def beside_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         "threshold": f"{r['threshold']:.3f}", "toxic attacked": r["attacked"],
         **{label: percent(r, rate) for label, rate in _BESIDE.items()},
         "held out: detected": percent(r["held_out"], "detection_rate"),
-        f"held out: {name_of('false_positive_rate')}": percent(r["held_out"], "false_positive_rate")}
+        f"held out: {name_of('false_positive_rate')}":
+            percent(r["held_out"], "false_positive_rate")}
         for name, r in records.items()})
