@@ -36,6 +36,13 @@ def _with_comparison(result: dict[str, Any]) -> dict[str, Any]:
     return kept | ({"report_html": str(page)} if page.is_file() else {}) | {
         k: v for k, v in result.items() if v is not None}
 
+def _note_end(settings: Settings | None) -> None:
+    "A scheduled run ended, however it did: publish that, for the alert on runs that do not come."
+    if settings and settings.scheduled:
+        from content_arena.workflows.run_outcome import note_end
+        if problem := note_end(settings):
+            print(problem, file=sys.stderr)
+
 def finish(result: dict[str, Any], settings: Settings) -> None:
     """End a command that brought `result`: tell the workflow that it is a step of, if any, and
     raise typer.Exit with the code of the outcome's class unless that is 0."""
@@ -46,18 +53,16 @@ def finish(result: dict[str, Any], settings: Settings) -> None:
         print(*hand_over(actions, outcome, result, links), sep="\n", file=sys.stderr)
     elif outcome.code:
         print(f"{outcome.kind}: {outcome.says}", file=sys.stderr)
-    if getattr(settings, "scheduled", False):
-        from content_arena.workflows.run_outcome import note_end
-        if problem := note_end(settings):
-            print(problem, file=sys.stderr)
+    _note_end(settings)
     if outcome.code:
         raise typer.Exit(outcome.code)
 
 # %% ../../nbs/14_cli/13_endings.ipynb #6c9977bd
 CLASS_OF = {"NotStarted": "refused", "TrainingBusy": "busy", "Busy": "busy"}
 
-def failed(error: BaseException, message: str) -> int:
+def failed(error: BaseException, message: str, settings: Settings | None = None) -> int:
     "The exit code after `error`; tells the workflow, if this is a step of one."
+    _note_end(settings)
     kind = CLASS_OF.get(type(error).__name__, "failed")
     outcome = Outcome(kind, kind, message)
     if actions := github_actions():

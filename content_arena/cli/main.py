@@ -57,7 +57,7 @@ def _fail(error: Exception, message: str) -> None:
     if "--json" in sys.argv:
         print(json_line({"status": "error", "error": name, "message": message}))
     print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(failed(error, message))
+    raise SystemExit(failed(error, message, settings_used()))
 
 def _flush() -> None:
     "Hand standard output over now; as the interpreter ends, a full disk is nobody's to report."
@@ -362,17 +362,29 @@ def notify(
     )
 
 # %% ../../nbs/14_cli/90_main.ipynb #e95aa041
+def _required(part: str) -> list[dict[str, str]]:
+    if part != "gpu":
+        raise typer.BadParameter(f"no such part: {part}; there is gpu", param_hint="--require")
+    from content_arena.cli.gpu import require_gpu
+    state, says = require_gpu()
+    return [{"name": "gpu", "state": state, "says": says}]
+
 @app.command()
 def doctor(
     deep: Annotated[bool, typer.Option(
         "--deep", help="open the models in use, too: fetch, check hashes, score a batch")] = False,
+    require: Annotated[str, typer.Option(
+        metavar="gpu", help="check only this, and fail without it: gpu")] = "",
     p: Parameter = None,
     as_json: AsJson = False,
 ) -> None:
     "Check this machine and this configuration; exits with 1 if the pipeline can't run here."
-    from content_arena.cli.doctor import examine, examine_models
     chosen = _settings(None, p)
-    checks = examine(chosen, load_secrets()) + (examine_models(chosen) if deep else [])
+    if require:
+        checks = _required(require)
+    else:
+        from content_arena.cli.doctor import examine, examine_models
+        checks = examine(chosen, load_secrets()) + (examine_models(chosen) if deep else [])
     def show(console: Console) -> None:
         for c in checks:
             mark = {
