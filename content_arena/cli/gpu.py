@@ -18,8 +18,8 @@ def _remedy(cuda: str | None) -> str:
         return f"torch {torch.__version__} has no CUDA: install the build from PyPI"
     needed = DRIVERS.get(cuda.partition(".")[0])
     return (f"torch is built for CUDA {cuda}, which needs NVIDIA's driver"
-            f" {needed or 'of that release'} or newer: nvidia-smi says what is there; in a container,"
-            " is the device handed in (--gpus all)?")
+            f" {needed or 'of that release'} or newer: nvidia-smi says what is there; in a"
+            " container, is the device handed in (--gpus all)?")
 
 def require_gpu(cuda: Any = torch.cuda,
                 built_for: str | None = torch.version.cuda) -> tuple[str, str]:

@@ -95,4 +95,4 @@ def test_version_changelog_and_tags_agree():
         assert tag.removeprefix("v") in headings, f"{tag} has no heading in CHANGELOG.md"
     numbers = [tuple(map(int, h.split("."))) for h in headings[1:]]
     assert numbers == sorted(numbers, reverse=True)
-    assert not numbers or numbers[0] <= tuple(map(int, __version__.split(".")))
+    assert numbers[0] <= tuple(map(int, __version__.split(".")))

@@ -1,0 +1,212 @@
+"""A runner that forgets everything: an MLflow server, PostgreSQL, an S3 server and a service that last, and nights.
+
+A night is `scripts/rehearse train.yaml train`: a fresh clone, an empty disk, and the URLs of these servers. What makes
+it small (base model, rows, epochs) is a commit in the repository that is cloned.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import boto3
+import httpx
+from commands import ROOT, write_comments
+from moto.server import ThreadedMotoServer
+from watch import Slack, free_port, wait_until
+
+from content_arena.testing.tiny_base import make_tiny_base
+
+KEY = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+TOKENS = {"CONTENT_ARENA_API_TOKEN": "t0ken"}
+
+
+class Notices(Slack):
+    "Whole messages."
+
+    def keep(self, body: dict) -> None:
+        self.messages.append(body)
+
+    def titles(self) -> list[str]:
+        return [m["text"].splitlines()[0] for m in self.messages]
+
+
+def tiny_profile(folder: Path) -> str:
+    "The profile smoke of the repository that is cloned."
+    values = {
+        "sources": f"csv:{folder}/train.csv",
+        "test_sources": f"csv:{folder}/test.csv",
+        "epochs": 6,
+        "batch_tokens": 128,
+        "eval_every": 1000,
+        "checkpoint_every": 2,
+        "learning_rate": 0.01,
+        "head_learning_rate": 0.05,
+        "max_length": 16,
+        "guarded_slices": "source",
+        "retrain_new_samples": 1,
+        "retrain_cooldown_h": 0,
+        "retrain_per_day": 50,
+        "retrain_lease_s": 10,
+        "store_text": "true",
+        "reload_timeout_s": 60,
+    }
+    return "".join(f"{key} = {value}\n" for key, value in values.items())
+
+
+def make_origin(folder: Path) -> Path:
+    "A repository with the working tree's files and the small profile, to be cloned."
+    origin = folder / "origin"
+    names = subprocess.check_output(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True
+    ).split("\0")
+    for name in names:
+        if name and (ROOT / name).is_file() and not name.startswith(("tests/", "nbs/benchmarks/")):
+            (origin / name).parent.mkdir(parents=True, exist_ok=True)
+            (origin / name).write_bytes((ROOT / name).read_bytes())
+            (origin / name).chmod((ROOT / name).stat().st_mode)
+    settings = origin / "settings.ini"
+    text = settings.read_text(encoding="utf-8")
+    assert "[profile:smoke]\n" in text
+    profile = "[profile:smoke]\n" + tiny_profile(folder)
+    settings.write_text(text.replace("[profile:smoke]\n", profile), encoding="utf-8")
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@invalid", "-C", str(origin)]
+    for command in (["init", "-q", "-b", "main"], ["add", "-A"], ["commit", "-qm", "small"]):
+        subprocess.run([*git, *command], check=True)
+    return origin
+
+
+class World:
+    "What lasts from night to night."
+
+    def __init__(self, folder: Path, store_url: str):
+        self.folder, self.store_url, self.nights = folder, store_url, 0
+        self.processes: list[subprocess.Popen] = []
+        self.slack = Notices()
+        make_tiny_base(folder / "tiny")
+        write_comments(folder / "train.csv", 400, seed=1)
+        write_comments(folder / "test.csv", 1200, seed=2)
+        self.origin = make_origin(folder)
+        port = free_port()
+        self.s3 = ThreadedMotoServer("127.0.0.1", port, verbose=False)
+        self.s3.start()
+        self.s3_url = f"http://127.0.0.1:{port}"
+        boto3.client(
+            "s3",
+            endpoint_url=self.s3_url,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+            region_name="us-east-1",
+        ).create_bucket(Bucket="models")
+        self.mlflow_url = f"http://127.0.0.1:{free_port()}"
+        self.service_url = f"http://127.0.0.1:{free_port()}"
+        self.mlflow = self.start_mlflow()
+
+    def begin(self, name: str, *command: str, **env: str) -> subprocess.Popen:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("CONTENT_ARENA_")}
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=self.folder,
+            env={**clean, **KEY, "MLFLOW_S3_ENDPOINT_URL": self.s3_url, **env},
+            stdout=open(self.folder / f"{name}.log", "a"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def start_mlflow(self) -> subprocess.Popen:
+        port = self.mlflow_url.rpartition(":")[2]
+        process = self.begin(
+            "mlflow",
+            *["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1"],
+            *["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"],
+            *["--default-artifact-root", "s3://models/art", "--no-serve-artifacts"],
+            MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+        )
+        wait_until(lambda: answers(f"{self.mlflow_url}/health"), "MLflow answers", 300)
+        return process
+
+    def start_service(self) -> subprocess.Popen:
+        port = self.service_url.rpartition(":")[2]
+        process = self.begin(
+            "service",
+            *["-m", "content_arena", "serve", "--port", port],
+            CONTENT_ARENA_SETTINGS_FILE=str(self.origin / "settings.ini"),
+            CONTENT_ARENA_PROFILE="smoke",
+            CONTENT_ARENA_VAR_DIR=str(self.folder / "service"),
+            CONTENT_ARENA_TRACKING_URI=self.mlflow_url,
+            CONTENT_ARENA_STORE_URL=self.store_url,
+            PYTHONPATH=str(ROOT),
+            **TOKENS,
+        )
+        wait_until(lambda: answers(f"{self.service_url}/health"), "the service answers", 300)
+        return process
+
+    def night(self, *more: str, event: str = "schedule", wait: bool = True, **var: str):
+        "A night in an empty folder of its own: (exit code, folder), or the process and the folder."
+        self.nights += 1
+        into = self.folder / f"night{self.nights}"
+        names = {
+            "CONTENT_ARENA_PROFILE": "smoke",
+            "CONTENT_ARENA_BASE_MODEL": str(self.folder / "tiny"),
+            "CONTENT_ARENA_TRACKING_URI": self.mlflow_url,
+            "CONTENT_ARENA_STORE_URL": self.store_url,
+            "CONTENT_ARENA_INFERENCE_URL": self.service_url,
+            "MLFLOW_S3_ENDPOINT_URL": self.s3_url,
+            **var,
+        }
+        secrets = {**KEY, **TOKENS, "CONTENT_ARENA_SLACK_WEBHOOK_URL": self.slack.url}
+        command = [sys.executable, str(ROOT / "scripts/rehearse"), "train.yaml", "train"]
+        command += ["--event", event, "--into", str(into), "--clone-of", str(self.origin)]
+        command += ["--venv", sys.prefix, "--need", "test=success"]
+        command += [f"--var={k}={v}" for k, v in names.items()]
+        command += [*(f"--secret={k}={v}" for k, v in secrets.items()), *more]
+        process = subprocess.Popen(
+            command,
+            stdout=open(self.folder / f"night{self.nights}.log", "w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return (process.wait(1200) if wait else process), into
+
+    def said(self, into: Path) -> str:
+        return (self.folder / f"{into.name}.log").read_text()
+
+    def served(self) -> dict:
+        "What the service answers with."
+        answer = httpx.post(
+            f"{self.service_url}/classify", json={"text": "qwfpgj awful zxcvbk"}, timeout=30
+        )
+        answer.raise_for_status()
+        return answer.json()
+
+    def champion(self):
+        from content_arena.core.config import load_settings
+        from content_arena.mlops.model_registry import ModelRegistry
+
+        cfg = load_settings(env={}, ini=self.origin / "settings.ini", tracking_uri=self.mlflow_url)
+        return ModelRegistry(cfg).get_champion()
+
+    def close(self) -> None:
+        for process in self.processes:
+            with suppress(ProcessLookupError):  # its workers too: each began a group of its own
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(60)
+        self.s3.stop()
+        self.slack.close()
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code < 500
+    except httpx.TransportError:
+        return False
+
+
+def result_of(into: Path) -> dict:
+    return json.loads((into / "result.json").read_text())
