@@ -1,7 +1,7 @@
 """Two nights on a runner that forgets: each begins with a fresh clone, an empty disk and the URLs of what lasts.
 
 Both nights and what is cheap are run always; the variants that train again (marked `nights`) with
-`scripts/two-nights`, which takes a quarter of an hour.
+`scripts/two-nights`, which takes a quarter of an hour on two free cores.
 """
 
 import json
