@@ -149,7 +149,7 @@ def upright(text: str) -> str:
     return TURNABLE.sub(lambda m: _upright(m[0]), text)
 
 # %% ../../nbs/04_disguises/98_exact_forms.ipynb #0875434f
-_CAPITALS = re.compile("[A-Za-z]*[A-Z][A-Za-z]*")
+_CAPITALS = re.compile("(?<![A-Za-z])[a-z]*+[A-Z][A-Za-z]*")
 
 def _small(text: str) -> str:
     if not _CAPITALS.search(text):

@@ -147,8 +147,11 @@ class Combination(nn.Module):
 
     def scores(self, texts: Sequence[str], **how: Any) -> np.ndarray:
         "The combined score (n,) float32; see `combine`."
-        return combine(self.recipe, self.member_scores(texts, **how),
-                       [e.threshold for e in self.engines])
+        return self.combined(self.member_scores(texts, **how))
+
+    def combined(self, scores: np.ndarray) -> np.ndarray:
+        "One score (n,) float32 for those of the members (k, n)."
+        return combine(self.recipe, scores, [e.threshold for e in self.engines])
 
 # %% ../../nbs/06_inference/10_ensemble.ipynb #e9860e0f
 def _checked_member(folder: Path, name: str, base_sha256: str) -> dict:
