@@ -34,8 +34,8 @@ class Reading(Protocol):
     parts: Sequence[Part]
 
 class PartScorer(LoadedModel, Protocol):
-    """A model that scores piece by piece: `scores(texts)` is what `joined` makes of the scores (m,) of
-    the parts of each of the `readings` of n texts. `token_guess`: a text's tokens, without reading it."""
+    """A model that scores piece by piece: `scores(texts)` is what `joined` makes of the scores (m,)
+    of the parts of each of the n `readings`. `token_guess`: a text's tokens, without reading it."""
     def token_guess(self, text: str) -> int: ...
     def readings(self, texts: Sequence[str]) -> Sequence[Reading]: ...
     def part_scores(self, parts: Sequence[Any]) -> np.ndarray: ...

@@ -304,10 +304,25 @@ class ServeSettings(_Section):
     batch_wait_ms: float = Field(
         2, ge=0, le=1000, description="milliseconds a request waits for others to share its batch"
     )
+    step_ms: float = Field(
+        25, ge=1, le=10_000, description="milliseconds that one step of the model may take: so long"
+        " a comment waits for somebody else's long text"
+    )
     max_queue_items: int = Field(
         1024, ge=1, description="texts that may wait for the model; more are refused (429)"
     )
-    request_timeout_s: float = Field(10, gt=0, description="seconds until a request is given up")
+    request_timeout_s: float = Field(
+        10, gt=0, description="seconds until a request is given up; what can't be scored in them at"
+        " the measured speed is refused at once (413, 429)"
+    )
+    trusted_proxies: Names = Field(
+        (), description="comma-separated: addresses and networks of proxies in front, whose"
+        " trusted_proxy_header is believed"
+    )
+    trusted_proxy_header: str = Field(
+        "", pattern="^[A-Za-z0-9-]*$", description="header in which trusted_proxies name clients,"
+        " e.g. X-Forwarded-For; empty: a client is the address that connects"
+    )
     probe_tolerance: float = Field(
         0.05, gt=0, le=1, description="probability by which served and trained model may differ"
     )

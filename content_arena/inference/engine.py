@@ -171,19 +171,12 @@ def _calibrated(self: Engine, texts: Sequence[str], changed: np.ndarray | None, 
     if not len(texts):
         return np.zeros(0, dtype=np.float32)
     if isinstance(self.classifier, Combination):
-<<<<<<< HEAD
         return self.classifier.scores(texts, batch_tokens=batch_tokens, restored=restored,
                                       cascade=changed is not None)
     ids, owner, parts = self._windows(texts)
     best = np.zeros(len(texts), dtype=np.float32)
     changed = None if changed is None else changed[owner]
     np.maximum.at(best, owner, self._probability(ids, parts, batch_tokens, restored, changed))
-=======
-        return self.classifier.scores(texts, batch_tokens=batch_tokens, restored=restored)
-    ids, owner, parts = self._windows(texts)
-    best = np.zeros(len(texts), dtype=np.float32)
-    np.maximum.at(best, owner, self._probability(ids, parts, batch_tokens, restored))
->>>>>>> 6e54d9d (An engine can be asked window by window; long words of small letters are read in linear time)
     return best
 
 # %% ../../nbs/06_inference/30_engine.ipynb #bb44f356
@@ -202,27 +195,14 @@ def _readings(self: Engine, texts: Sequence[str], batch_tokens: int, restored: b
 
 @patch
 def _odds(self: Engine, ids: list[list[int]], parts: list[str], batch_tokens: int,
-<<<<<<< HEAD
           restored: bool = True, said: np.ndarray | None = None) -> dict[str, np.ndarray]:
     "Log odds (m,) of windows, named as in `Blend`; `said`: the branch's, where they are known."
-=======
-          restored: bool = True) -> dict[str, np.ndarray]:
->>>>>>> 6e54d9d (An engine can be asked window by window; long words of small letters are read in linear time)
     odds = {"network": self._network(ids, batch_tokens)}
     if self.branch:
         odds["characters"] = self.branch.logits(parts) if said is None else said
     if restored and self.blend.restores:
         odds |= self._restored(parts, odds, batch_tokens)
     return odds
-<<<<<<< HEAD
-=======
-
-@patch
-def _probability(self: Engine, ids: list[list[int]], parts: list[str], batch_tokens: int,
-                 restored: bool = True) -> np.ndarray:
-    "Calibrated P(toxic) (m,) float32 of windows: all that answers, answers here."
-    return self.blend.probability(**self._odds(ids, parts, batch_tokens, restored))
->>>>>>> 6e54d9d (An engine can be asked window by window; long words of small letters are read in linear time)
 
 @patch
 def _network(self: Engine, ids: list[list[int]], batch_tokens: int) -> np.ndarray:
@@ -357,9 +337,11 @@ def check_probe(self: Engine, tolerance: float) -> float:
 # %% ../../nbs/06_inference/30_engine.ipynb #bc29fe9d
 @dataclass(frozen=True, slots=True)
 class Window:
-    "What the network reads at once: tokens `ids`, which show `text`; `member`: whose, of several."
+    """What the network reads at once: tokens `ids`, which show `text`; `altered`: the normaliser
+    changed its text; `member`: whose it is, of several."""
     text: str
     ids: list[int]
+    altered: bool = False
     member: int = 0
 
     @property
@@ -396,8 +378,9 @@ def readings(self: Engine, texts: Sequence[str]) -> list[Windowed]:
         return [Windowed(t, [replace(w, member=k) for k, m in enumerate(members) for w in m.parts],
                          list(members)) for t, members in zip(read, of)]
     windowed, (tokens, owner, parts) = [Windowed(t) for t in read], self._windows(read)
+    changed = altered(texts, read)
     for i, ids, part in zip(owner, tokens, parts):
-        windowed[i].parts.append(Window(part, ids))
+        windowed[i].parts.append(Window(part, ids, bool(changed[i])))
     return windowed
 
 # %% ../../nbs/06_inference/30_engine.ipynb #a87bb96f
@@ -405,7 +388,8 @@ def readings(self: Engine, texts: Sequence[str]) -> list[Windowed]:
 def part_scores(self: Engine, parts: Sequence[Window], batch_tokens: int = 4096) -> np.ndarray:
     "Calibrated P(toxic) (m,) float32 of m windows, of any texts."
     if not isinstance(self.classifier, Combination):
-        return self._probability([w.ids for w in parts], [w.text for w in parts], batch_tokens)
+        return self._probability([w.ids for w in parts], [w.text for w in parts], batch_tokens,
+                                 changed=np.array([w.altered for w in parts], dtype=bool))
     whose, scores = np.array([w.member for w in parts]), np.zeros(len(parts), dtype=np.float32)
     for k in np.unique(whose):
         mine = np.flatnonzero(whose == k)

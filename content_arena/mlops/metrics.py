@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'RESULTS', 'TRIGGERS', 'OUTCOMES', 'ATTACK_CLASSES', 'LABELLERS', 'LABELS', 'LATENCY_BUCKETS',
-           'BATCH_BUCKETS', 'RELOADS', 'CAUSES', 'STAGES', 'DROPS', 'bounded', 'named_metrics', 'inside_metrics',
-           'Metrics', 'exposition']
+           'BATCH_BUCKETS', 'RELOADS', 'CAUSES', 'STAGES', 'REFUSALS', 'STEP_BUCKETS', 'DROPS', 'bounded',
+           'named_metrics', 'queue_metrics', 'inside_metrics', 'Metrics', 'exposition']
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #b43e7d97
 import math
@@ -75,16 +75,23 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 RELOADS = ("changed", "unchanged", "failed")
 CAUSES = ("registry", "no_champion", "load", "model")
 STAGES = ("branch", "network")
+REFUSALS = ("full", "share", "large", "timeout")
+STEP_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 DROPS = ("full", "failed", "suspended", "no_challenger")
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #da2a5c2e
-def inside_metrics(registry: CollectorRegistry) -> dict[str, Any]:
-    "The metrics of the service's inside; as `named_metrics`."
-    build = Info("content_arena_build", "Version of the code that runs.", registry=registry)
-    build.info({"version": content_arena.__version__, "python": platform.python_version()})
+def queue_metrics(registry: CollectorRegistry) -> dict[str, Any]:
+    "The metrics of what waits and of what is refused; as `named_metrics`."
     return dict(
         queue_depth=Gauge("content_arena_queue_depth",
             "Texts that wait for the champion.", registry=registry),
+        queue_tokens=Gauge("content_arena_queue_tokens",
+            "Tokens of all that waits for the champion.", registry=registry),
+        tokens_per_second=Gauge("content_arena_tokens_per_second",
+            "Tokens that the champion scores per second, by its last steps.", registry=registry),
+        step_duration=Histogram("content_arena_step_duration_seconds",
+            "Time of one step of the model behind the alias, in seconds.", ["alias"],
+            buckets=STEP_BUCKETS, registry=registry),
         batch_size=Histogram("content_arena_batch_size",
             "Texts that the model behind the alias scored in one step.", ["alias"],
             buckets=BATCH_BUCKETS, registry=registry),
@@ -92,8 +99,15 @@ def inside_metrics(registry: CollectorRegistry) -> dict[str, Any]:
             "Windows of texts (most have one) by what answered: the branch alone, or the network.",
             ["alias", "stage"], registry=registry),
         refused=Counter("content_arena_refused_requests_total",
-            "Requests refused because the queue was full, or given up after the time limit.",
-            ["reason"], registry=registry),
+            "Requests refused (full, share: too much waits; large), or given up (timeout).",
+            ["reason"], registry=registry))
+
+# %% ../../nbs/08_mlops/70_metrics.ipynb #9f43b705
+def inside_metrics(registry: CollectorRegistry) -> dict[str, Any]:
+    "The metrics of the service's inside; as `named_metrics`."
+    build = Info("content_arena_build", "Version of the code that runs.", registry=registry)
+    build.info({"version": content_arena.__version__, "python": platform.python_version()})
+    return queue_metrics(registry) | dict(
         reloads=Counter("content_arena_reloads_total",
             "Looks at an alias, by what came of it.", ["alias", "result"], registry=registry),
         reload_duration=Histogram("content_arena_reload_duration_seconds",
@@ -183,7 +197,7 @@ def _begin_at_zero(self: Metrics) -> None:
             self.stages.labels(alias, stage)
     for counter, values in ((self.shadow_compared, ("true", "false")),
                             (self.shadow_dropped, DROPS),
-                            (self.refused, ("full", "timeout"))):
+                            (self.refused, REFUSALS)):
         for value in values:
             counter.labels(value)
     for source in (*LABELLERS, "other"):

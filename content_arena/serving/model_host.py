@@ -87,9 +87,13 @@ class ModelSlot:
         if nice:
             step_back(nice)
 
-    async def score(self, texts: Sequence[str]) -> np.ndarray:
-        "P(toxic) (n,) float64; raises QueueFull, ScoreError, or what the model raises."
-        return await self.batcher.score(texts)
+    async def score(self, texts: Sequence[str], client: str = "") -> np.ndarray:
+        "See `MicroBatcher.score`."
+        return await self.batcher.score(texts, client)
+
+    async def score_each(self, texts: Sequence[str], client: str = "") -> list[float | Exception]:
+        "See `MicroBatcher.score_each`."
+        return await self.batcher.score_each(texts, client)
 
     async def retire(self) -> None:
         "Finish all that waits in the queue, then free the model; `score` raises from now on."
@@ -140,7 +144,7 @@ async def _in_own_thread(work: Callable, *args: Any) -> Any:
 
 async def prepare(loader: Loader, version: RegisteredVersion, alias: str,
                   **batching: Any) -> ModelSlot:
-    "A verified, warmed-up slot for `version`. Raises LoadFailed; nothing stays in memory then."
+    "A verified slot, warm and measured. Raises LoadFailed; nothing stays in memory then."
     try:
         scorer = await _in_own_thread(loader.load, version, alias)
     except Exception as e:
@@ -152,6 +156,7 @@ async def prepare(loader: Loader, version: RegisteredVersion, alias: str,
             raise LoadFailed(f"version {version.version} ({version.sha256:.12}) was asked for, but"
                              f" version {slot.version} ({slot.sha256:.12}) was loaded", "model")
         await slot.score(WARM_UP)
+        await slot.batcher.measure()
     except Exception as e:
         await slot.retire()
         if isinstance(e, LoadFailed):
