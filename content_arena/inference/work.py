@@ -264,11 +264,11 @@ def choose(units: Iterable[Unit], tokens: int, size: int, look: int = 4) -> list
 # %% ../../nbs/06_inference/35_work.ipynb #7ccb442e
 SHARES = {"any": 0.7, "small": 0.8, "newcomer": 0.9}           # of what the time-out is enough for
 
-def refusal(cost: int, wait: int, held: int, ahead: int, *, most: float,
+def refusal(cost: int, wait: int, own: int, ahead: int, *, most: float,
             small: int) -> tuple[str, float]:
     """Why a request of `cost` tokens may not wait (empty: it may), and how many tokens too many.
 
-    `wait` tokens do already, `held` of them the same client's, `ahead` of them come first; `most`
+    `wait` tokens do already, `own` of them the same client's, `ahead` of them come first; `most`
     can be scored within the time-out; `small`: what one step can hold."""
     room = SHARES["any"] * most
     if cost > max(room, small):
@@ -276,9 +276,9 @@ def refusal(cost: int, wait: int, held: int, ahead: int, *, most: float,
     if not wait:
         return "", 0.0
     if cost <= small:
-        over = ahead + cost - SHARES["small" if held else "newcomer"] * most
+        over = ahead + cost - SHARES["small" if own else "newcomer"] * most
         return ("full" if over > 0 else ""), over
     if wait + cost > room:
         return "full", wait + cost - room
-    over = (wait + held + cost - room) / 2
+    over = (wait + own + cost - room) / 2
     return ("share" if over > 0 else ""), over

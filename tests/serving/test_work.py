@@ -25,7 +25,7 @@ pytestmark = pytest.mark.long(40)
 class Letters:
     "A token is a letter, a window 64 of them, `rate` are scored in a second; an x is toxic."
 
-    threshold, size_mb, closed = 0.5, 1.0, False
+    threshold, size_mb, closed = 0.6, 1.0, False
 
     def __init__(self, version="1", sha256="", rate=20_000.0):
         self.version, self.sha256, self.rate = version, sha256, rate
@@ -131,11 +131,17 @@ def test_a_flood_of_the_largest_requests_holds_nobody_up(folder, flood):
     late = {504} if max(slow) > 1.2 else set()  # a busy machine became slower than it was measured
     assert {a.status_code for a, _ in got} <= {200, 413, 429} | late
     refused = [(a, seconds) for a, seconds in got if a.status_code in (413, 429)]
-    assert not refused or np.median([seconds for _, seconds in refused]) < 2  # at once
+    # either none of the flood was refused, or it was at once
+    assert not refused or np.median([seconds for _, seconds in refused]) < 2
     for answer in (a for a, _ in refused if a.status_code == 429):
         assert int(answer.headers["retry-after"]) >= 1 and "tokens" in answer.json()["detail"]
     statuses = [a.status_code for a, _ in got]
-    assert 200 in statuses or flood == "8 texts of 20,000" and set(statuses) == {413} or late
+    if (
+        flood == "8 texts of 20,000"
+    ):  # on this model eight seconds of work, of which four are allowed
+        assert set(statuses) == {413}
+    else:
+        assert set(statuses) & ({200} | late)
 
 
 @pytest.mark.parametrize("rate, status", [(2_000_000, 200), (20_000, 413)])
