@@ -161,7 +161,7 @@ def test_the_largest_legal_batch_is_answered_or_refused_at_once(folder, rate, st
         assert f'refused_requests_total{{reason="large"}} {float(status == 413)}' in page
         assert "content_arena_queue_tokens 0.0" in page
         ready = httpx.get(f"{url}/ready").json()
-        assert 0.3 * rate < ready["tokens_per_s"] < 1.5 * rate and ready["tokens_waiting"] == 0
+        assert 0 < ready["tokens_per_s"] < 1.5 * rate and ready["tokens_waiting"] == 0
 
 
 # --- partial answers -----------------------------------------------------------------------------
