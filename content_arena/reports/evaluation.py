@@ -24,7 +24,7 @@ from ..core.text import mask
 from ..mlops.mixed_evidence import disguise_headline
 from .page import Chart
 from .tables import Table
-from .texts import kind_of_comment, name_of, say
+from .texts import ability, kind_of_comment, name_of, say
 
 # %% ../../nbs/12_reports/10_evaluation.ipynb #e99448f6
 COLOURS = {"champion": "#0072B2", "challenger": "#D55E00", "baseline": "#999999", "good": "#009E73"}
@@ -96,9 +96,9 @@ def length_figure(splits: Mapping[str, pd.DataFrame]) -> Figure:
 def _said_of_parts(metrics: Mapping[str, float]) -> str:
     if "best_valid_disguised_f1" not in metrics:
         return ""
-    return (f"F1 is {metrics['best_valid_clean_f1']:.3f} on these comments without disguise"
-            f" and {metrics['best_valid_disguised_f1']:.3f} on those in disguise; of the clean"
-            f" comments {100 * metrics['best_valid_false_positive_gap']:+.1f} points more are"
+    return (f"F1 is {100 * metrics['best_valid_clean_f1']:.1f} % on these comments without disguise"
+            f" and {100 * metrics['best_valid_disguised_f1']:.1f} % on those in disguise; of the"
+            f" clean comments {100 * metrics['best_valid_false_positive_gap']:+.1f} points more are"
             " flagged in disguise.\n\n")
 
 def _baseline_f1(data: Any) -> float:
@@ -116,9 +116,9 @@ def training_summary(run: Any) -> str:
                     if k.startswith("threshold_"))
     own = f" (calibrated, by language: {own})" if own else ""
     return (
-        f"**F1 {f1:.3f} on validation, {abs(better):.3f}"
+        f"**F1 {100 * f1:.1f} % on validation, {100 * abs(better):.1f} points"
         f" {'above' if better >= 0 else 'below'} the TF-IDF"
-        f" baseline ({floor:.3f}).**\n\n{_said_of_parts(m)}"
+        f" baseline ({100 * floor:.1f} %).**\n\n{_said_of_parts(m)}"
         f"{p['base_model']}, {p['quantization']}, rank {p['lora_r']}, {p['epochs']} epochs over"
         f" {p['rows']} rows{kept}."
         f" Comments from a score of {m['threshold']:.3f} on are called toxic{own}; threshold"
@@ -293,7 +293,8 @@ def hardest_errors(test: pd.DataFrame, scores: np.ndarray, threshold: float, n: 
                         "score": table["score"].round(3), "comment": shown.str.slice(0, 120)})
     for column in ("source", "lang", "functionality"):
         if column in table and table[column].notna().any():
-            out[column] = table[column]
+            words = ability if column == "functionality" else str
+            out[column] = table[column].map(words, na_action="ignore")
     return out.reset_index(drop=True)
 
 # %% ../../nbs/12_reports/10_evaluation.ipynb #ev0neu02

@@ -111,7 +111,8 @@ def _labelled(cell: Tag, language: str, soup: BeautifulSoup) -> None:
             more = rest + [unit] * (unit not in ("", *rest) and not term.name.endswith(unit))
             cell.append("".join(f", {m}" for m in more))
             return
-    cell.string = ", ".join(word(p, language) for p in pieces)
+    known = sentences(language).get(f"abilities.{cell.get_text(strip=True)}")
+    cell.string = known or ", ".join(word(p, language) for p in pieces)
 
 def word(label: str, language: str) -> str:
     "A short label of a table in `language`; as it is if nobody has translated it."

@@ -168,7 +168,8 @@ def headlines(week: Week) -> list[str]:
         said.append(f"**The traffic changed** in {', '.join(week.drift.drifted)}.")
     flagged = (week.traffic.flagged * week.traffic.predictions).sum() / max(n, 1)
     said.append(f"{n:,} comments were judged, {flagged:.1%} of them toxic.")
-    said.append(f"F1 in the traffic is {q.f1.value:.2f} ({q.f1.low:.2f} to {q.f1.high:.2f}), from"
+    low, mid, high = (100 * x for x in (q.f1.low, q.f1.value, q.f1.high))
+    said.append(f"F1 in the traffic is {mid:.0f} % ({low:.0f} to {high:.0f}), from"
                 f" {q.labelled} labels." if q.f1.value == q.f1.value else
                 "F1 in the traffic is not known: too few labels of a sample came back"
                 " (`content-arena feedback sample`).")

@@ -249,7 +249,14 @@ def test_a_page_has_nothing_that_runs_or_asks(tmp_path, language):
 
 def dom(page: Path, profile: Path) -> str:
     "The page's document after Chromium has loaded it."
-    command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command = [
+        "chromium",
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--dump-dom",
+    ]
     found = subprocess.run(
         [*command, f"--user-data-dir={profile}", page.as_uri()],
         capture_output=True,
