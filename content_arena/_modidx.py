@@ -4586,8 +4586,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'content_arena/training/classifier.py'),
                                                    'content_arena.training.classifier.load_tokenizer': ( '05_training/classifier.html#load_tokenizer',
                                                                                                          'content_arena/training/classifier.py'),
-                                                   'content_arena.training.classifier.no_cascade': ( '05_training/classifier.html#no_cascade',
-                                                                                                     'content_arena/training/classifier.py'),
                                                    'content_arena.training.classifier.no_normaliser': ( '05_training/classifier.html#no_normaliser',
                                                                                                         'content_arena/training/classifier.py'),
                                                    'content_arena.training.classifier.of_today': ( '05_training/classifier.html#of_today',

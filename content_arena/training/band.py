@@ -116,17 +116,17 @@ def bounds(rows: Rows, side: int, altered: bool, steps: int = 60) -> list[tuple[
     those above which all answers lie on one side of every threshold; each with its line."""
     who = rows.may_exit(altered)
     odds, scores, own = rows.odds[who], rows.scores[who], rows.own
-    found = [(side * np.inf, (0.0, 1.0))]
+    usable = [(side * np.inf, (0.0, 1.0))]
     if len(odds) < 2 * FEWEST:
-        return found
+        return usable
     for at in np.unique(np.quantile(odds, np.linspace(0, 1, steps + 1)[1:-1]))[::-side]:
         beyond = side * odds > side * at
         if beyond.sum() >= FEWEST:
             line = fit_line(odds[beyond], scores[beyond])
             end = expit(line[0] + line[1] * at)
             if (end < own.min()) if side < 0 else (end >= own.max()):
-                found.append((float(at), line))
-    return found
+                usable.append((float(at), line))
+    return usable
 
 # %% ../../nbs/05_training/68_band.ipynb #9d6aec32
 def _moves(rows: Rows, weights: np.ndarray, at: Sequence[float], side: int,
@@ -197,7 +197,7 @@ def _gained(rows: Rows, verdicts: np.ndarray) -> dict[str, float]:
     new, old = figures(verdicts), figures(rows.flagged)
     return {"f1": float(new[0] - old[0]), "precision": float(new[1] - old[1])}
 
-CHANCE = 0.001                # of precision, that a band may seem to lose on rows it was not chosen by
+CHANCE = 0.001      # of precision, that a band may seem to lose on rows it was not chosen by
 
 def _crossed(rows: Rows, altered: bool) -> dict[str, float]:
     "What bands cost on the fifths that they were not chosen by."
@@ -232,5 +232,5 @@ def choose_band(rows: Rows) -> Cascading:
         return Cascading(None, f"too few validation rows: {len(labels)}, {int(labels.sum())} toxic"
                                f" (at least {MIN_ROWS}, {MIN_CLASS} of a class, are asked for)")
     ways = sorted((widest(rows, kind) for kind in (False, True)), key=lambda one: -one[1])
-    found = [_judged(rows, *way) for way in ways]
-    return next((each for each in found if each.band), found[0])
+    judged = [_judged(rows, *way) for way in ways]
+    return next((each for each in judged if each.band), judged[0])

@@ -6,8 +6,8 @@
 __all__ = ['SPEC_FILE', 'MANIFEST_FILE', 'CARD_FILE', 'FORMAT', 'MIGRATIONS', 'ContentClassifier', 'load_network',
            'load_tokenizer', 'choose_head', 'build_classifier', 'encode', 'length_batches', 'least_padding', 'collate',
            'predict_logits', 'toxic_probability', 'load_head', 'load_dense', 'DenseCopy', 'write_manifest',
-           'read_manifest', 'one_reader', 'one_threshold', 'no_normaliser', 'no_cascade', 'of_today', 'read_spec',
-           'verify_model', 'save_model', 'start_from']
+           'read_manifest', 'one_reader', 'one_threshold', 'no_normaliser', 'of_today', 'read_spec', 'verify_model',
+           'save_model', 'start_from']
 
 # %% ../../nbs/05_training/40_classifier.ipynb #a84f455a
 import hashlib
@@ -379,18 +379,11 @@ def one_threshold(spec: dict) -> dict:
 def no_normaliser(spec: dict) -> dict:
     """A description of format 3 as format 4 has it: what was written is what is read.
 
-    Format 4 has `normaliser`, the kind of it (`training.normaliser`): what ignores it would read
-    something else than was judged."""
+    Format 4 has `normaliser` (`training.normaliser`): what ignores it would read otherwise."""
     return {"normaliser": "none", **spec, "format": 4}
 
-def no_cascade(spec: dict) -> dict:
-    """A description of format 4 as format 5 has it: the whole filter answers every comment.
-
-    Format 5 has `cascade` (`training.band`): what ignores it would answer something else than was
-    judged."""
-    return {"cascade": None, **spec, "format": 5}
-
-MIGRATIONS = {1: one_reader, 2: one_threshold, 3: no_normaliser, 4: no_cascade}   # to the next
+MIGRATIONS = {1: one_reader, 2: one_threshold, 3: no_normaliser,       # to the next; 5: a cascade
+              4: lambda spec: {"cascade": None, **spec, "format": 5}}
 
 def of_today(spec: dict) -> dict:
     "A description in the format of today, whatever format it says that it has."
