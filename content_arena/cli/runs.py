@@ -101,11 +101,16 @@ def site_build(
     p: Parameter = None, as_json: AsJson = False,
     to: Annotated[str | None, typer.Option(
         "--to", metavar="FOLDER", help="publish: scan everything, then copy it there")] = None,
+    fetch: Annotated[bool, typer.Option(
+        "--fetch", help="first bring the runs in MLflow that are not in runs_dir")] = False,
 ) -> None:
     "Write the site into runs_dir; with --to, publish it if nothing private is in the reports."
     from content_arena.reports.site import build_site, publish_site
-    settings = settings_from(None, p)
-    value = build_site(settings)
+    settings, fetched = settings_from(None, p), []
+    if fetch:
+        from content_arena.reports.fetch_runs import fetch_runs
+        fetched = fetch_runs(settings)
+    value = build_site(settings) | {"fetched": fetched}
     if to:
         value |= {"published": publish_site(settings, Path(to).absolute(), load_secrets()),
                   "folder": to}

@@ -298,33 +298,41 @@ def _comments(folder: Path) -> list[str]:
 
 def scan_runs(settings: Settings, secrets: Secrets | None = None) -> list[Hit]:
     "What in the executed notebooks and pages below `runs_dir` must not be published."
-    runs, own = settings.path("runs_dir"), _own(settings)
-    hits = []
+    runs, hits = settings.path("runs_dir"), []
     for folder in sorted({f.parent for f in runs.glob("*/*.ipynb")}):
-        comments = _comments(folder)
+        comments, own = _comments(folder), _own(settings, folder)
         for file in sorted(folder.glob("*.ipynb")):
             hits += [h._replace(file=f"{folder.name}/{h.file}")
                      for h in scan_notebook(file, comments, secrets, own)]
     for file in sorted([*runs.glob("*.html"), *runs.glob("versions/*.html")]):
-        text = without(file.read_text(encoding="utf-8"), own)
+        text = without(file.read_text(encoding="utf-8"), _own(settings))
         hits += [Hit(file.relative_to(runs).as_posix(), 0, what)
                  for what in faults_of(text, secrets)]
     return hits
 
-def _own(settings: Settings) -> list[str]:
+def _own(settings: Settings, folder: Path | None = None) -> list[str]:
+    "The project's folders, here and, by its notebooks, where the run in `folder` was made."
     paths = [settings.root, *(settings.path(k) for k in ("runs_dir", "var_dir", "models_dir"))]
+    for file in folder.glob("*.ipynb") if folder else ():
+        try:
+            about = json.loads(file.read_text(encoding="utf-8"))["metadata"]["papermill"]
+            there = Path(about["parameters"]["run_dir"])
+            paths += [there.parent, there.parent.parent]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
     return [str(p) for p in paths if len(p.parts) > 2]
 
+# %% ../../nbs/12_reports/60_site.ipynb #5bf0d532
 def publish_site(settings: Settings, target: Path, secrets: Secrets | None = None) -> int:
     "Copy what may be shown to `target`; returns the number of files. Raises PublishError."
     if hits := scan_runs(settings, secrets):
         listed = "\n".join(f"  {h}" for h in hits[:20])
         raise PublishError(f"{len(hits)} findings in the reports; nothing was published:\n{listed}")
-    runs, own = settings.path("runs_dir"), _own(settings)
+    runs = settings.path("runs_dir")
     chosen = [p for kind in ("*.html", "versions/*.html", "*/*.html", "*/*.ipynb")
               for p in runs.glob(kind)]
     for file in (chosen := sorted(set(chosen))):
-        text = without(file.read_text(encoding="utf-8"), own)
+        text = without(file.read_text(encoding="utf-8"), _own(settings, file.parent))
         write_bytes(Path(target) / file.relative_to(runs), text.encode())
     return len(chosen)
 

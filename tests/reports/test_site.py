@@ -123,3 +123,19 @@ def test_a_leak_stops_publishing_and_names_the_cell(tmp_path, leak, what):
     with pytest.raises(PublishError, match=rf"{run.name}/02_train.ipynb, cell 2: {what}"):
         publish_site(settings, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_where_a_run_was_made_is_not_published(tmp_path):
+    "A runner's own folder stands in every notebook that papermill ran there."
+    settings = invent_runs(tmp_path, 1, rows=20)
+    build_site(settings)
+    (run,) = (tmp_path / "runs").glob("2026*")
+    there = "/home" + f"/runner/work/arena/runs/{run.name}"
+    notebook = {
+        "metadata": {"papermill": {"parameters": {"run_dir": there}}},
+        "cells": [{"cell_type": "code", "source": f"run_dir = '{there}'", "outputs": []}],
+    }
+    (run / "01_prepare.ipynb").write_text(json.dumps(notebook))
+    publish_site(settings, tmp_path / "public")
+    published = (tmp_path / "public" / run.name / "01_prepare.ipynb").read_text()
+    assert "runner" not in published and f"./{run.name}" in published

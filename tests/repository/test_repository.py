@@ -582,7 +582,7 @@ def workflow_problems(text: str) -> list[str]:
 
 def test_workflows_only_call_what_can_be_called_here():
     files = sorted((ROOT / ".github/workflows").glob("*.y*ml"))
-    assert [f.stem for f in files] == ["monitor", "release", "test", "train"]
+    assert [f.stem for f in files] == ["monitor", "pages", "release", "test", "train"]
     for file in files:
         text = file.read_text(encoding="utf-8")
         assert_none(workflow_problems(text))
@@ -639,7 +639,8 @@ def test_workflows_set_settings_that_exist_and_the_page_lists_all_that_they_ask_
             assert_none(k for k in sorted(keys) if k.lower() not in Settings.model_fields)
             granted = job.get("permissions", flow["permissions"])
             writes = {k for k, v in granted.items() if v == "write"}
-            allowed = {"id-token", "attestations"} if file.stem == "release" else set()
+            publishes = {"release": {"id-token", "attestations"}, "pages": {"id-token", "pages"}}
+            allowed = publishes.get(file.stem, set())
             assert writes <= allowed, f"{file.name}: {name} may write {writes - allowed}"
     done = subprocess.run(
         [ROOT / "scripts/actions-page", "--check"], capture_output=True, text=True
