@@ -270,6 +270,7 @@ class PipelineSettings(_Section):
     "Section `[pipeline]`: who started a run, and what it may do alone."
     scheduled: bool = Field(False, description="nobody watches this run: it needs an MLflow and an"
                             " event store on servers, and may not make the first champion")
+    require_gpu: bool = Field(False, description="refuse to train without a GPU")
     allow_bootstrap: Literal["auto", "true", "false"] = Field("auto",
         description="whether a run may make the first champion; auto: if it is not scheduled")
 

@@ -22,7 +22,7 @@ from fastcore.basics import patch
 
 from ..core.config import DataSettings, ModelSettings, Settings, TrainSettings
 from ..core.text import language
-from .base_models import BaseModel, resolve_base_model
+from .base_models import BaseModel, BaseModelError, resolve_base_model
 from .row_weights import weights_in, with_weights
 from .characters import TfidfBaseline, choose_threshold
 from .mixed_rows import MixedRows, mixed_metrics, mixed_rows
@@ -30,7 +30,7 @@ from .normaliser import Normaliser, altered, read_again
 from .two_readers import Filter, Restored, read_twice
 from .blend import Blend
 from .character_branch import CharacterBranch
-from .building import best_device, fast_dtype
+from .building import best_device, fast_dtype, gpu_problem
 from .classifier import (
     DenseCopy, build_classifier, collate, encode, load_tokenizer, predict_logits, read_manifest,
     save_model, start_from, toxic_probability, verify_model)
@@ -41,6 +41,7 @@ from content_arena.training.tracking import (
     confusion_figure,
     connect,
     environment,
+    first_weights,
     git_commit,
     log_dataset,
     log_fingerprints,
@@ -126,9 +127,10 @@ class QLoRATrainer:
         prints = _fingerprints(train, valid, dataset)
         dataset_id = dataset.id if dataset else _frames_id(prints)
         self.data = dataset_id, getattr(dataset, "manifest", {}).get("licences", {})
-        base = resolve_base_model(self.settings.base_model, self.settings.path("var_dir") / "cache",
-                                  progress=self.progress)
+        if self.settings.require_gpu and (problem := gpu_problem()):
+            raise TrainingError(f"{problem}; or set [pipeline] require_gpu = false")
         experiment = connect(self.settings)
+        base = _same_base(self.settings, experiment, self.progress)
         with tempfile.TemporaryDirectory() as scratch:
             work = Path(work_dir or scratch)
             ticket = open_run(work, training_ticket(self.settings, base, dataset_id, ancestor),
@@ -146,6 +148,18 @@ class QLoRATrainer:
         return ticket["mlflow_run_id"]
 
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #850f55b7
+def _same_base(settings: Settings, experiment: str, progress: bool) -> BaseModel:
+    "The base model, with the weights that the first run of the experiment had."
+    sha256, run = first_weights(settings, experiment)
+    try:
+        return resolve_base_model(settings.base_model, settings.path("var_dir") / "cache",
+                                  progress=progress, expected_sha256=sha256)
+    except BaseModelError as e:
+        if sha256 is None:
+            raise
+        raise BaseModelError(f"{e}\nThese weights were recorded at first use, by run {run}; others"
+                             " are another base model: name their revision, ID@REVISION") from e
+
 def _require_rows(frame: pd.DataFrame, name: str) -> None:
     if not len(frame) or frame["label"].nunique() < 2:
         raise TrainingError(

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from ..core.config import Settings
 from ..core.mlflow_server import TrackingServerError
 from ..mlops.model_registry import ModelRegistry, RegistryError
+from ..training.base_models import BaseModelError, check_base_model
+from ..training.building import gpu_problem
 from ..store.events import EventStore
 from ..store.schema import StoreError
 
@@ -37,7 +39,13 @@ def _local_state(settings: Settings) -> list[str]:
 
 # %% ../../nbs/13_workflows/14_scheduled_runs.ipynb #40369620
 def check_start(settings: Settings) -> None:
-    "Raise NotStarted if `settings` are those of a scheduled run that can't or may not do its work."
+    """Raise NotStarted if a run with `settings` can't, or if it is scheduled may not, do its work.
+
+    Nothing is fetched; a base model that no loader here takes is refused for everybody."""
+    try:
+        check_base_model(settings.base_model, settings.path("var_dir") / "cache")
+    except BaseModelError as e:
+        raise NotStarted(str(e)) from e
     if not settings.scheduled:
         return
     if wrong := _local_state(settings):
@@ -49,6 +57,8 @@ def check_start(settings: Settings) -> None:
         champion = ModelRegistry(settings).get_champion()
     except (StoreError, RegistryError, TrackingServerError) as e:
         raise NotStarted(f"a scheduled run needs its state: {e}") from e
+    if settings.require_gpu and (problem := gpu_problem()):
+        raise NotStarted(f"[pipeline] require_gpu is set, but {problem}")
     if champion is None and not settings.may_bootstrap:
         raise NotStarted(f"{settings.registered_model} has no champion on this MLflow, and a"
                          " scheduled run makes no first one: is it the right server? If so, run"

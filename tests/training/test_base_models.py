@@ -24,7 +24,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import mlflow
 import pytest
+from forks import copy_store
 from needs import needs
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
@@ -676,3 +678,27 @@ def test_without_a_hub_the_answer_comes_and_says_why(kind: str, hub, tmp_path: P
     assert out.startswith("refused: base model 'org/other' can't be had:")
     assert re.search(reason, out), out
     assert "package: no package carries it" in out
+
+
+def test_a_run_is_held_to_the_weights_of_the_first(empty_store, tmp_path, monkeypatch):
+    "What no hub id says is recorded at first use, and another machine may not train on other weights."
+    from content_arena.training.qlora_trainer import _same_base
+    from content_arena.training.tracking import connect
+
+    def no_hub(*_):
+        raise BaseModelError("no hub here")
+
+    monkeypatch.setattr(base_models, "_snapshot", no_hub)
+    model = "someone/encoder@v1"
+    settings = copy_store(empty_store, tmp_path).settings.model_copy(update={"base_model": model})
+    experiment = connect(settings)
+    tags = {"base_model": model, "base_model_sha256": "ab" * 32}
+    with mlflow.start_run(experiment_id=experiment, tags=tags) as first:
+        pass
+    why = f"sha256 abab.*recorded at first use, by run {first.info.run_id}.*ID@REVISION"
+    with pytest.raises(BaseModelError, match=f"(?s){why}"):
+        _same_base(settings, experiment, False)
+    other = settings.model_copy(update={"base_model": "someone/encoder@v2"})
+    with pytest.raises(BaseModelError, match="can't be had") as refused:
+        _same_base(other, experiment, False)
+    assert "recorded at first use" not in str(refused.value)
