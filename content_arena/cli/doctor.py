@@ -87,6 +87,7 @@ def _processor(settings: Settings, secrets: Secrets) -> tuple[str, str]:
         f" {fast_dtype()}",
     )
 
+# %% ../../nbs/14_cli/20_doctor.ipynb #6a2f62a8
 def require(name: str) -> dict[str, str]:
     "A check of something that a run can't do without: `gpu`. Raises SettingsError for others."
     if name != "gpu":

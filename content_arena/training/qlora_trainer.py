@@ -127,8 +127,6 @@ class QLoRATrainer:
         prints = _fingerprints(train, valid, dataset)
         dataset_id = dataset.id if dataset else _frames_id(prints)
         self.data = dataset_id, getattr(dataset, "manifest", {}).get("licences", {})
-        if self.settings.require_gpu and (problem := gpu_problem()):
-            raise TrainingError(f"{problem}; or set [pipeline] require_gpu = false")
         experiment = connect(self.settings)
         base = _same_base(self.settings, experiment, self.progress)
         with tempfile.TemporaryDirectory() as scratch:
@@ -149,7 +147,9 @@ class QLoRATrainer:
 
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #850f55b7
 def _same_base(settings: Settings, experiment: str, progress: bool) -> BaseModel:
-    "The base model, with the weights that the first run of the experiment had."
+    "The base model, with the weights of the experiment's first run; asks for a required GPU."
+    if settings.require_gpu and (problem := gpu_problem()):
+        raise TrainingError(f"{problem}; or set [pipeline] require_gpu = false")
     sha256, run = first_weights(settings, experiment)
     try:
         return resolve_base_model(settings.base_model, settings.path("var_dir") / "cache",
@@ -160,6 +160,7 @@ def _same_base(settings: Settings, experiment: str, progress: bool) -> BaseModel
         raise BaseModelError(f"{e}\nThese weights were recorded at first use, by run {run}; others"
                              " are another base model: name their revision, ID@REVISION") from e
 
+# %% ../../nbs/05_training/80_qlora_trainer.ipynb #db6d0480
 def _require_rows(frame: pd.DataFrame, name: str) -> None:
     if not len(frame) or frame["label"].nunique() < 2:
         raise TrainingError(

@@ -72,7 +72,7 @@ def connect(settings: Settings) -> str:
 # %% ../../nbs/05_training/70_tracking.ipynb #d829d800
 def first_weights(settings: Settings, experiment: str) -> tuple[str | None, str]:
     "sha256 of `base_model` as the first run recorded it, and that run's id; (None, \"\"): never."
-    if Path(settings.base_model).expanduser().is_dir():            # a folder may change, and says so
+    if Path(settings.base_model).expanduser().is_dir():        # a folder may change
         return None, ""
     runs = mlflow.MlflowClient().search_runs(
         [experiment], f"tags.base_model = '{settings.base_model}'", max_results=1,
