@@ -22,7 +22,7 @@ import nbformat
 import torch
 from nbclient import NotebookClient
 
-from ..core.config import Secrets, Settings, SettingsError
+from ..core.config import Secrets, Settings
 from .failures import explain, place_of, places
 from ..core.http_clients import ProxySettingsError, http_client, named_proxies
 from ..mlops.evaluator import load_engine
@@ -86,6 +86,18 @@ def _processor(settings: Settings, secrets: Secrets) -> tuple[str, str]:
         f"no GPU: the profiles smoke and cpu fit; {torch.get_num_threads()} threads,"
         f" {fast_dtype()}",
     )
+
+# %% ../../nbs/14_cli/20_doctor.ipynb #721497c6
+def _existing(folder: Path) -> Path:
+    "`folder`, or the nearest one above it that is there."
+    return next(f for f in (folder, *folder.parents) if os.path.exists(f))
+
+@check("disk")
+def _disk(settings: Settings, secrets: Secrets) -> tuple[str, str]:
+    folder = _existing(settings.path("var_dir"))
+    free = shutil.disk_usage(folder).free / 1e9
+    return ("ok", f"{free:.0f} GB free") if free > 5 else \
+        ("missing", f"{free:.1f} GB free at var_dir ({folder}), a run needs about 5")
 
 # %% ../../nbs/14_cli/20_doctor.ipynb #a6c53482
 def try_folder(folder: Path) -> None:
