@@ -129,9 +129,8 @@ class DataSettings(_Section):
     train_excludes: Names = Field((),
         description="comma-separated attack rules whose variants train_sources must not hold")
     valid_fraction: float = Field(0.1, gt=0, lt=0.5, description="share of rows for validation")
-    test_fraction: float = Field(
-        0.2, gt=0, lt=0.9, description="share for test if test_sources is empty"
-    )
+    test_fraction: float = Field(0.2, gt=0, lt=0.9,
+        description="share for test if test_sources is empty")
     near_duplicate_threshold: float = Field(0.8, gt=0, le=1,
         description="estimated Jaccard similarity from which two rows share a group")
     conflict_rule: Literal["majority", "toxic", "drop"] = Field("majority",
@@ -443,19 +442,16 @@ class MetricsSettings(_Section):
         description="Pushgateway for metrics_export = pushgateway, without password")
     prometheus_url: str = Field("http://127.0.0.1:9090", pattern=r"^https?://[^\s/@]+(/\S*)?$",
         description="Prometheus that content-arena status asks for alerts, without password")
-    metrics_refresh_s: float = Field(
-        30, ge=0, description="seconds between a service's looks at registry and store; 0: none"
-    )
+    metrics_refresh_s: float = Field(30, ge=0,
+        description="seconds between a service's looks at registry and store; 0: none")
 
 class MonitorSettings(_Section):
     "Section `[monitor]`: the report on a window of traffic, and what counts as drift in it."
     monitor_days: float = Field(7, gt=0, description="days of traffic that a report is about")
-    drift_reference_days: float = Field(
-        28, gt=0, description="days before these that they are compared with"
-    )
-    drift_min_rows: int = Field(
-        500, ge=20, description="predictions below which a window is not compared"
-    )
+    drift_reference_days: float = Field(28, gt=0,
+        description="days before these that they are compared with")
+    drift_min_rows: int = Field(500, ge=20,
+        description="predictions below which a window is not compared")
     drift_psi: float = Field(0.25, gt=0, description="population stability index that is drift")
 
 class NoticeSettings(_Section):
