@@ -49,6 +49,7 @@ def tiny_profile(folder: Path) -> str:
         "guarded_slices": "source",
         "retrain_new_samples": 1,
         "retrain_cooldown_h": 0,
+        "retrain_backoff_h": 0.0001,  # after a killed night the next one is due at once, not in an hour
         "retrain_per_day": 50,
         "retrain_lease_s": 10,
         "store_text": "true",
