@@ -231,9 +231,8 @@ class GateSettings(_Section):
     significance: bool = Field(True,
         description="bootstrap lower bound of the F1 gain must exceed 0")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="one-sided confidence of that bound")
-    bootstrap_resamples: int = Field(
-        2000, ge=100, le=1_000_000, description="paired bootstrap resamples"
-    )
+    bootstrap_resamples: int = Field(2000, ge=100, le=1_000_000,
+        description="paired bootstrap resamples")
     max_test_overlap: int = Field(0, ge=0,
         description="test rows allowed in the lineage's training data")
     overlap_threshold: float = Field(0.8, gt=0, le=1,
@@ -337,9 +336,8 @@ class StoreSettings(_Section):
     store_url: str = Field("sqlite:///var/events.db", pattern=r"^(sqlite|postgresql)",
         description="SQLAlchemy URL without password; a relative SQLite path starts at"
                     " settings.ini")
-    store_text: bool = Field(
-        False, description="keep the comments themselves, not only their hash"
-    )
+    store_text: bool = Field(False,
+        description="keep the comments themselves, not only their hash")
     store_retention_days: int = Field(90, ge=1, description="days until events are deleted")
     store_queue: int = Field(10_000, ge=1, description="events waiting in memory to be written")
     store_spool_mb: float = Field(
