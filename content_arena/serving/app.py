@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['logger', 'Partial', 'CHALLENGER_S', 'Service', 'scores_of', 'classify', 'remember', 'problems', 'classify_routes',
-           'is_loopback', 'has_token', 'authorise', 'challenger_reloaded', 'operations_routes', 'authorise_label',
-           'keep_label', 'feedback_routes', 'create_app', 'ServeError', 'listen', 'run']
+           'authorise', 'challenger_reloaded', 'operations_routes', 'authorise_label', 'keep_label', 'feedback_routes',
+           'create_app', 'ServeError', 'listen', 'run']
 
 # %% ../../nbs/11_serving/80_app.ipynb #804beba3
 import asyncio
-import hmac
-import ipaddress
 import logging
 import socket
 import time
@@ -34,7 +32,7 @@ from ..inference.batching import MicroBatcher, QueueFull, TooLarge
 from ..mlops.metrics import Metrics, exposition
 from ..monitoring.run_metrics import metrics_folder
 from .battle_runner import BattleRunner, battle_routes
-from .clients import client_of, trusted_networks
+from .clients import client_of, has_token, is_loopback, trusted_networks
 from .logs import AccessLog, log_as_json
 from .model_host import (
     LoadFailed, Loader, ModelHost, ModelSlot, RegistryLoader)
@@ -254,21 +252,7 @@ def classify_routes(service: Service) -> APIRouter:
     return routes
 
 # %% ../../nbs/11_serving/80_app.ipynb #667f4112
-def is_loopback(host: str) -> bool:
-    "Whether `host` (a name or an address) is this machine talking to itself."
-    try:
-        address = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return host == "localhost"
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
 _RELAYED = ("forwarded", "x-forwarded-for", "x-real-ip", "via", "origin")
-
-def has_token(request: Request, token: str | None) -> bool:
-    "Whether `request` brings this bearer `token`; a wrong one takes as long as a right one."
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    equal = hmac.compare_digest(given.strip().encode("latin-1"), (token or "").encode())
-    return token is not None and scheme.lower() == "bearer" and equal
 
 def authorise(request: Request, service: Service) -> None:
     "Raise a Problem unless `request` may change which model is served."
