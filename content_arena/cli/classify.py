@@ -120,6 +120,7 @@ class Comments(typer.core.TyperCommand):
 
 # %% ../../nbs/14_cli/55_classify.ipynb #9fd6e0d0
 def _engine(settings: Settings, alias: str) -> LoadedModel:
+    from content_arena.inference.backends import listed_backends
     from content_arena.inference.engine import Engine
     from content_arena.mlops.model_registry import ModelRegistry, RegistryError
     registry = ModelRegistry(settings)
@@ -129,7 +130,8 @@ def _engine(settings: Settings, alias: str) -> LoadedModel:
         raise RegistryError(f"no version is {alias!r} yet: run content-arena pipeline run first")
     return Engine.load(registry.download(version), cache_dir=settings.path("var_dir") / "cache",
                        dtype=settings.dtype, version=version.version, alias=alias,
-                       threads=settings.threads)
+                       threads=settings.threads, backend=settings.backend,
+                       listed=listed_backends(version.tags))
 
 def _given(texts: list[str], file: str | None, settings: Settings) -> list[Row]:
     "The rows that a call names. Raises ClassifyError: none, several kinds, or a bad argument."

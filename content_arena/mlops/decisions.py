@@ -8,6 +8,7 @@ __all__ = ['LIST_COLUMNS', 'rows_to_bytes', 'compared_rates', 'decide_again', 'd
 
 # %% ../../nbs/08_mlops/60_decisions.ipynb #69d35d36
 import io
+import json
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -73,7 +74,7 @@ class DecisionLog(DecisionChain):
         """Add `comparison` to the chain; returns it with the record's id as its "decision".
 
         `code`: commit that decided; default: that of the settings' folder. Both versions get a tag
-        `decision.<id>` with the verdict."""
+        `decision.<id>` with the verdict, the challenger `backends` with those that were judged."""
         from content_arena.training.tracking import git_commit    # brings torch: only if needed
         rows, version = rows_to_bytes(comparison.rows), comparison["challenger"]["version"]
         content = {"code": code or git_commit(self.registry.settings.root),
@@ -83,6 +84,8 @@ class DecisionLog(DecisionChain):
             if side := comparison[role]:
                 tag = {f"decision.{done[:16]}": f"{comparison.verdict} (as {role})"}
                 self.registry.tag(side["version"], **tag)
+        if judged := comparison.get("backends"):
+            self.registry.tag(version, backends=json.dumps(judged))
         return replace(comparison, record=comparison.record | {"decision": done})
 
     def decide(self, evaluator: Comparing, test: Any, **evidence: Any) -> Comparison:

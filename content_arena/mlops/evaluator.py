@@ -22,6 +22,7 @@ from ..core.config import GateSettings, Settings
 from .cascade_evidence import cascade_evidence
 from .gate import (BATTLE, SIDE, Decision, Evidence, Slice, budget_statement,
                                       decide)
+from .judged_backends import judge_version
 from .lineage import certify
 from .mixed_evidence import mix_record, restoring_flips, undisguised
 from .model_registry import ModelRegistry, RegistryReader, Version
@@ -426,5 +427,6 @@ def compare(
                  seed=bootstrap_seed(test.sha256, *(v.sha256 for v in behind)))
     more = {"certificate": certificate.to_dict(), **own,
             "evidence": evidence_record(len(test.frame), shadow, battle, test.hidden),
+            "backends": judge_version(self.registry, new, s, test.frame, q, limits[1]),
             "mix": test.mix and mix_record(table, limits, test.mix.to_dict() | {"id": test.mix.id})}
     return assemble(test, table, (old, new), tuple(scorers), e, s, more)

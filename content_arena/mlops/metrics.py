@@ -20,6 +20,7 @@ from prometheus_client import (CollectorRegistry, Counter, Gauge, Histogram, Inf
 from prometheus_client.exposition import choose_encoder
 
 import content_arena
+from ..core.settings import BACKENDS
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #04a9b1ea
 ALIASES = ("champion", "challenger", "previous")
@@ -79,6 +80,16 @@ REFUSALS = ("full", "share", "large", "timeout")
 STEP_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 DROPS = ("full", "failed", "suspended", "no_challenger")
 
+def _state_metrics(registry: CollectorRegistry) -> dict[str, Any]:
+    "What this process computes with, and how old its view of others is."
+    return dict(
+        model_backend=Gauge("content_arena_model_backend",
+            "1 for the backend that computes the version behind the alias, 0 for the others.",
+            ["alias", "backend"], registry=registry),
+        observed=Gauge("content_arena_observed_timestamp_seconds",
+            "When registry and event store were last read for these metrics, seconds since 1970.",
+            ["source"], registry=registry))
+
 # %% ../../nbs/08_mlops/70_metrics.ipynb #da2a5c2e
 def queue_metrics(registry: CollectorRegistry) -> dict[str, Any]:
     "The metrics of what waits and of what is refused; as `named_metrics`."
@@ -133,10 +144,7 @@ def inside_metrics(registry: CollectorRegistry) -> dict[str, Any]:
         feedback=Counter("content_arena_feedback_total",
             "Labels handed in, by who gave them; replaced: given before; the others don't count.",
             ["source", "result"], registry=registry),
-        observed=Gauge("content_arena_observed_timestamp_seconds",
-            "When registry and event store were last read for these metrics, seconds since 1970.",
-            ["source"], registry=registry),
-        build=build)
+        build=build, **_state_metrics(registry))
 
 # %% ../../nbs/08_mlops/70_metrics.ipynb #9a1665d6
 class Metrics:
@@ -222,6 +230,12 @@ def staged(self: Metrics, alias: str, branch: int, network: int) -> None:
     for stage, windows in zip(STAGES, (branch, network)):
         if windows:
             self.stages.labels(bounded(alias, ALIASES), stage).inc(windows)
+
+@patch
+def computed_by(self: Metrics, alias: str, backend: str | None) -> None:
+    "What is served under `alias` is computed by `backend`; None: nobody knows."
+    for name in BACKENDS:
+        self.model_backend.labels(bounded(alias, ALIASES), name).set(name == backend)
 
 @patch
 def fought(self: Metrics, result: Mapping[str, Any]) -> None:

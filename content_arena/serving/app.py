@@ -285,11 +285,13 @@ async def challenger_reloaded(service: Service, load: asyncio.Task | None) -> Ch
     return ChallengerReloaded(result=result, reason=reason,
                               model_version=slot.version if slot else None)
 
-# %% ../../nbs/11_serving/80_app.ipynb #f8e4a2e2
-def _work(batcher: MicroBatcher) -> dict[str, float]:
-    return dict(tokens_per_s=round(batcher.tokens_per_s, 1), tokens_waiting=batcher.turns.wait,
+# %% ../../nbs/11_serving/80_app.ipynb #e1b77a52
+def _work(batcher: MicroBatcher) -> dict[str, Any]:
+    return dict(model_backend=getattr(batcher.scorer, "backend", None),
+                tokens_per_s=round(batcher.tokens_per_s, 1), tokens_waiting=batcher.turns.wait,
                 step_tokens=batcher.step_tokens, largest_request_tokens=int(batcher.largest))
 
+# %% ../../nbs/11_serving/80_app.ipynb #f8e4a2e2
 def operations_routes(service: Service) -> APIRouter:
     "`/reload`, `/health`, `/ready` and `/metrics`."
     routes, host = APIRouter(tags=["operations"]), service.host

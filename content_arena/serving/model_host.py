@@ -57,10 +57,12 @@ class RegistryLoader:
 
     def load(self, version: Any, alias: str) -> LoadedModel:
         "The engine of a version, its hash checked. Raises RegistryError or ModelError."
+        from content_arena.inference.backends import listed_backends
         from content_arena.inference.engine import Engine
         s, folder = self.settings, self._registry().download(version)
         return Engine.load(folder, cache_dir=s.path("var_dir") / "cache", version=version.version,
-                           alias=alias, dtype=s.dtype, threads=1,
+                           alias=alias, dtype=s.dtype, threads=1, backend=s.backend,
+                           listed=listed_backends(version.tags),
                            expected_sha256=version.sha256, probe_tolerance=s.probe_tolerance)
 
 # %% ../../nbs/11_serving/30_model_host.ipynb #f962d4fc
@@ -238,7 +240,10 @@ def _swap(self: ModelHost, fresh: ModelSlot | None) -> Reload:
         _in_background(old.retire(), self._retiring)
         if fresh is not None and self.alias == "champion":
             self.metrics.champion_changes.inc()
-    logger.info("%s is version %s", self.alias, fresh.version if fresh else "none")
+    backend = getattr(fresh.scorer, "backend", None) if fresh else None
+    self.metrics.computed_by(self.alias, backend)
+    logger.info("%s is version %s%s", self.alias, fresh.version if fresh else "none",
+                f", computed by {backend}" if backend else "")
     return Reload(fresh, old.version if old else "", changed=old is not fresh)
 
 

@@ -216,6 +216,8 @@ class Ready(Source):
     tokens_waiting: int = Field(description="tokens of all requests that wait")
     step_tokens: int = Field(description="tokens that are scored in one step")
     largest_request_tokens: int = Field(description="a request of more tokens is refused (413)")
+    model_backend: str | None = Field(None,
+        description="what computes the network: torch, or OpenVINO in a format; null: not known")
 
 class ChallengerReloaded(BaseModel):
     "What the same call did to the challenger; no client's answer depends on it."

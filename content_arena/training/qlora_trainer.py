@@ -37,6 +37,7 @@ from .classifier import (
 from ..data.grouping import fingerprints
 from .model_card import slice_figures, training_card
 from .loop import TrainingError, fit
+from .quantise import CALIBRATION, Judging, quantise
 from content_arena.training.tracking import (
     confusion_figure,
     connect,
@@ -303,6 +304,25 @@ def _read(self: QLoRATrainer, rows: MixedRows, written: Sequence[str], odds: Odd
     readers.spec["normaliser"] = normaliser.kind
     return readers, normaliser
 
+# %% ../../nbs/05_training/80_qlora_trainer.ipynb #7e1b9a40
+@patch
+def _quantise(self: QLoRATrainer, base: BaseModel, rows: MixedRows, readers: Filter,
+              normaliser: Normaliser, folder: Path) -> str:
+    "The sha256 of the model `folder` once an eight-bit network was tried; '' if none was wanted."
+    if self.settings.quantise == "none":
+        return ""
+    calibrated = lambda texts, odds: readers.blend.probability(
+        **filter_odds(texts, odds, readers.branch, normaliser))
+    judging = Judging(rows.valid["text"].tolist(), rows.valid["label"].to_numpy(np.int64),
+                      calibrated, readers.limits.shifted, readers.limits.common,
+                      normaliser.exact(PROBE_TEXTS))
+    comments = rows.train["text"].sample(min(CALIBRATION, len(rows.train)),
+                                         random_state=self.settings.seed).tolist()
+    sha256, facts = quantise(folder, base, comments, judging)
+    mlflow.set_tag("quantised", facts["why"])
+    log_json(facts, "quantised.json")
+    return sha256
+
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #d5f031b9
 @patch
 def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.DataFrame,
@@ -335,6 +355,7 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
         "probe": probe_scores(classifier, tokenizer, readers.blend, readers.branch, normaliser)}
     card = _card(s, base, train, rows, spec, readers.scores, self.data)
     sha256 = save_model(classifier, work / "model", spec, readers.branch, card, normaliser)
+    sha256 = self._quantise(base, rows, readers, normaliser, work / "model") or sha256
     mlflow.log_metrics(readers.metrics, step=summary["best_step"])
     mlflow.set_tags({"readers": "+".join(spec["readers"]), "ablation": spec["ablation"],
                      "restoring": spec["restoring"], "normaliser": normaliser.kind,
