@@ -247,9 +247,8 @@ class GateSettings(_Section):
         description="Jaccard similarity that counts as overlap")
     guarded_slices: Names = Field(("lang",),
         description="comma-separated columns whose slices must not fall; empty: none")
-    test_set_budget: int = Field(
-        30, ge=0, description="decisions a test set is good for; 0: any number, uncorrected"
-    )
+    test_set_budget: int = Field(30, ge=0,
+        description="decisions a test set is good for; 0: any number, uncorrected")
     slice_tolerance: float = Field(0.03, ge=0, lt=1, description="F1 a guarded slice may lose")
     slice_min_samples: int = Field(200, ge=1,
         description="rows below which a slice does not decide")
@@ -311,16 +310,14 @@ class ServeSettings(_Section):
     max_request_chars: int = Field(20_000, ge=1, description="characters in one text")
     serve_batch_texts: int = Field(32, ge=1, le=1024,
         description="texts that the served model takes in one step")
-    batch_wait_ms: float = Field(
-        2, ge=0, le=1000, description="milliseconds a request waits for others to share its batch"
-    )
+    batch_wait_ms: float = Field(2, ge=0, le=1000,
+        description="milliseconds a request waits for others to share its batch")
     step_ms: float = Field(
         25, ge=1, le=10_000, description="milliseconds that one step of the model may take: so long"
         " a comment waits for somebody else's long text"
     )
-    max_queue_items: int = Field(
-        1024, ge=1, description="texts that may wait for the model; more are refused (429)"
-    )
+    max_queue_items: int = Field(1024, ge=1,
+        description="texts that may wait for the model; more are refused (429)")
     request_timeout_s: float = Field(
         10, gt=0, description="seconds until a request is given up; what can't be scored in them at"
         " the measured speed is refused at once (413, 429)"
@@ -333,9 +330,8 @@ class ServeSettings(_Section):
         "", pattern="^[A-Za-z0-9-]*$", description="header in which trusted_proxies name clients,"
         " e.g. X-Forwarded-For; empty: a client is the address that connects"
     )
-    probe_tolerance: float = Field(
-        0.05, gt=0, le=1, description="probability by which served and trained model may differ"
-    )
+    probe_tolerance: float = Field(0.05, gt=0, le=1,
+        description="probability by which served and trained model may differ")
     log_requests: bool = Field(True, description="one line of JSON on stderr per request")
     reload_poll_s: float = Field(
         0, ge=0, description="seconds between looks at the aliases; 0: only POST /reload"
@@ -351,9 +347,8 @@ class StoreSettings(_Section):
         description="keep the comments themselves, not only their hash")
     store_retention_days: int = Field(90, ge=1, description="days until events are deleted")
     store_queue: int = Field(10_000, ge=1, description="events waiting in memory to be written")
-    store_spool_mb: float = Field(
-        100, gt=0, description="MB of events kept on disk while the database is away"
-    )
+    store_spool_mb: float = Field(100, gt=0,
+        description="MB of events kept on disk while the database is away")
 
 class ShadowSettings(_Section):
     "Section `[shadow]`: the challenger's share of the traffic, logged and never answered."
@@ -371,13 +366,11 @@ class FeedbackSettings(_Section):
 # %% ../../nbs/01_core/30_settings.ipynb #cb536409
 class CleanupSettings(_Section):
     "Section `[cleanup]`: what `content-arena cleanup` leaves on this machine."
-    cleanup_keep_versions: int = Field(
-        5, ge=0, description="newest model versions that stay, beside those that are in use"
-    )
+    cleanup_keep_versions: int = Field(5, ge=0,
+        description="newest model versions that stay, beside those that are in use")
     cleanup_runs_days: float = Field(30, ge=0, description="days until a run's folder goes")
-    cleanup_checkpoints_days: float = Field(
-        2, ge=0, description="days until the checkpoints of a finished run go"
-    )
+    cleanup_checkpoints_days: float = Field(2, ge=0,
+        description="days until the checkpoints of a finished run go")
     cleanup_logs_days: float = Field(30, ge=0, description="days until a log in var/logs goes")
     cleanup_battles_days: float = Field(30, ge=0, description="days until a battle's folder goes")
     cleanup_model_cache_mb: float = Field(2000, gt=0, description="MB of downloaded models")
@@ -387,13 +380,11 @@ class CleanupSettings(_Section):
 # %% ../../nbs/01_core/30_settings.ipynb #0184bc07
 class ArenaSettings(_Section):
     "Section `[arena]`: how the filter is attacked."
-    attack_intensity: float = Field(
-        0.6, gt=0, le=1, description="share of possible edits that the fixed mix makes"
-    )
+    attack_intensity: float = Field(0.6, gt=0, le=1,
+        description="share of possible edits that the fixed mix makes")
     query_limit: int = Field(60, ge=4, description="scores a searching attacker asks for per text")
-    held_out_rules: int = Field(
-        5, ge=1, description="attack rules, by families, that training never sees"
-    )
+    held_out_rules: int = Field(5, ge=1,
+        description="attack rules, by families, that training never sees")
     llm_url: str = Field("", pattern=r"^(https?://[^\s/]+.*)?$",
         description="OpenAI-compatible server, up to /v1, for attacks; empty: none")
     llm_model: str = Field("default", min_length=1, description="model name that it is asked for")
@@ -411,33 +402,25 @@ class BattleSettings(_Section):
 class CoevolutionSettings(_Section):
     "Section `[coevolution]`: how attacker and filter are made to learn from each other."
     coevolution_rounds: int = Field(1000, ge=10, description="attacks in the battle of a cycle")
-    coevolution_evasion: float = Field(
-        0.08, ge=0, le=1, description="evasion rate above which a cycle retrains"
-    )
+    coevolution_evasion: float = Field(0.08, ge=0, le=1,
+        description="evasion rate above which a cycle retrains")
     coevolution_false_positives: float = Field(0.2, ge=0, lt=1,
         description="share of disguised clean comments flagged above which a cycle retrains, and no"
                     " target evasion is reached")
-    coevolution_new_samples: int = Field(
-        300, ge=1, description="new samples from which a cycle retrains anyway"
-    )
-    coevolution_detected: float = Field(
-        0.5, ge=0, le=10, description="detected variants learnt from, for each evaded one"
-    )
-    coevolution_variant_share: float = Field(
-        0.4, gt=0, lt=1, description="share of variants among the training rows, at most"
-    )
-    coevolution_f1_drop: float = Field(
-        0.02, ge=0, le=1, description="F1 on clean text that a cycle may cost"
-    )
-    coevolution_patience: int = Field(
-        3, ge=1, description="cycles without progress after which it has converged"
-    )
-    coevolution_epochs: int = Field(
-        1, ge=1, le=1000, description="passes over the training split in a cycle"
-    )
-    coevolution_train_rows: int = Field(
-        2000, ge=0, description="original rows in a cycle's training; 0: as max_train_rows"
-    )
+    coevolution_new_samples: int = Field(300, ge=1,
+        description="new samples from which a cycle retrains anyway")
+    coevolution_detected: float = Field(0.5, ge=0, le=10,
+        description="detected variants learnt from, for each evaded one")
+    coevolution_variant_share: float = Field(0.4, gt=0, lt=1,
+        description="share of variants among the training rows, at most")
+    coevolution_f1_drop: float = Field(0.02, ge=0, le=1,
+        description="F1 on clean text that a cycle may cost")
+    coevolution_patience: int = Field(3, ge=1,
+        description="cycles without progress after which it has converged")
+    coevolution_epochs: int = Field(1, ge=1, le=1000,
+        description="passes over the training split in a cycle")
+    coevolution_train_rows: int = Field(2000, ge=0,
+        description="original rows in a cycle's training; 0: as max_train_rows")
     coevolution_warm_start: bool = Field(
         True, description="train on from the attacked version instead of from scratch"
     )
@@ -465,33 +448,28 @@ class MonitorSettings(_Section):
 
 class NoticeSettings(_Section):
     "Section `[notices]`: messages to people."
-    notices_per_hour: int = Field(
-        30, ge=1, description="notices sent at most; more wait in the spool"
-    )
+    notices_per_hour: int = Field(30, ge=1,
+        description="notices sent at most; more wait in the spool")
     require_notice: bool = Field(False, description="a notice that was not delivered is a failure")
 
 # %% ../../nbs/01_core/30_settings.ipynb #e898407f
 class RetrainSettings(_Section):
     "Section `[retrain]`: what makes `content-arena retrain` start a run."
-    retrain_evasion: float = Field(
-        0.3, gt=0, le=1, description="evasion rate in recent battles that starts a run"
-    )
+    retrain_evasion: float = Field(0.3, gt=0, le=1,
+        description="evasion rate in recent battles that starts a run")
     retrain_battles: int = Field(3, ge=1, description="battles that are recent")
     retrain_attacks: int = Field(100, ge=1, description="attacks below which a rate says nothing")
-    retrain_new_samples: int = Field(
-        100, ge=1, description="confirmed labels, with text, that start a run"
-    )
+    retrain_new_samples: int = Field(100, ge=1,
+        description="confirmed labels, with text, that start a run")
     retrain_f1_drop: float = Field(0.05, gt=0, le=1,
         description="F1 in the traffic below that of the comparison, with all of its interval")
     retrain_every_h: float = Field(0, ge=0, description="hours between scheduled runs; 0: none")
     retrain_cooldown_h: float = Field(6, ge=0, description="hours from one run to the next")
-    retrain_backoff_h: float = Field(
-        1, gt=0, description="hours after a failure, doubled by each further one, at most a day"
-    )
+    retrain_backoff_h: float = Field(1, gt=0,
+        description="hours after a failure, doubled by each further one, at most a day")
     retrain_per_day: int = Field(3, ge=1, description="runs within 24 hours")
-    retrain_lease_s: float = Field(
-        120, ge=3, description="seconds until another process may take over from a dead one"
-    )
+    retrain_lease_s: float = Field(120, ge=3,
+        description="seconds until another process may take over from a dead one")
     retrain_variant_share: float = Field(
         0.4, gt=0, lt=1, description="share of attacked comments among the training rows, at most"
     )

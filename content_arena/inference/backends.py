@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['logger', 'TORCH', 'PRECISIONS', 'MEASURE_S', 'Network', 'TorchNetwork', 'listed_backends', 'lacking', 'graph_folder',
-           'load_graph', 'open_backend', 'seconds_of', 'fastest', 'choose']
+           'load_graph', 'open_backend', 'seconds_of', 'fastest', 'choose', 'Files', 'open_chosen']
 
 # %% ../../nbs/06_inference/25_backends.ipynb #d734fb17
 import hashlib
@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from safetensors import safe_open
 from ..core.files import write_json
 from .merged_cache import dense_folder, load_merged, shared_tokenizer
 from ..training.base_models import BaseModel
-from ..training.building import ModelError, building
+from ..training.building import ModelError, best_device, building, fast_dtype
 from ..training.classifier import (
     load_tokenizer, predict_logits, read_spec, verify_model, write_manifest)
 from ..training.openvino_network import (
@@ -224,3 +225,44 @@ def choose(wanted: str, listed: Sequence[str], spec: Mapping[str, Any], version:
     if why := lacking(wanted, spec):
         return TORCH, f"{wanted} was asked for, but {why}"
     return wanted, "asked for"
+
+# %% ../../nbs/06_inference/25_backends.ipynb #c0ffee02
+@dataclass(frozen=True)
+class Files:
+    "A verified model folder, and what is needed to open it."
+    folder: Path
+    sha256: str
+    base: Callable[[], BaseModel]
+    cache_dir: Path
+    dtype: str
+    threads: int
+
+    def open(self, name: str) -> tuple[Any, Any]:
+        "Network and tokenizer, computed by backend `name`."
+        if name != TORCH:
+            return open_backend(name, self.folder, self.sha256, self.base, self.cache_dir,
+                                self.threads)
+        device = best_device()
+        wanted = fast_dtype(device) if self.dtype == "auto" else getattr(torch, self.dtype)
+        return load_merged(self.folder, self.sha256, self.base, self.cache_dir, dtype=wanted,
+                           device=device)
+
+    def measured(self, name: str) -> tuple[Network, Any]:
+        "The same, to measure it."
+        opened, tokenizer = self.open(name)
+        return TorchNetwork(opened) if name == TORCH else opened, tokenizer
+
+def open_chosen(files: Files, spec: dict, backend: str, listed: Sequence[str],
+                version: str) -> tuple[Any, Any, str]:
+    "Network, tokenizer, and the backend that was chosen; torch where another can't be used."
+    name, why = choose(backend, listed, spec, version, lambda names: fastest(
+        files.cache_dir / "backends.json", files.sha256, names, files.measured), best_device())
+    try:
+        opened = files.open(name)
+    except BackendError as e:
+        name, why = TORCH, f"{name} can't be used: {e}"
+        opened = files.open(TORCH)
+    if backend != TORCH:
+        level = logging.INFO if name == backend or backend == "auto" else logging.WARNING
+        logger.log(level, "version %s is computed by %s: %s", version or "?", name, why)
+    return *opened, name

@@ -22,14 +22,13 @@ import torch
 from fastcore.basics import patch
 
 from ..core.config import load_settings
-from .backends import (
-    TORCH, BackendError, Network, TorchNetwork, choose, fastest, open_backend)
-from .merged_cache import load_merged, tokenizer_lock
+from .backends import TORCH, Files, Network, TorchNetwork, open_chosen
+from .merged_cache import tokenizer_lock
 from .cascade import cascade_of
 from .ensemble import Combination, load_members, recipe_of, share_equal
 from ..core.text import TEXT_FORM, text_form, tokenizer_input
-from ..training.base_models import BaseModel, BaseModelError, resolve_base_model
-from ..training.building import BadModel, ModelError, best_device, fast_dtype
+from ..training.base_models import BaseModelError, resolve_base_model
+from ..training.building import BadModel, ModelError
 from ..training.blend import Blend, blend_of
 from ..training.character_branch import CharacterBranch
 from ..training.classifier import encode, read_spec, verify_model
@@ -89,47 +88,6 @@ class Engine:
         self.size_mb += (branch.size_mb if branch else 0) + self.normaliser.size_mb
         self._tokenizer_lock = tokenizer_lock(tokenizer)      # other engines may use it too
 
-# %% ../../nbs/06_inference/30_engine.ipynb #b4c8e0f1
-@dataclass(frozen=True)
-class _Files:
-    "A verified model folder, and what is needed to open it."
-    folder: Path
-    sha256: str
-    base: Callable[[], BaseModel]
-    cache_dir: Path
-    dtype: str
-    threads: int
-
-    def open(self, name: str) -> tuple[Any, Any]:
-        "Network and tokenizer, computed by backend `name`."
-        if name != TORCH:
-            return open_backend(name, self.folder, self.sha256, self.base, self.cache_dir,
-                                self.threads or _ALL_CORES)
-        device = best_device()
-        wanted = fast_dtype(device) if self.dtype == "auto" else getattr(torch, self.dtype)
-        return load_merged(self.folder, self.sha256, self.base, self.cache_dir, dtype=wanted,
-                           device=device)
-
-    def measured(self, name: str) -> tuple[Network, Any]:
-        "The same, to measure it."
-        opened, tokenizer = self.open(name)
-        return TorchNetwork(opened) if name == TORCH else opened, tokenizer
-
-def _open(files: _Files, spec: dict, backend: str, listed: Sequence[str],
-          version: str) -> tuple[Any, Any, str]:
-    "Network, tokenizer, and the backend that was chosen; torch where another can't be used."
-    name, why = choose(backend, listed, spec, version, lambda names: fastest(
-        files.cache_dir / "backends.json", files.sha256, names, files.measured), best_device())
-    try:
-        opened = files.open(name)
-    except BackendError as e:
-        name, why = TORCH, f"{name} can't be used: {e}"
-        opened = files.open(TORCH)
-    if backend != TORCH:
-        level = logging.INFO if name == backend or backend == "auto" else logging.WARNING
-        logger.log(level, "version %s is computed by %s: %s", version or "?", name, why)
-    return *opened, name
-
 # %% ../../nbs/06_inference/30_engine.ipynb #f2e1ed22
 @patch(cls_method=True)
 def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias: str = "",
@@ -150,9 +108,9 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
         torch.set_num_threads(threads)
     base = lambda: resolve_base_model(spec["base_model"], cache_dir, progress=False,
                                       expected_sha256=spec["base_model_sha256"])
-    files = _Files(folder, sha256, base, Path(cache_dir), dtype, threads)
+    files = Files(folder, sha256, base, Path(cache_dir), dtype, threads or _ALL_CORES)
     try:
-        network, tokenizer, name = _open(files, spec, backend, listed, version)
+        network, tokenizer, name = open_chosen(files, spec, backend, listed, version)
     except BaseModelError as e:
         raise ModelError(f"version {version or folder.name} needs its base model: {e}") from e
     engine = cls(network, tokenizer, spec, version=version, alias=alias, sha256=sha256,

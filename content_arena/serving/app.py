@@ -34,8 +34,7 @@ from ..monitoring.run_metrics import metrics_folder
 from .battle_runner import BattleRunner, battle_routes
 from .clients import client_of, has_token, is_loopback, trusted_networks
 from .logs import AccessLog, log_as_json
-from .model_host import (
-    LoadFailed, Loader, ModelHost, ModelSlot, RegistryLoader)
+from .model_host import LoadFailed, Loader, ModelHost, ModelSlot, RegistryLoader
 from .registry_watch import Observer
 from .labels import sample_routes
 from .pages import page_routes
@@ -287,8 +286,7 @@ async def challenger_reloaded(service: Service, load: asyncio.Task | None) -> Ch
 
 # %% ../../nbs/11_serving/80_app.ipynb #e1b77a52
 def _work(batcher: MicroBatcher) -> dict[str, Any]:
-    return dict(model_backend=getattr(batcher.scorer, "backend", None),
-                tokens_per_s=round(batcher.tokens_per_s, 1), tokens_waiting=batcher.turns.wait,
+    return dict(tokens_per_s=round(batcher.tokens_per_s, 1), tokens_waiting=batcher.turns.wait,
                 step_tokens=batcher.step_tokens, largest_request_tokens=int(batcher.largest))
 
 # %% ../../nbs/11_serving/80_app.ipynb #f8e4a2e2
@@ -314,23 +312,22 @@ def operations_routes(service: Service) -> APIRouter:
     @routes.get("/health")
     async def health() -> Health:
         "Does the process live?"
-        version = host.slot.version if host.slot else None
-        return Health(status="ok" if version else "no model", model_version=version,
-                      model_alias=host.alias)
+        n = host.slot and host.slot.version
+        return Health(status="ok" if n else "no model", model_version=n, model_alias=host.alias)
 
     @routes.get("/ready", responses=problems(503))
     async def ready() -> Ready:
         "Is a verified model loaded?"
-        if (slot := host.slot) is None:
-            raise _no_model(host)
+        if (slot := host.slot) is None: raise _no_model(host)
         return Ready(model_version=slot.version, model_alias=slot.alias, model_sha256=slot.sha256,
-                     threshold=slot.scorer.threshold, **_work(slot.batcher))
+                     threshold=slot.scorer.threshold, **_work(slot.batcher),
+                     model_backend=getattr(slot.scorer, "backend", None))
 
     @routes.get("/metrics", response_class=Response)
     async def metrics(request: Request) -> Response:
         "For Prometheus."
-        page, content_type = exposition(service.metrics, request.headers.get("accept", ""))
-        return Response(page, headers={"content-type": content_type})
+        page, kind = exposition(service.metrics, request.headers.get("accept", ""))
+        return Response(page, headers={"content-type": kind})
 
     return routes
 

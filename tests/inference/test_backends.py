@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from content_arena.data.embedded_corpus import neutral_test
-from content_arena.inference import engine as engines
+from content_arena.inference import backends
 from content_arena.inference.backends import listed_backends
 from content_arena.inference.engine import Engine
 from content_arena.testing.tiny_base import make_tiny_base
@@ -138,13 +138,13 @@ def test_without_openvino_torch_answers_and_the_log_says_so(version, comments, m
     openvino_network.processor_formats.cache_clear()
     monkeypatch.setitem(sys.modules, "openvino", None)
     try:
-        with caplog.at_level(logging.INFO, logger=engines.__name__):
+        with caplog.at_level(logging.INFO, logger=backends.__name__):
             engine = load(version, INT8)
     finally:
         openvino_network.library.cache_clear()
         openvino_network.processor_formats.cache_clear()
     assert engine.backend == "torch"
-    [line] = [r.getMessage() for r in caplog.records if r.name == engines.__name__]
+    [line] = [r.getMessage() for r in caplog.records if r.name == backends.__name__]
     assert "openvino is not installed" in line and "torch" in line
     np.testing.assert_array_equal(
         engine.scores(comments[:5]), load(version, "torch").scores(comments[:5])
@@ -170,10 +170,10 @@ def test_a_challenger_gives_way_between_short_steps(version, comments):
 def test_a_processor_without_bfloat16_starts_and_says_what_it_chose(version, monkeypatch, caplog):
     "OpenVINO can't be told to forget what the processor has, so what it says of it is replaced."
     monkeypatch.setattr("content_arena.inference.backends.processor_formats", lambda: {"FP32"})
-    with caplog.at_level(logging.INFO, logger=engines.__name__):
+    with caplog.at_level(logging.INFO, logger=backends.__name__):
         chosen = load(version, "auto", ALL).backend
         assert load(version, "openvino-bf16").backend == "torch"
-    lines = [r.getMessage() for r in caplog.records if r.name == engines.__name__]
+    lines = [r.getMessage() for r in caplog.records if r.name == backends.__name__]
     assert chosen in ("torch", "openvino-float32", INT8)  # either may be the fastest here
     assert lines[0].startswith(f"version 7 is computed by {chosen}: the fastest here")
     assert "openvino-bf16" not in lines[0] and "no bfloat16" in lines[1]
