@@ -34,7 +34,8 @@ from ..monitoring.run_metrics import metrics_folder
 from .battle_runner import BattleRunner, battle_routes
 from .clients import client_of, has_token, is_loopback, trusted_networks
 from .logs import AccessLog, log_as_json
-from .model_host import LoadFailed, Loader, ModelHost, ModelSlot, RegistryLoader
+from .model_host import (
+    LoadFailed, Loader, ModelHost, ModelSlot, RegistryLoader)
 from .registry_watch import Observer
 from .labels import sample_routes
 from .pages import page_routes
@@ -334,8 +335,7 @@ def operations_routes(service: Service) -> APIRouter:
 # %% ../../nbs/11_serving/80_app.ipynb #cea39a81
 def authorise_label(request: Request, service: Service, source: str) -> None:
     "Raise a Problem unless `request` may hand in labels of `source`."
-    if not has_token(request, service.feedback_token):
-        return authorise(request, service)
+    if not has_token(request, service.feedback_token): return authorise(request, service)
     if source in service.settings.trusted_sources:
         raise Problem("source-not-allowed", f"labels of {source} count at once",
                       "send them with CONTENT_ARENA_API_TOKEN")
