@@ -39,14 +39,11 @@ from .model_card import slice_figures, training_card
 from .loop import TrainingError, fit
 from .quantise import CALIBRATION, Judging, quantise
 from content_arena.training.tracking import (
-    confusion_figure,
-    connect,
-    environment,
+    confusion_figure, connect, environment,
     first_weights,
     git_commit,
     log_dataset,
-    log_fingerprints,
-    log_json,
+    log_fingerprints, log_json,
     log_model,
     precision_recall_figure,
 )
