@@ -134,4 +134,7 @@ def site_serve(
     build_site(settings)
     with site_server(settings, port) as server:
         print(f"http://127.0.0.1:{server.server_port}/index.html", file=sys.stderr, flush=True)
-        server.serve_forever()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            pass

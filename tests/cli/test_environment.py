@@ -31,6 +31,7 @@ VALUES = {
     "members": "1,2",
     "first": "ab",
     "second": "cd",
+    "folder": "/dev/null/project",
 }
 EXTRA = {
     ("serve",): ["--port", "0"],
@@ -39,13 +40,16 @@ EXTRA = {
     ("registry", "threshold"): ["--feedback"],
 }
 KERNELS = {("pipeline", "run"), ("monitor", "report")}  # seconds each: where folders matter
-ENDLESS = {("serve",), ("retrain", "watch")}  # until they are stopped
+ENDLESS = {("serve",), ("retrain", "watch"), ("site", "serve")}  # until they are stopped
+OTHERS = {("lab",)}  # becomes JupyterLab
 
 
 def commands() -> dict[tuple[str, ...], list[str]]:
     "Every command of the program -> arguments that it needs."
     options = {}
     for path, command in leaves(typer.main.get_command(app)):
+        if path in OTHERS:
+            continue
         given = []
         for p in command.params:
             if p.required:

@@ -126,10 +126,10 @@ def test_run_killed_three_times_goes_on_with_the_same_command(home, first):
     folder, environment = home
     command = ("pipeline", "run", "-p", "seed=21", "--json")
     registry = ModelRegistry(settings_of(environment))
-    known = set((folder / "runs").iterdir())
+    known = set((folder / "runs").glob("*-*/"))
 
     def run_has(sign: str) -> bool:
-        return any(list(r.glob(sign)) for r in set((folder / "runs").iterdir()) - known)
+        return any(list(r.glob(sign)) for r in set((folder / "runs").glob("*-*/")) - known)
 
     for sign in (
         "train/checkpoints/step-*",  # training
@@ -139,7 +139,7 @@ def test_run_killed_three_times_goes_on_with_the_same_command(home, first):
         kill_when(environment, arena(environment, *command, wait=False), lambda: run_has(sign))
         assert registry.get_champion() is not None
         unfinished = find_unfinished(settings_of({**environment, "CONTENT_ARENA_SEED": "21"}))
-        assert unfinished in set((folder / "runs").iterdir()) - known
+        assert unfinished in set((folder / "runs").glob("*-*/")) - known
 
     before = read_json(unfinished / "run.json")["done"]
     assert "02_train" in before
@@ -155,7 +155,7 @@ def test_run_killed_three_times_goes_on_with_the_same_command(home, first):
             result["comparison"]["verdict"]
         ]
     )
-    assert len(set((folder / "runs").iterdir()) - known) == 1, "a second run was begun"
+    assert len(set((folder / "runs").glob("*-*/")) - known) == 1, "a second run was begun"
     assert sum(v.run_id == result["mlflow_run_id"] for v in registry.versions()) == 1, (
         "registered twice"
     )
@@ -170,7 +170,7 @@ def test_failing_notebook_is_named_kept_and_logged(home, tmp_path):
     failure = json.loads(out.splitlines()[-1])
     assert failure["status"] == "error" and "01_prepare failed: cell" in failure["message"]
     assert "broken.csv" in failure["message"] and "Traceback" not in err
-    run = max((home[0] / "runs").iterdir(), key=lambda p: p.name)
+    run = max((home[0] / "runs").glob("*/run.json"), key=lambda p: p.parent.name).parent
     state = read_json(run / "run.json")
     assert state["status"] == "failed" and (run / "01_prepare.html").exists()
     mlflow.set_tracking_uri(settings_of(home[1]).mlflow_uri())
