@@ -125,9 +125,9 @@ def test_a_flood_of_the_largest_requests_holds_nobody_up(folder, flood):
         [f.result(60) for f in flooding]
         assert (batcher.turns.wait, batcher.waiting) == (0, 0)
         assert max(steps) > 0.005 and {status for status, _ in probes} == {200}
-    # it waits for the step that runs, is in the next one, and the machine may be busy
-    assert np.median([s for _, s in probes]) < 4 * np.percentile(steps, 95) + 0.05
-    assert max(s for _, s in probes) < 8 * max(steps) + 0.2
+    # it waits for the step that runs and is in the next one, not for the seconds of the flood
+    assert max(s for _, s in probes) < 4, "a single comment waited longer than request_timeout_s"
+    assert np.median([s for _, s in probes]) < 1
     late = {504} if max(slow) > 1.2 else set()  # a busy machine became slower than it was measured
     assert {a.status_code for a, _ in got} <= {200, 413, 429} | late
     refused = [(a, seconds) for a, seconds in got if a.status_code in (413, 429)]

@@ -148,7 +148,7 @@ def test_the_comparison_holds_a_fixed_battle(first):
     fought = battle["challenger"]
     assert battle["present"] and battle["champion"] is None and fought["attacked"] > 300
     assert 0 <= fought["held_out"]["evasion_rate"] <= 1 and fought["clean_attacked"] > 300
-    assert "held-out families" in Path(first["report_html"]).read_text()
+    assert "held out" in Path(first["report_html"]).read_text()
 
 
 def test_a_battle_against_the_champion_and_its_report(home, first):
