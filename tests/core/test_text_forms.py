@@ -267,6 +267,7 @@ class Loaded:
 
 def test_service_single_batch_and_events(trained, engine):
     s, folder, _ = trained
+    s = s.model_copy(update={"request_timeout_s": 120})  # the longest text, on a slow machine
     loader = Loaded(copy(engine))  # the service closes what it was given
     loader.settings = s
     longest = "각" * s.max_request_chars

@@ -157,7 +157,7 @@ def test_the_report_draws_the_curve_and_marks_what_was_kept(curved):
     assert {x for x, _ in lines["kept"]} == {summary["best_step"]}
     run = mlflow.get_run(run_id)
     said = training_summary(run)
-    assert f"F1 {run.data.metrics['best_valid_f1']:.3f} on validation" in said
+    assert f"F1 {100 * run.data.metrics['best_valid_f1']:.1f} % on validation" in said
     assert f"kept from step {summary['best_step']}." in said
 
 
