@@ -106,12 +106,16 @@ def graph_folder(cache_dir: Path, sha256: str) -> Path:
 def _table(dense: Path) -> Callable[[str], np.ndarray]:
     "What gives a weight of the merged network in `dense` by its name in a `ContentClassifier`."
     def table(name: str) -> np.ndarray:
-        for file in sorted(dense.glob("*.safetensors")):
+        known = {}
+        for file in dense.glob("*.safetensors"):
             with safe_open(file, "pt") as f:
-                for key in f.keys():                                        # noqa: SIM118
-                    if key == name or name.endswith(f".{key}"):
-                        return f.get_tensor(key).numpy()
-        raise KeyError(name)
+                known |= {key: file for key in f.keys()                # noqa: SIM118
+                          if f".{name}".endswith(f".{key}")}
+        key = max(known, key=len, default=name)        # "weight" is also what a head's is called
+        if key not in known:
+            raise KeyError(name)
+        with safe_open(known[key], "pt") as f:
+            return f.get_tensor(key).numpy()
     return table
 
 def _write(classifier: torch.nn.Module, place: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,22 @@ def test_float32_gives_the_scores_of_torch(version, comments):
     assert np.ptp(reference) > 0.1
     np.testing.assert_allclose(engine.scores(comments), reference, atol=1e-4)
     np.testing.assert_allclose(engine.scores(comments[::-1])[::-1], reference, atol=1e-4)
+
+
+def test_a_table_left_out_of_the_graph_is_the_networks_own(version, comments, monkeypatch):
+    "Two files have a weight whose name ends in `weight`: the network's and the head's."
+    cache = version.parent / "cache_of_small_tables"
+    cache.mkdir()
+    (cache / "base_models").symlink_to(version.parent / "cache" / "base_models")
+    monkeypatch.setattr(backends, "write_graph", partial(openvino_network.write_graph, least=100))
+    engine = Engine.load(
+        version, cache_dir=cache, dtype="float32", threads=1, backend="openvino-float32", listed=ALL
+    )
+    [graph] = cache.glob("merged/*/network.xml")
+    assert "table:" in graph.read_text()  # something was left out
+    assert engine.backend == "openvino-float32"
+    reference = load(version, "torch").scores(comments)
+    np.testing.assert_allclose(engine.scores(comments), reference, atol=1e-4)
 
 
 def test_many_threads_may_ask_one_engine(version, comments):
