@@ -365,9 +365,9 @@ def notify(
 def _required(part: str) -> list[dict[str, str]]:
     if part != "gpu":
         raise typer.BadParameter(f"no such part: {part}; there is gpu", param_hint="--require")
-    from content_arena.cli.gpu import require_gpu
-    state, says = require_gpu()
-    return [{"name": "gpu", "state": state, "says": says}]
+    from content_arena.training.building import gpu_name, gpu_problem
+    problem = gpu_problem()
+    return [{"name": "gpu", "state": "missing" if problem else "ok", "says": problem or gpu_name()}]
 
 @app.command()
 def doctor(

@@ -35,6 +35,7 @@ def run_folder(settings: Settings, name: str | None) -> Path:
         raise SettingsError(f"{name} begins {len(known)} runs: {', '.join(f.name for f in known)}")
     return known[0]
 
+# %% ../../nbs/14_cli/75_runs.ipynb #feb1eb22
 @runs_app.command("list")
 def runs_list(
     p: Parameter = None, as_json: AsJson = False,
@@ -123,6 +124,7 @@ def site_build(
             console.print(f"{value['published']} files in {to}", markup=False)
     show_result(as_json, value, show)
 
+# %% ../../nbs/14_cli/75_runs.ipynb #528e906b
 @site_app.command("serve")
 def site_serve(
     p: Parameter = None,

@@ -121,6 +121,7 @@ def _forget(self: MicroBatcher, job: Job) -> None:
     job.todo.clear()
     job.cost = 0
 
+# %% ../../nbs/06_inference/40_batching.ipynb #c9dcf97b
 @patch
 async def score(self: MicroBatcher, texts: Sequence[str], client: Hashable = "") -> np.ndarray:
     """P(toxic) (n,) float64, in the order of `texts`. Raises QueueFull, TooLarge, ScoreError, or

@@ -125,6 +125,7 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
                         threads=threads, probe_tolerance=probe_tolerance)
     return engine
 
+# %% ../../nbs/06_inference/30_engine.ipynb #58121bd9
 def _load_rest(folder: Path, spec: dict) -> dict[str, Any]:
     "What a version has beside its network."
     try:
@@ -215,6 +216,7 @@ def _odds(self: Engine, ids: list[list[int]], parts: list[str], batch_tokens: in
         odds |= self._restored(parts, odds, batch_tokens)
     return odds
 
+# %% ../../nbs/06_inference/30_engine.ipynb #17c7862b
 @patch
 def _network(self: Engine, ids: list[list[int]], batch_tokens: int) -> np.ndarray:
     logits = self.network.logits(ids, self.tokenizer.pad_token_id, batch_tokens)

@@ -165,6 +165,7 @@ def _fair(flows: Iterable[tuple[float, Iterator[Unit]]]) -> Iterator[Unit]:
             heapreplace(heap, (had + unit.cost, n, units))
             yield unit
 
+# %% ../../nbs/06_inference/35_work.ipynb #4f61a569
 class Turns:
     "Jobs that wait, and whose turn it is. `wait`: tokens of all, `texts`: texts not begun."
     def __init__(self):

@@ -58,6 +58,7 @@ def _texts(cell: dict[str, Any]) -> Iterator[str]:
                 yield joined(value) if isinstance(value, list) else json.dumps(
                     value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
+# %% ../../nbs/12_reports/54_publish.ipynb #ce1a4955
 _REVEALS = re.compile(r"^reveal_errors\s*=\s*True\b", re.MULTILINE)
 
 def scan_notebook(file: Path, comments: Iterable[str] = (), secrets: Secrets | None = None,

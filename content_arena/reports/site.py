@@ -54,6 +54,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Mapping[str, Any]], tuple[Any, str]]]] =
 }
 _NUMBERS = ("f1", "caught", "flagged", "caught_disguised", "flagged_disguised", "seconds")
 
+# %% ../../nbs/12_reports/60_site.ipynb #0ca0224c
 def run_cells(row: Mapping[str, Any]) -> str:
     "One `run_row` as a line of the table."
     run = html.escape(row["run"])

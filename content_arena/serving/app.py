@@ -215,6 +215,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": "problem details (RFC 9457)", "content": content}
             for status in statuses}
 
+# %% ../../nbs/11_serving/80_app.ipynb #d93aba01
 Partial = Annotated[bool, Query(description="answer the valid texts of a batch, and say of each"
                                 " other one what is wrong with it, in its place in results")]
 

@@ -95,6 +95,7 @@ def in_nfc(text: Any, check: Callable[[Any], Any]) -> Any:
     check(nfc(text) if isinstance(text, str) else text)
     return text
 
+# %% ../../nbs/11_serving/10_schemas.ipynb #9ac0c9d8
 @dataclass(frozen=True)
 class Fault:
     "Stands in a batch for a text that is not valid: pydantic's `type` and `message`."

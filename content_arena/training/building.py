@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEAD_NAMES', 'LEAST_DRIVER', 'building', 'ModelError', 'BadModel', 'convert', 'check_formats', 'fast_dtype',
-           'best_device', 'gpu_problem']
+           'best_device', 'gpu_problem', 'gpu_name']
 
 # %% ../../nbs/05_training/25_building.ipynb #94b03d3d
 import threading
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,17 +101,25 @@ def best_device() -> str:
 # %% ../../nbs/05_training/25_building.ipynb #621e74c9
 LEAST_DRIVER = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
 
-def gpu_problem() -> str:
-    "Why nothing can be trained on a GPU here; '' if one is there and computes."
-    cuda = torch.version.cuda
-    if cuda is None:
+def gpu_problem(cuda: Any = torch.cuda, built_for: str | None = torch.version.cuda) -> str:
+    """Why nothing can be trained on a GPU here; '' if one is there and computes.
+
+    `cuda`: as `torch.cuda`; `built_for`: the CUDA release of this torch, None without."""
+    if built_for is None:
         return f"this PyTorch ({torch.__version__}) is built for the CPU: scripts/setup gpu"
-    least = LEAST_DRIVER.get(cuda.partition(".")[0], "of that version")
-    remedy = f"CUDA {cuda} needs driver {least} or newer, and nvidia-smi has to show a GPU"
-    if not torch.cuda.is_available():
+    least = LEAST_DRIVER.get(built_for.partition(".")[0], "of that version")
+    remedy = (f"CUDA {built_for} needs driver {least} or newer, and nvidia-smi has to show a GPU;"
+              " a container needs --gpus all")
+    if not cuda.is_available():
         return f"no GPU answers: {remedy}"
     try:
-        sums = float(torch.ones(64, 64, device="cuda").sum())
+        ones = torch.ones(64, 64, device="cuda")
+        total = float((ones @ ones).sum())
     except RuntimeError as e:
         return f"the GPU does not compute ({str(e).splitlines()[0]}): {remedy}"
-    return "" if sums == 4096 else f"the GPU miscounts: 64 x 64 ones are {sums:g}"
+    return "" if total == 64.0**3 else f"the GPU multiplies wrongly: {total:g}, not 64^3"
+
+def gpu_name(cuda: Any = torch.cuda) -> str:
+    "What the GPU is called, and its memory."
+    memory = cuda.get_device_properties(0).total_memory / 1e9
+    return f"{cuda.get_device_name()}, {memory:.0f} GB"

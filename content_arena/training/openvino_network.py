@@ -52,6 +52,7 @@ def _example(classifier: ContentClassifier, shape: tuple[int, int], padded: int,
         mask[-1, -padded:] = 0
     return ids, mask
 
+# %% ../../nbs/05_training/78_openvino_network.ipynb #a69562c0
 SHAPES = (((1, 5), 0), ((3, 9), 4), ((2, 7), 0))
 
 @building()

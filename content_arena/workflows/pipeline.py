@@ -205,6 +205,7 @@ def run_stage(notebook: Path, run_folder: Path, settings: Settings) -> Path:
         raise PipelineError(f"run {run_folder.name}: {notebook.stem} failed: {problem}")
     return output
 
+# %% ../../nbs/13_workflows/20_pipeline.ipynb #1daeee86
 def _execute(notebook: Path, output: Path, values: dict, kernel: StageKernel) -> str | None:
     "Run a notebook with `values`; says what went wrong, if anything."
     try:

@@ -145,20 +145,25 @@ def trigger_table(week: Week) -> pd.DataFrame:
     return pd.DataFrame([(t.name, t.value, t.limit, _share(t), t.says) for t in week.triggers],
                         columns=["trigger", "value", "limit", "state", "in words"])
 
+def _flagged(week: Week) -> tuple[int, float]:
+    "How many comments were judged, and the share of them that were called toxic."
+    n = int(week.traffic.predictions.sum())
+    return n, float((week.traffic.flagged * week.traffic.predictions).sum() / max(n, 1))
+
 def week_facts(week: Week) -> dict[str, Any]:
     "For the summary of the page (`reports.summary.week_lines`): plain values, None if unknown."
-    q, n = week.quality, int(week.traffic.predictions.sum())
+    q, (n, flagged) = week.quality, _flagged(week)
     known = lambda value: float(value) if value == value else None
-    flagged = (week.traffic.flagged * week.traffic.predictions).sum() / max(n, 1)
-    return {"judged": n, "flagged": float(flagged), "drifted": list(week.drift.drifted),
+    return {"judged": n, "flagged": flagged, "drifted": list(week.drift.drifted),
             "labelled": q.labelled, "f1": known(q.f1.value), "low": known(q.f1.low),
             "high": known(q.f1.high),
             "triggers": [{"name": t.name, "state": _share(t), "says": t.says}
                          for t in week.triggers]}
 
+# %% ../../nbs/13_workflows/90_weekly_report.ipynb #33c3945c
 def headlines(week: Week) -> list[str]:
     "The report in a few sentences, the most urgent first."
-    n, q, said = int(week.traffic.predictions.sum()), week.quality, []
+    (n, flagged), q, said = _flagged(week), week.quality, []
     failed = week.retraining[week.retraining.status == "failed"]
     if len(failed):
         said.append(f"**{len(failed)} automatic run(s) failed**, last: {failed.error.iloc[-1]}.")
@@ -166,7 +171,6 @@ def headlines(week: Week) -> list[str]:
              for t in week.triggers if _share(t)]
     if week.drift.drifted:
         said.append(f"**The traffic changed** in {', '.join(week.drift.drifted)}.")
-    flagged = (week.traffic.flagged * week.traffic.predictions).sum() / max(n, 1)
     said.append(f"{n:,} comments were judged, {flagged:.1%} of them toxic.")
     low, mid, high = (100 * x for x in (q.f1.low, q.f1.value, q.f1.high))
     said.append(f"F1 in the traffic is {mid:.0f} % ({low:.0f} to {high:.0f}), from"

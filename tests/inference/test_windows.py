@@ -4,16 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from tiny_models import random_version
 from content_arena.inference.engine import Engine, token_guess
 from content_arena.inference.ensemble import Combination, Recipe
 from content_arena.testing.tiny_base import make_tiny_base
-from content_arena.training.base_models import resolve_base_model
 from content_arena.training.blend import Blend
-from content_arena.training.classifier import build_classifier, load_tokenizer, save_model
+from content_arena.training.classifier import save_model
 from content_arena.training.normaliser import Normaliser
-from content_arena.training.qlora_trainer import probe_scores
 
 TEXTS = ["you are kind", "", "바보 " * 40, "kind " * 60 + "awful", "AWFUL you", "\ud83d 버보" * 9]
 
@@ -35,20 +33,8 @@ class Letters:
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory) -> Engine:
     folder = tmp_path_factory.mktemp("windows")
-    base = resolve_base_model(
-        str(make_tiny_base(folder / "tiny")), folder / "cache", progress=False
-    )
-    classifier, spec = build_classifier(base, quantization="none", lora_r=4, dtype=torch.float32)
-    torch.manual_seed(0)
-    for name, p in classifier.named_parameters():
-        if "lora_B" in name or "head" in name:
-            p.data.normal_(std=0.5)
-    spec |= {
-        "max_length": 16,
-        "temperature": 1.0,
-        "threshold": 0.35,
-        "probe": probe_scores(classifier, load_tokenizer(base.path)),
-    }
+    tiny = make_tiny_base(folder / "tiny")
+    _, classifier, spec = random_version(tiny, folder / "cache")
     save_model(classifier, folder / "model", spec)
     return Engine.load(folder / "model", cache_dir=Path(folder) / "cache", dtype="float32")
 

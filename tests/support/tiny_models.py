@@ -52,20 +52,24 @@ def train(settings, work: Path) -> str:
     return QLoRATrainer(settings, progress=False).train(frame[:90], frame[90:], work_dir=work)
 
 
-def register(settings, base_folder, seed: int, threshold: float = 0.35):
-    "A tiny model with random weights as the next challenger, logged as the trainer does."
-    base = resolve_base_model(str(base_folder), settings.path("var_dir") / "cache", progress=False)
+def random_version(base_folder, cache: Path, seed: int = 0, threshold: float = 0.35):
+    "Base, classifier and spec of a tiny version with random weights."
+    base = resolve_base_model(str(base_folder), cache, progress=False)
     classifier, spec = build_classifier(base, quantization="none", lora_r=4, dtype=torch.float32)
     torch.manual_seed(seed)
     for name, p in classifier.named_parameters():
         if "lora_B" in name or "head" in name:
             p.data.normal_(std=0.5)
-    spec |= {
-        "max_length": 16,
-        "temperature": 1.0,
-        "threshold": threshold,
-        "probe": probe_scores(classifier, load_tokenizer(base.path)),
-    }
+    probe = probe_scores(classifier, load_tokenizer(base.path))
+    more = {"max_length": 16, "temperature": 1.0, "threshold": threshold, "probe": probe}
+    return base, classifier, spec | more
+
+
+def register(settings, base_folder, seed: int, threshold: float = 0.35):
+    "A tiny model with random weights as the next challenger, logged as the trainer does."
+    base, classifier, spec = random_version(
+        base_folder, settings.path("var_dir") / "cache", seed, threshold
+    )
     folder = settings.path("var_dir") / f"trained-{seed}"
     tags = dict(
         dataset_id="d",
