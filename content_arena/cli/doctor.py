@@ -77,10 +77,10 @@ def _packages(settings: Settings, secrets: Secrets) -> tuple[str, str]:
 
 @check("processor")
 def _processor(settings: Settings, secrets: Secrets) -> tuple[str, str]:
-    if torch.cuda.is_available():
+    if not (problem := gpu_problem()):
         return "ok", f"{torch.cuda.get_device_name()}, {fast_dtype('cuda')}"
-    if settings.require_gpu:
-        return "missing", gpu_problem()
+    if settings.require_gpu or torch.cuda.is_available():     # one that is there is trained on
+        return "missing", problem
     return (
         "note",
         f"no GPU: the profiles smoke and cpu fit; {torch.get_num_threads()} threads,"

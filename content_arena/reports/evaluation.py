@@ -22,6 +22,7 @@ from sklearn.calibration import calibration_curve
 
 from ..core.text import mask
 from ..mlops.mixed_evidence import disguise_headline
+from ..mlops.model_cards import base_name
 from .page import Chart
 from .tables import Table
 from .texts import ability, kind_of_comment, name_of, say
@@ -119,7 +120,7 @@ def training_summary(run: Any) -> str:
         f"**F1 {100 * f1:.1f} % on validation, {100 * abs(better):.1f} points"
         f" {'above' if better >= 0 else 'below'} the TF-IDF"
         f" baseline ({100 * floor:.1f} %).**\n\n{_said_of_parts(m)}"
-        f"{p['base_model']}, {p['quantization']}, rank {p['lora_r']}, {p['epochs']} epochs over"
+        f"{base_name(p['base_model'])}, {p['quantization']}, rank {p['lora_r']}, {p['epochs']} epochs over"
         f" {p['rows']} rows{kept}."
         f" Comments from a score of {m['threshold']:.3f} on are called toxic{own}; threshold"
         f" (rule: {p.get('threshold_rule', 'best_f1')}) and temperature"
@@ -317,7 +318,8 @@ def lineage_table(record: Mapping[str, Any], versions: Mapping[str, Any]) -> pd.
     for role, v in versions.items():
         if v is not None:
             rows[role] = {"version": v.version, "trained on": ", ".join(i[:12] for i in v.lineage),
-                          "base model": v.tags.get("base_model", ""), "model": v.sha256[:12],
+                          "base model": base_name(v.tags.get("base_model", "")),
+                          "model": v.sha256[:12],
                           "base weights": v.tags.get("base_model_sha256", "")[:12],
                           "MLflow run": v.run_id, "registered": f"{v.created:%Y-%m-%d %H:%M} UTC"}
     return pd.DataFrame(rows)

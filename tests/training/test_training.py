@@ -159,6 +159,8 @@ def test_the_report_draws_the_curve_and_marks_what_was_kept(curved):
     said = training_summary(run)
     assert f"F1 {100 * run.data.metrics['best_valid_f1']:.1f} % on validation" in said
     assert f"kept from step {summary['best_step']}." in said
+    base = Path(run.data.params["base_model"])
+    assert base.is_absolute() and f"\n\n{base.name}, " in said and str(base) not in said
 
 
 def test_older_runs_keep_their_last_point(curved):
