@@ -39,8 +39,8 @@ class Progress:
 
     @property
     def remaining_s(self) -> float | None:
-        "Seconds that the rest takes at the speed so far; None while there is nothing to go by."
-        if not self.total or not self.fresh or self.seconds <= 0:
+        "Seconds that the rest takes at the speed so far; None while less than a hundredth tells."
+        if not self.total or 100 * self.fresh < max(1, self.total) or self.seconds <= 0:
             return None
         return (self.total - self.done) * self.seconds / self.fresh
 
