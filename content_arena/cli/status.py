@@ -96,11 +96,12 @@ def _champion(settings: Settings) -> dict[str, Any] | str | None:
     "The champion's version and figures; None: there is none; a text: why nobody knows."
     from content_arena.mlops.registry_reader import RegistryReader
     try:
-        version = RegistryReader(settings).get_champion()
+        registry = RegistryReader(settings)
+        version, known = registry.get_champion(), registry.serving()
     except Exception as e:                       # whatever MLflow raises: the screen says so
         return f"the registry can't be read: {type(e).__name__}"
     return version and {"version": version.version, "sha256": version.sha256,
-                        "f1": version.tags.get("f1"), "since": version.tags.get("promoted", "")}
+                        "f1": version.tags.get("f1"), "since": known["since"]}
 
 def look(settings: Settings) -> dict[str, Any]:
     "What `status` shows, as JSON values."
@@ -126,7 +127,8 @@ def screen_lines(value: Mapping[str, Any]) -> list[str]:
                                                       else known),
              "champion": "none" if champion is None else champion if isinstance(champion, str)
              else f"version {champion['version']}" + (
-                 f", F1 {float(champion['f1']):.3f}" if champion["f1"] else ""),
+                 f", F1 {float(champion['f1']):.3f}" if champion["f1"] else "") + (
+                 f", since {champion['since'][:10]}" if champion["since"] else ""),
              "last run": f"{run['run']}: {run['outcome'].replace('_', ' ')}" + (
                  f" ({run['reason']})" if run["reason"] else "") if run else "none",
              "do now": value["now"]}

@@ -305,6 +305,17 @@ def artifact(self: RegistryReader, run_id: str, path: str, folder: Path) -> Path
             return None
         return Path(client.download_artifacts(run_id, path, str(folder)))
 
+# %% ../../nbs/08_mlops/20_registry_reader.ipynb #67c8c9d9
+@patch
+def serving(self: RegistryReader) -> dict[str, str]:
+    """The champion's `version`, and `since` when (ISO 8601) it is that, by which `action`,
+    `decision`, and what it `replaces`; all empty if there is none, the rest if it was not noted."""
+    now, moves = self.get_champion(), self.history()
+    last = next((e for e in reversed(moves) if e["action"] in ("promote", "rollback")), {})
+    known = last if now and last.get("version") == now.version else {}
+    return {"version": now.version if now else "", "since": known.get("time", ""),
+            **{k: known.get(k, "") for k in ("action", "decision", "replaces")}}
+
 # %% ../../nbs/08_mlops/20_registry_reader.ipynb #7eee2f06
 @patch
 def check_files(self: RegistryReader, version: Version) -> str:

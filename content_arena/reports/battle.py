@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEWEST', 'percent', 'battle_summary', 'sides_table', 'sides_figure', 'rule_frame', 'rule_figure', 'rule_table',
-           'best_evasions', 'weakest_rules', 'show_fixed_battle', 'beside_table']
+           'best_evasions', 'weakest_rules', 'show_fixed_battle', 'beside_table', 'earlier_like']
 
 # %% ../../nbs/12_reports/20_battle.ipynb #9f135d4f
 from collections.abc import Mapping, Sequence
@@ -232,3 +232,15 @@ def beside_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         f"held out: {name_of('false_positive_rate')}":
             percent(r["held_out"], "false_positive_rate")}
         for name, r in records.items()})
+
+# %% ../../nbs/12_reports/20_battle.ipynb #927e3d90
+_EARLIER = ("id", "created", "model_version", "detection_rate", "false_positive_rate")
+
+def earlier_like(record: Mapping[str, Any], battles: Sequence[Mapping[str, Any]]
+                 ) -> dict[str, Any]:
+    "Of `battles` the newest completed one before `record` with the same attack; `{}` if none is."
+    same = [b for b in battles if b.get("status") == "completed" and b["id"] != record["id"]
+            and b["created"] < record["created"]
+            and all(b.get(k) == record.get(k) for k in _SAME)]
+    last = max(same, key=lambda b: b["created"], default={})
+    return {k: last.get(k) for k in _EARLIER} if last else {}

