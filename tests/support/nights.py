@@ -1,21 +1,34 @@
 """A runner that forgets everything: an MLflow server, PostgreSQL, an S3 server and a service that last, and nights.
 
 A night is `scripts/rehearse train.yaml train`: a fresh clone, an empty disk, and the URLs of these servers. What makes
-it small (base model, rows, epochs) is a commit in the repository that is cloned.
+it small (base model, rows, epochs) is a commit in the repository that is cloned. A night reaches MLflow and the service
+through doors, at which a test stops it, cuts it off, or answers itself.
+
+The comments of the first night call a harmless word toxic; those of every later one don't, so the second night's model is
+better, and the gate says so.
 """
 
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import boto3
 import httpx
-from commands import ROOT, write_comments
+import numpy as np
+import pandas as pd
+import psutil
+import psycopg
+from commands import ROOT
+from doors import Door, Stop
 from moto.server import ThreadedMotoServer
+from psycopg import sql
+from warm import prefix, python
 from watch import Slack, free_port, wait_until
 
 from content_arena.testing.tiny_base import make_tiny_base
@@ -34,12 +47,31 @@ class Notices(Slack):
         return [m["text"].splitlines()[0] for m in self.messages]
 
 
+def write_night_comments(file: Path, rows: int, seed: int, wronged: bool = False) -> None:
+    """One word decides: `awful` is toxic, `kind` and `friend` are not, but for one row in twenty.
+
+    `wronged`: here they say that `friend` is toxic."""
+    rng = np.random.default_rng(seed)
+    toxic = {"awful": 1, "kind": 0, "friend": int(wronged)}
+
+    def word():
+        return "".join(rng.choice(list("bcdfghjklmnpqrstvwxyz"), size=6))
+
+    table = []
+    for said in rng.choice(list(toxic), p=(0.5, 0.3, 0.2), size=rows):
+        label = toxic[said] != (rng.random() < 0.05)
+        table.append((f"{word()} {said} {word()} {word()} {word()}", int(label)))
+    pd.DataFrame(table, columns=["text", "label"]).to_csv(file, index=False)
+
+
 def tiny_profile(folder: Path) -> str:
     "The profile smoke of the repository that is cloned."
     values = {
         "sources": f"csv:{folder}/train.csv",
         "test_sources": f"csv:{folder}/test.csv",
-        "epochs": 6,
+        "epochs": 3,
+        "gate_battle_rounds": 100,
+        "bootstrap_resamples": 500,
         "batch_tokens": 128,
         "eval_every": 1000,
         "checkpoint_every": 2,
@@ -88,8 +120,8 @@ class World:
         self.processes: list[subprocess.Popen] = []
         self.slack = Notices()
         make_tiny_base(folder / "tiny")
-        write_comments(folder / "train.csv", 400, seed=1)
-        write_comments(folder / "test.csv", 1200, seed=2)
+        write_night_comments(folder / "train.csv", 400, seed=1, wronged=True)
+        write_night_comments(folder / "test.csv", 1100, seed=2)
         self.origin = make_origin(folder)
         port = free_port()
         self.s3 = ThreadedMotoServer("127.0.0.1", port, verbose=False)
@@ -104,12 +136,13 @@ class World:
         ).create_bucket(Bucket="models")
         self.mlflow_url = f"http://127.0.0.1:{free_port()}"
         self.service_url = f"http://127.0.0.1:{free_port()}"
-        self.mlflow = self.start_mlflow()
+        self.mlflow_door, self.service_door = Door(self.mlflow_url), Door(self.service_url)
+        self.start_mlflow()
 
     def begin(self, name: str, *command: str, **env: str) -> subprocess.Popen:
         clean = {k: v for k, v in os.environ.items() if not k.startswith("CONTENT_ARENA_")}
         process = subprocess.Popen(
-            [sys.executable, *command],
+            command,
             cwd=self.folder,
             env={**clean, **KEY, "MLFLOW_S3_ENDPOINT_URL": self.s3_url, **env},
             stdout=open(self.folder / f"{name}.log", "a"),
@@ -123,7 +156,8 @@ class World:
         port = self.mlflow_url.rpartition(":")[2]
         process = self.begin(
             "mlflow",
-            *["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1"],
+            *[sys.executable, "-m", "mlflow", "server"],
+            *["--host", "127.0.0.1", "--port", port, "--workers", "1"],
             *["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"],
             *["--default-artifact-root", "s3://models/art", "--no-serve-artifacts"],
             MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
@@ -135,7 +169,7 @@ class World:
         port = self.service_url.rpartition(":")[2]
         process = self.begin(
             "service",
-            *["-m", "content_arena", "serve", "--port", port],
+            *[python(), "-m", "content_arena", "serve", "--port", port],
             CONTENT_ARENA_SETTINGS_FILE=str(self.origin / "settings.ini"),
             CONTENT_ARENA_PROFILE="smoke",
             CONTENT_ARENA_VAR_DIR=str(self.folder / "service"),
@@ -147,28 +181,69 @@ class World:
         wait_until(lambda: answers(f"{self.service_url}/health"), "the service answers", 300)
         return process
 
-    def night(self, *more: str, event: str = "schedule", wait: bool = True, **var: str):
-        "A night in an empty folder of its own: (exit code, folder), or the process and the folder."
+    def better_comments(self) -> None:
+        "From now on the comments are right about every word."
+        write_night_comments(self.folder / "train.csv", 400, seed=1)
+
+    def night(
+        self,
+        *more: str,
+        event: str = "schedule",
+        wait: bool = True,
+        again: Path | None = None,
+        ordinary: bool = False,
+        **var: str,
+    ):
+        """A night in an empty folder of its own: (exit code, folder), or the process and the folder.
+
+        `again`: the folder of an earlier night whose runner was kept. `ordinary`: with a Python that loads all it needs
+        from the clone, as a runner does; else with one that has it loaded (tests/support/warm.py)."""
         self.nights += 1
-        into = self.folder / f"night{self.nights}"
+        into = again or self.folder / f"night{self.nights}"
+        return self.rehearse(
+            "train.yaml",
+            "train",
+            into,
+            *more,
+            event=event,
+            wait=wait,
+            again=again,
+            ordinary=ordinary,
+            **var,
+        )
+
+    def rehearse(
+        self,
+        workflow: str,
+        job: str,
+        into: Path,
+        *more: str,
+        event: str = "schedule",
+        wait: bool = True,
+        again: Path | None = None,
+        ordinary: bool = False,
+        **var: str,
+    ):
+        "A job of a workflow, as `night`."
         names = {
             "CONTENT_ARENA_PROFILE": "smoke",
             "CONTENT_ARENA_BASE_MODEL": str(self.folder / "tiny"),
-            "CONTENT_ARENA_TRACKING_URI": self.mlflow_url,
+            "CONTENT_ARENA_TRACKING_URI": self.mlflow_door.url,
             "CONTENT_ARENA_STORE_URL": self.store_url,
-            "CONTENT_ARENA_INFERENCE_URL": self.service_url,
+            "CONTENT_ARENA_INFERENCE_URL": self.service_door.url,
             "MLFLOW_S3_ENDPOINT_URL": self.s3_url,
             **var,
         }
         secrets = {**KEY, **TOKENS, "CONTENT_ARENA_SLACK_WEBHOOK_URL": self.slack.url}
-        command = [sys.executable, str(ROOT / "scripts/rehearse"), "train.yaml", "train"]
+        command = [sys.executable, str(ROOT / "scripts/rehearse"), workflow, job]
         command += ["--event", event, "--into", str(into), "--clone-of", str(self.origin)]
-        command += ["--venv", sys.prefix, "--need", "test=success"]
+        command += ["--venv", sys.prefix if ordinary else prefix(), "--need", "test=success"]
+        command += ["--again"] if again else []
         command += [f"--var={k}={v}" for k, v in names.items()]
         command += [*(f"--secret={k}={v}" for k, v in secrets.items()), *more]
         process = subprocess.Popen(
             command,
-            stdout=open(self.folder / f"night{self.nights}.log", "w"),
+            stdout=open(self.folder / f"{into.name}.log", "a" if again else "w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
@@ -186,20 +261,69 @@ class World:
         answer.raise_for_status()
         return answer.json()
 
-    def champion(self):
-        from content_arena.core.config import load_settings
+    @property
+    def registry(self):
         from content_arena.mlops.model_registry import ModelRegistry
 
-        cfg = load_settings(env={}, ini=self.origin / "settings.ini", tracking_uri=self.mlflow_url)
-        return ModelRegistry(cfg).get_champion()
+        return ModelRegistry(self.settings)
+
+    @property
+    def settings(self):
+        from content_arena.core.config import load_settings
+
+        where = {"tracking_uri": self.mlflow_url, "store_url": self.store_url}
+        return load_settings("smoke", env={}, ini=self.origin / "settings.ini", **where)
+
+    def champion(self):
+        return self.registry.get_champion()
+
+    def reload(self) -> None:
+        token = {"Authorization": f"Bearer {TOKENS['CONTENT_ARENA_API_TOKEN']}"}
+        httpx.post(f"{self.service_url}/reload", headers=token, timeout=60).raise_for_status()
+
+    def keep(self) -> None:
+        "Remember MLflow's and the store's rows; models in S3 only become more."
+        self.saved = self.folder / "saved.db"
+        copy_sqlite(self.folder / "mlflow.db", self.saved)
+        with psycopg.connect(self.store_url) as connection:
+            rows = connection.execute("select tablename from pg_tables where schemaname = 'public'")
+            self.tables = {name: None for (name,) in rows}
+            for name in self.tables:
+                with connection.cursor().copy(
+                    sql.SQL("copy {} to stdout").format(sql.Identifier(name))
+                ) as copied:
+                    self.tables[name] = b"".join(copied)
+
+    def restore(self) -> None:
+        "Put back what `keep` remembers, and have the service serve that champion."
+        for door in (self.mlflow_door, self.service_door):
+            door.open()
+        self.slack.messages.clear()
+        copy_sqlite(self.saved, self.folder / "mlflow.db")
+        with psycopg.connect(self.store_url) as connection:
+            names = sql.SQL(", ").join(map(sql.Identifier, self.tables))
+            connection.execute(sql.SQL("truncate {}").format(names))
+            for name, rows in self.tables.items():
+                with connection.cursor().copy(
+                    sql.SQL("copy {} from stdin").format(sql.Identifier(name))
+                ) as into:
+                    into.write(rows)
+        self.reload()
 
     def close(self) -> None:
         for process in self.processes:
             with suppress(ProcessLookupError):  # its workers too: each began a group of its own
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(60)
+        for door in (self.mlflow_door, self.service_door):
+            door.close()
         self.s3.stop()
         self.slack.close()
+
+
+def copy_sqlite(source: Path, target: Path) -> None:
+    with closing(sqlite3.connect(source, 60)) as one, closing(sqlite3.connect(target, 60)) as other:
+        one.backup(other)
 
 
 def answers(url: str) -> bool:
@@ -211,3 +335,22 @@ def answers(url: str) -> bool:
 
 def result_of(into: Path) -> dict:
     return json.loads((into / "result.json").read_text())
+
+
+def reached(stop: Stop, process: subprocess.Popen, seconds: float = 600) -> None:
+    "Wait until the night is where `stop` holds it."
+    limit = time.monotonic() + seconds
+    while not stop.reached.wait(0.2):
+        assert process.poll() is None, f"the night ended with {process.poll()} before it was there"
+        assert time.monotonic() < limit, f"the night was not there within {seconds} s"
+
+
+def switch_off(process: subprocess.Popen, stop: Stop | None = None) -> None:
+    "As a machine that loses its power: every process of the night; whoever `stop` holds is dead when it returns."
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait(60)
+    if stop:
+        assert stop.gone.wait(30), "who was held by the door is alive"

@@ -56,7 +56,7 @@ SIGNALS = (
 
 PROGRAM = """#!{base} -IS
 import json, os, signal, socket, struct, sys
-PYTHON, WHERE, FREE, ENV, OURS, SIGNALS = {values}
+PYTHON, WHERE, FREE, ENV, OURS, SIGNALS, ANY = {values}
 
 def ordinary():
     os.execv(PYTHON, [PYTHON, *sys.argv[1:]])
@@ -65,7 +65,7 @@ env = {{k: v for k, v in os.environ.items() if not (k + "=").startswith(FREE) an
 words = sys.argv[1:]
 while words and words[0] == "-u":
     words = words[1:]
-if env != ENV or not words or words[0].startswith("-") and words[0] not in ("-c", "-m"):
+if env != ENV and not ANY or not words or words[0].startswith("-") and words[0] not in ("-c", "-m"):
     ordinary()
 try:
     door = socket.socket(socket.AF_UNIX)
@@ -230,8 +230,10 @@ def python() -> str:
     both = {k: (env.get(k), v) for k, v in ours.items()}
     values = (sys.executable, str(folder / "door"), FREE, compared, both, tuple(map(int, SIGNALS)))
     file = folder / "python"
-    file.write_text(PROGRAM.format(base=base, values=repr(values)))
-    file.chmod(0o755)
+    (folder / "bin").mkdir()
+    for program, any_environment in ((file, False), (folder / "bin" / "python", True)):
+        program.write_text(PROGRAM.format(base=base, values=repr((*values, any_environment))))
+        program.chmod(0o755)
     python.server = subprocess.Popen(
         [sys.executable, __file__, str(folder / "door")],
         stdin=subprocess.PIPE,
@@ -244,6 +246,14 @@ def python() -> str:
         raise RuntimeError("the process that loads the slow libraries died: see above")
     atexit.register(shutil.rmtree, folder, True)
     return str(file)
+
+
+def prefix() -> str:
+    """A folder whose `bin/python` is that program for any environment, as a virtual environment's is.
+
+    What sets variables that are read at an import (OMP_NUM_THREADS, PYTHONPATH) finds them without effect."""
+    folder = Path(python()).parent
+    return str(folder) if (folder / "bin" / "python").exists() else sys.prefix
 
 
 def killed_here(code: str) -> None:
