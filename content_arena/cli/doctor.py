@@ -31,7 +31,8 @@ from ..mlops.model_registry import (
 from ..workflows.stage_kernel import StageKernel
 from ..training.base_models import check_base_model
 from ..training.building import gpu_problem
-from ..training.classifier import ModelError, fast_dtype
+from ..training.classifier import fast_dtype
+from ..training.model_files import ModelError
 from ..training.tracking import PACKAGES, TrackingError, connect
 
 # %% ../../nbs/14_cli/20_doctor.ipynb #242e4e53

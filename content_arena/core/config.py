@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'RECIPE', 'Settings', 'find_settings_file', 'profiles_of', 'load_settings',
            'parse_parameters', 'Secrets', 'load_secrets', 'Actions', 'github_actions', 'spare_loopback',
-           'quiet_libraries', 'unattended', 'run_trigger', 'wait_briefly']
+           'quiet_libraries', 'unattended', 'run_trigger', 'wait_briefly', 'cores']
 
 # %% ../../nbs/01_core/40_config.ipynb #0c9fd7e0
 import difflib
@@ -348,3 +348,16 @@ def wait_briefly(env: MutableMapping[str, str] | None = None) -> None:
     env = os.environ if env is None else env
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & {*env}:
         env.update(GOMP_SPINCOUNT="1000", KMP_BLOCKTIME="0")     # GNU's library, LLVM's and Intel's
+
+# %% ../../nbs/01_core/40_config.ipynb #b18e80e4
+def cores(env: Mapping[str, str] | None = None) -> int:
+    "How many threads a computation has without being told."
+    first = (os.environ if env is None else env).get("OMP_NUM_THREADS", "").partition(",")[0]
+    if first.strip().isdigit() and int(first):
+        return int(first)
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        twice = Path("/sys/devices/system/cpu/smt/active").read_text().strip() == "1"
+    except OSError:
+        twice = False
+    return max(1, own // 2 if twice else own)

@@ -8,6 +8,7 @@ __all__ = ['logger', 'tokenize_windows', 'Engine', 'Window', 'Windowed', 'token_
 # %% ../../nbs/06_inference/30_engine.ipynb #4f833bf2
 import gc
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,20 +19,17 @@ from typing import Any
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from fastcore.basics import patch
 
-from ..core.config import load_settings
+from ..core.config import cores, load_settings
 from .backends import TORCH, Files, Network, TorchNetwork, open_chosen
-from .merged_cache import tokenizer_lock
+from .network_folders import tokenizer_lock
 from .cascade import cascade_of
-from .ensemble import Combination, load_members, recipe_of, share_equal
 from ..core.text import TEXT_FORM, text_form, tokenizer_input
-from ..training.base_models import BaseModelError, resolve_base_model
-from ..training.building import BadModel, ModelError
 from ..training.blend import Blend, blend_of
 from ..training.character_branch import CharacterBranch
-from ..training.classifier import encode, read_spec, verify_model
+from ..training.model_files import BadModel, ModelError, read_spec, verify_model
+from ..training.tokens import encode
 from ..training.normaliser import Normaliser, altered, read_again
 from ..training.thresholds import Thresholds
 
@@ -75,7 +73,7 @@ class Engine:
                  normaliser: Normaliser | None = None, backend: str = TORCH):
         self.classifier, self.tokenizer, self.spec = classifier, tokenizer, spec
         self.network: Network = classifier if backend != TORCH else TorchNetwork(classifier)
-        self.backend = backend
+        self.backend, self.several = backend, hasattr(classifier, "engines")     # an ensemble
         self.branch, self.blend = branch, blend_of(spec)
         self.cascade = cascade_of(spec) if branch else None
         self.on_stages: Callable[[int, int], Any] | None = None
@@ -104,15 +102,9 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
     if spec.get("kind") == "ensemble":
         return _load_ensemble(cls, spec, Path(cache_dir), probe_tolerance, version=version,
                               alias=alias, sha256=sha256, dtype=dtype, threads=threads)
-    if threads:
-        torch.set_num_threads(threads)
-    base = lambda: resolve_base_model(spec["base_model"], cache_dir, progress=False,
-                                      expected_sha256=spec["base_model_sha256"])
-    files = Files(folder, sha256, base, Path(cache_dir), dtype, threads or _ALL_CORES)
-    try:
-        network, tokenizer, name = open_chosen(files, spec, backend, listed, version)
-    except BaseModelError as e:
-        raise ModelError(f"version {version or folder.name} needs its base model: {e}") from e
+    base = partial(_base_of, spec, cache_dir, version or folder.name)
+    files = Files(folder, sha256, base, Path(cache_dir), dtype, threads)
+    network, tokenizer, name = open_chosen(files, spec, backend, listed, version)
     engine = cls(network, tokenizer, spec, version=version, alias=alias, sha256=sha256,
                  backend=name, **_load_rest(folder, spec))
     try:
@@ -126,6 +118,15 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
     return engine
 
 # %% ../../nbs/06_inference/30_engine.ipynb #58121bd9
+def _base_of(spec: dict, cache_dir: Path, version: str) -> Any:
+    "The base model of a version, which is needed only where its merged network is not kept."
+    from content_arena.training.base_models import BaseModelError, resolve_base_model
+    try:
+        return resolve_base_model(spec["base_model"], cache_dir, progress=False,
+                                  expected_sha256=spec["base_model_sha256"])
+    except BaseModelError as e:
+        raise ModelError(f"version {version} needs its base model: {e}") from e
+
 def _load_rest(folder: Path, spec: dict) -> dict[str, Any]:
     "What a version has beside its network."
     try:
@@ -139,6 +140,7 @@ def _load_rest(folder: Path, spec: dict) -> dict[str, Any]:
 # %% ../../nbs/06_inference/30_engine.ipynb #b6a853c4
 def _load_ensemble(cls: type[Engine], spec: dict, cache_dir: Path, probe_tolerance: float, *,
                    dtype: str, threads: int, **names: str) -> Engine:
+    from content_arena.inference.ensemble import load_members, recipe_of        # bring torch
     member = partial(cls.load, cache_dir=cache_dir, dtype=dtype, threads=threads,
                      probe_tolerance=probe_tolerance)
     parts = load_members(recipe_of(spec), spec["base_model_sha256"], cache_dir / "models", member)
@@ -149,6 +151,7 @@ def _load_ensemble(cls: type[Engine], spec: dict, cache_dir: Path, probe_toleran
 @patch
 def share(self: Engine, first: Engine) -> int:
     "Use the tokenizer of `first`, which has the same base, and its equal weights; bytes saved."
+    from content_arena.inference.ensemble import share_equal
     self.tokenizer, self._tokenizer_lock = first.tokenizer, first._tokenizer_lock
     return share_equal(first.classifier, self.classifier)
 
@@ -182,7 +185,7 @@ def _calibrated(self: Engine, texts: Sequence[str], changed: np.ndarray | None, 
     None: there is to be no cascade."""
     if not len(texts):
         return np.zeros(0, dtype=np.float32)
-    if isinstance(self.classifier, Combination):
+    if self.several:
         return self.classifier.scores(texts, batch_tokens=batch_tokens, restored=restored,
                                       cascade=changed is not None)
     ids, owner, parts = self._windows(texts)
@@ -242,14 +245,14 @@ def _restored(self: Engine, parts: list[str], odds: dict[str, np.ndarray],
 @patch(as_prop=True)
 def restoring(self: Engine) -> bool:
     "Whether what comments are restored to has a say."
-    if isinstance(self.classifier, Combination):
+    if self.several:
         return any(e.restoring for e in self.classifier.engines)
     return self.blend.restores
 
 @patch
 def restores(self: Engine, texts: Sequence[str]) -> np.ndarray:
     "Which of n `texts` the version reads a second time, restored: (n,) bool."
-    if isinstance(self.classifier, Combination):
+    if self.several:
         return np.any([e.restores(texts) for e in self.classifier.engines], axis=0)
     if not (self.blend.restores and len(texts)):
         return np.zeros(len(texts), dtype=bool)
@@ -292,6 +295,11 @@ def _staged(self: Engine, branch: int, network: int) -> None:
         self.on_stages(branch, network)
 
 # %% ../../nbs/06_inference/30_engine.ipynb #4d74a0ad
+@patch(as_prop=True)
+def cascading(self: Engine) -> str:
+    "Whether the branch answers some comments alone, and why, or why not."
+    return f"{'on' if self.cascade else 'off'}: {self.spec.get('cascading', 'not asked for')}"
+
 @patch
 def hear_stages(self: Engine, hear: Callable[[int, int], Any]) -> None:
     "Have `on_stages` call `hear`; an ensemble's members'."
@@ -301,7 +309,7 @@ def hear_stages(self: Engine, hear: Callable[[int, int], Any]) -> None:
 @patch
 def early(self: Engine, texts: Sequence[str]) -> np.ndarray:
     "Which of n texts the branch answers alone, all their windows: (n,) bool."
-    if isinstance(self.classifier, Combination):
+    if self.several:
         return np.all([e.early(texts) for e in self.classifier.engines], axis=0)
     if self.cascade is None or not len(texts):
         return np.zeros(len(texts), dtype=bool)
@@ -388,7 +396,7 @@ def token_guess(self: Engine, text: str) -> int:
 def readings(self: Engine, texts: Sequence[str]) -> list[Windowed]:
     "The n `texts` as the version reads them, in windows."
     read = self.read(texts)
-    if isinstance(self.classifier, Combination):
+    if self.several:
         of = zip(*(e.readings(read) for e in self.classifier.engines))
         return [Windowed(t, [replace(w, member=k) for k, m in enumerate(members) for w in m.parts],
                          list(members)) for t, members in zip(read, of)]
@@ -402,7 +410,7 @@ def readings(self: Engine, texts: Sequence[str]) -> list[Windowed]:
 @patch
 def part_scores(self: Engine, parts: Sequence[Window], batch_tokens: int = 4096) -> np.ndarray:
     "Calibrated P(toxic) (m,) float32 of m windows, of any texts."
-    if not isinstance(self.classifier, Combination):
+    if not self.several:
         return self._probability([w.ids for w in parts], [w.text for w in parts], batch_tokens,
                                  changed=np.array([w.altered for w in parts], dtype=bool))
     whose, scores = np.array([w.member for w in parts]), np.zeros(len(parts), dtype=np.float32)
@@ -415,7 +423,7 @@ def part_scores(self: Engine, parts: Sequence[Window], batch_tokens: int = 4096)
 @patch
 def joined(self: Engine, readings: Sequence[Windowed], scores: Sequence[np.ndarray]) -> np.ndarray:
     "P(toxic) (n,) float32 of n texts, as `scores` gives it, from those of their windows (m,) each."
-    if isinstance(self.classifier, Combination):
+    if self.several:
         of = [np.split(s, np.cumsum([len(m.parts) for m in r.members])[:-1])
               for r, s in zip(readings, scores)]
         said = [e.joined([r.members[k] for r in readings], [s[k] for s in of])
@@ -431,7 +439,7 @@ def close(self: Engine) -> None:
     "Drop weights and tokenizer; the engine can't be used afterwards."
     self.classifier = self.network = self.tokenizer = self.branch = self.normaliser = None
     gc.collect()
-    if torch.cuda.is_available():
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 @patch
@@ -447,17 +455,18 @@ def latency_ms(self: Engine, texts: Sequence[str], repeats: int = 50) -> dict[st
     return {"p50_ms": float(p50), "p95_ms": float(p95)}
 
 # %% ../../nbs/06_inference/30_engine.ipynb #5515c718
-_ALL_CORES = torch.get_num_threads()          # OMP_NUM_THREADS counts; read before anybody sets it
-
 @patch
-def take_cores(self: Engine, cores: int = 0) -> None:
-    """Let the calling thread, which will score, compute with `cores` threads; 0: with all.
+def take_cores(self: Engine, threads: int = 0) -> None:
+    """Let the calling thread, which will score, compute with `threads` threads; 0: with all.
 
     Threads that are started later compute with one until they are told otherwise."""
-    torch.get_num_threads()     # the first call takes over what was set last: not after ours
-    torch.set_num_threads(cores or _ALL_CORES)
+    threads = threads or cores()
     if self is not None:
-        self.network.take_cores(cores or _ALL_CORES)
+        self.network.take_cores(threads)
+    if (torch := sys.modules.get("torch")) is None:     # nobody computes with it
+        return
+    torch.get_num_threads()     # the first call takes over what was set last: not after ours
+    torch.set_num_threads(threads)
     later = threading.Thread(target=torch.set_num_threads, args=(1,))      # the last call is what
     later.start()                                                          # new threads begin with
     later.join()

@@ -22,7 +22,7 @@ from sklearn.metrics import f1_score
 from torch import nn
 
 from ..training.characters import choose_threshold
-from ..training.classifier import (
+from ..training.model_files import (
     SPEC_FILE, ModelError, of_today, read_spec, write_manifest)
 
 # %% ../../nbs/06_inference/10_ensemble.ipynb #e3bf26c4

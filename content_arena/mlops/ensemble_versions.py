@@ -30,7 +30,7 @@ from .model_registry import ModelRegistry, RegistryReader, Version
 from .registry_file import RegistryFile, change_registry
 from ..data.grouping import find_overlap
 from ..disguises.mix import gate_mix
-from ..training.classifier import read_spec
+from ..training.model_files import read_spec
 from ..training.qlora_trainer import PROBE_TEXTS
 from ..training.two_readers import classification_metrics
 from ..training.tracking import connect, git_commit, log_fingerprints, log_model

@@ -73,7 +73,7 @@ def judge_version(registry: RegistryReader, version: Version, settings: Settings
         return {}
     from content_arena.inference.backends import lacking          # bring torch: only if needed
     from content_arena.inference.engine import Engine
-    from content_arena.training.classifier import read_spec
+    from content_arena.training.model_files import read_spec
     folder = registry.download(version)
     missing = {n: w for n in settings.judged_backends if (w := lacking(n, read_spec(folder)))}
     load = partial(Engine.load, folder, cache_dir=settings.path("var_dir") / "cache",

@@ -28,6 +28,7 @@ from mlflow.exceptions import MlflowException
 from ..core.artifact_paths import follow_artifacts, local_path
 from ..core.config import Settings
 from ..core.mlflow_server import TrackingServerError, check_reachable, sqlite_file
+from ..training.model_files import ModelError, verify_model
 
 # %% ../../nbs/08_mlops/20_registry_reader.ipynb #056942e2
 class RegistryError(RuntimeError):
@@ -234,8 +235,6 @@ def _fetch(self: RegistryReader, version: Version, folder: Path) -> tuple[Path, 
 @patch
 def _fetch_verified(self: RegistryReader, version: Version, folder: Path) -> Path:
     "The files of `version`, fetched into `folder`, each checked; RegistryError says from where."
-    # imported here because it brings torch, and whoever only asks for a version should not wait
-    from content_arena.training.classifier import ModelError, verify_model
     model, place = self._fetch(version, folder)
     try:
         verify_model(model, expected_sha256=version.sha256)
@@ -245,7 +244,6 @@ def _fetch_verified(self: RegistryReader, version: Version, folder: Path) -> Pat
 
 @patch
 def _cached(self: RegistryReader, version: Version) -> Path:
-    from content_arena.training.classifier import ModelError, verify_model
     if not version.sha256:
         raise RegistryError(f"{version} has no tag 'model_sha256': register it with"
                             " register_challenger")

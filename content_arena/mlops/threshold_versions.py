@@ -26,9 +26,8 @@ from ..data.grouping import cluster, find_overlap, fingerprints
 from .evaluator import load_engine
 from .lineage import load_fingerprints
 from .model_registry import ModelRegistry, RegistryReader, Version
-from ..training.building import ModelError
-from ..training.classifier import (
-    CARD_FILE, MANIFEST_FILE, SPEC_FILE, read_spec, write_manifest)
+from ..training.model_files import (
+    CARD_FILE, MANIFEST_FILE, SPEC_FILE, ModelError, read_spec, write_manifest)
 from ..training.thresholds import Thresholds, move_thresholds, threshold_facts
 from ..training.tracking import connect, git_commit, log_fingerprints, log_model
 

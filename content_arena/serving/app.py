@@ -323,7 +323,8 @@ def operations_routes(service: Service) -> APIRouter:
         if (slot := host.slot) is None: raise _no_model(host)
         return Ready(model_version=slot.version, model_alias=slot.alias, model_sha256=slot.sha256,
                      threshold=slot.scorer.threshold, **_work(slot.batcher),
-                     model_backend=getattr(slot.scorer, "backend", None))
+                     model_backend=getattr(slot.scorer, "backend", None),
+                     cascade=getattr(slot.scorer, "cascading", None))
 
     @routes.get("/metrics", response_class=Response)
     async def metrics(request: Request) -> Response:

@@ -219,6 +219,8 @@ class Ready(Source):
     largest_request_tokens: int = Field(description="a request of more tokens is refused (413)")
     model_backend: str | None = Field(None,
         description="what computes the network: torch, or OpenVINO in a format; null: not known")
+    cascade: str | None = Field(None, description="on or off: whether the character branch answers"
+        " some comments alone, and why, or why not; null: not known")
 
 class ChallengerReloaded(BaseModel):
     "What the same call did to the challenger; no client's answer depends on it."

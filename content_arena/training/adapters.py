@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .building import HEAD_NAMES, ModelError
+from .building import HEAD_NAMES
+from .model_files import ModelError
 
 # %% ../../nbs/05_training/35_adapters.ipynb #ac2e04d4
 def _layers(network: nn.Module) -> tuple[str, int]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Line', 'FEWEST', 'MAX_LOSS', 'KEPT', 'DRAWS', 'MIN_SHARE', 'MIN_ROWS', 'MIN_CLASS', 'CHANCE', 'Band', 'band_to_spec',
-           'band_of', 'Rows', 'fit_line', 'bounds', 'losses', 'widest', 'Cascading', 'choose_band']
+           'band_of', 'Rows', 'fit_line', 'bounds', 'losses', 'unprovable', 'widest', 'Cascading', 'choose_band']
 
 # %% ../../nbs/05_training/68_band.ipynb #496bf89f
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
-from sklearn.model_selection import StratifiedKFold
 
 # %% ../../nbs/05_training/68_band.ipynb #a896e52b
 Line = tuple[float, float]                               # intercept and slope, log odds
@@ -142,12 +141,19 @@ def _moves(rows: Rows, weights: np.ndarray, at: Sequence[float], side: int,
     return tuple(pick(from_end(flips * (rows.labels[order] == y))) for y in (1, 0))
 
 def losses(rows: Rows, weights: np.ndarray, low: Sequence[float], high: Sequence[float],
-           altered: bool) -> tuple[np.ndarray, np.ndarray]:
-    "F1 and precision that every pair of bounds gains, in each draw of `weights`: (d, k, l) each."
+           altered: bool, unseen: Sequence[np.ndarray] = (0.0, 0.0)
+           ) -> tuple[np.ndarray, np.ndarray]:
+    """F1 and precision that every pair of bounds gains, in each draw of `weights`: (d, k, l) each.
+
+    `unseen`: how many toxic rows a bound below misses, and how many clean ones a bound above flags,
+    (d,) each, beside those that were seen."""
     toxic, flagged = (rows.labels == 1).astype(float), rows.flagged
     there = weights @ toxic
     right, wrong = weights @ (toxic * flagged), weights @ ((1 - toxic) * flagged)
-    down, up = (_moves(rows, weights, at, side, altered) for at, side in ((low, -1), (high, 1)))
+    down, up = (list(_moves(rows, weights, at, side, altered))
+                for at, side in ((low, -1), (high, 1)))
+    down[0] = down[0] - np.multiply.outer(unseen[0], np.isfinite(low))
+    up[1] = up[1] + np.multiply.outer(unseen[1], np.isfinite(high))
     new = [old[:, None, None] + d[:, :, None] + u[:, None, :]
            for old, d, u in zip((right, wrong), down, up)]
     f1 = lambda r, w, t: 2 * r / np.maximum(r + w + t, 1e-12)
@@ -155,15 +161,40 @@ def losses(rows: Rows, weights: np.ndarray, low: Sequence[float], high: Sequence
     return (f1(*new, there[:, None, None]) - f1(right, wrong, there)[:, None, None],
             precision(*new) - precision(right, wrong)[:, None, None])
 
+# %% ../../nbs/05_training/68_band.ipynb #54afd407
+def _gained(rows: Rows, verdicts: np.ndarray) -> dict[str, float]:
+    toxic = rows.labels == 1
+    def figures(flagged: np.ndarray) -> tuple[float, float]:
+        right, there = (flagged & toxic).sum(), flagged.sum()
+        return 2 * right / max(there + toxic.sum(), 1), right / max(there, 1)
+    new, old = figures(verdicts), figures(rows.flagged)
+    return {"f1": float(new[0] - old[0]), "precision": float(new[1] - old[1])}
+
 # %% ../../nbs/05_training/68_band.ipynb #b9f9a478
 MAX_LOSS, KEPT, DRAWS, MIN_SHARE = 0.002, 0.98, 200, 0.1
 MIN_ROWS, MIN_CLASS = 400, 40
 
+def _drawn(n: int) -> tuple[np.ndarray, np.ndarray]:
+    "Weights of n rows (DRAWS, n), and of the two unseen mistakes (2, DRAWS)."
+    rng = np.random.default_rng(0)
+    return rng.exponential(size=(DRAWS, n)), rng.exponential(size=(2, DRAWS))
+
 def _kept(rows: Rows, low: Sequence[float], high: Sequence[float], altered: bool) -> np.ndarray:
     "In which share of draws each pair of bounds keeps what is promised: (k, l)."
-    weights = np.random.default_rng(0).exponential(size=(DRAWS, len(rows.labels)))
-    f1, precision = losses(rows, weights, low, high, altered)
-    return ((f1 >= -MAX_LOSS - 1e-9) & (precision >= -1e-9)).mean(0)
+    weights, unseen = _drawn(len(rows.labels))
+    _, precision = losses(rows, weights, low, high, altered)
+    most = losses(rows, weights, low, high, altered, unseen)
+    return ((np.minimum(*most) >= -MAX_LOSS - 1e-9) & (precision >= -1e-9)).mean(0)
+
+def unprovable(rows: Rows) -> float:
+    "The loss of F1 that can't be excluded even if no verdict changes: at the side of less loss."
+    weights, unseen = _drawn(len(rows.labels))
+    toxic, flagged = rows.labels == 1, rows.flagged
+    there, right, wrong = (weights @ x for x in (toxic, toxic & flagged, ~toxic & flagged))
+    f1 = lambda r, w: 2 * r / np.maximum(r + w + there, 1e-12)
+    lost = (f1(right, wrong) - f1(right - unseen[0], wrong),
+            f1(right, wrong) - f1(right, wrong + unseen[1]))
+    return float(min(np.quantile(each, KEPT) for each in lost))
 
 def widest(rows: Rows, altered: bool) -> tuple[Band, float]:
     "The band that keeps its promise and leaves most rows to the branch; the share of these."
@@ -189,19 +220,12 @@ class Cascading:
     reason: str
     facts: dict[str, float] = field(default_factory=dict)
 
-def _gained(rows: Rows, verdicts: np.ndarray) -> dict[str, float]:
-    toxic = rows.labels == 1
-    def figures(flagged: np.ndarray) -> tuple[float, float]:
-        right, there = (flagged & toxic).sum(), flagged.sum()
-        return 2 * right / max(there + toxic.sum(), 1), right / max(there, 1)
-    new, old = figures(verdicts), figures(rows.flagged)
-    return {"f1": float(new[0] - old[0]), "precision": float(new[1] - old[1])}
-
 CHANCE = 0.001      # of precision, that a band may seem to lose on rows it was not chosen by
 
 def _crossed(rows: Rows, altered: bool) -> dict[str, float]:
     "What bands cost on the fifths that they were not chosen by."
     verdicts, early = rows.flagged.copy(), np.zeros(len(rows.labels), bool)
+    from sklearn.model_selection import StratifiedKFold       # slow, and no service needs it
     parts = StratifiedKFold(5, shuffle=True, random_state=0).split(rows.labels, rows.labels)
     for rest, part in parts:
         band, own = widest(rows.only(rest), altered)[0], rows.only(part)
@@ -231,6 +255,10 @@ def choose_band(rows: Rows) -> Cascading:
     if len(labels) < MIN_ROWS or np.bincount(labels, minlength=2).min() < MIN_CLASS:
         return Cascading(None, f"too few validation rows: {len(labels)}, {int(labels.sum())} toxic"
                                f" (at least {MIN_ROWS}, {MIN_CLASS} of a class, are asked for)")
+    if (loss := unprovable(rows)) > MAX_LOSS:
+        return Cascading(None, f"too few validation rows: {len(labels)}, {int(labels.sum())} toxic;"
+                               f" if not one verdict of theirs changed, F1 could still lose"
+                               f" {loss:.4f} (at most {MAX_LOSS}), no cascade")
     ways = sorted((widest(rows, kind) for kind in (False, True)), key=lambda one: -one[1])
     judged = [_judged(rows, *way) for way in ways]
     return next((each for each in judged if each.band), judged[0])

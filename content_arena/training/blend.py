@@ -11,10 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import expit
-from sklearn.metrics import average_precision_score
-from sklearn.model_selection import StratifiedKFold
 
 # %% ../../nbs/05_training/65_blend.ipynb #75f1fb51
 @dataclass(frozen=True)
@@ -58,6 +55,7 @@ def fit_blend(network: np.ndarray, characters: np.ndarray | None, labels: np.nda
               characters_restored: np.ndarray | None = None) -> Blend:
     """The blend with the least log loss on `labels` (n,) of 0/1; log odds (n,) of both readers, or
     of the network alone if `characters` is None; of restored comments too, where they are given."""
+    from scipy.optimize import minimize            # as below: slow, and no service needs it
     given = {"network": network, "characters": characters, "network_restored": network_restored,
              "characters_restored": characters_restored}
     readers = {k: np.asarray(x, dtype=np.float64) for k, x in given.items() if x is not None}
@@ -99,6 +97,8 @@ def ablate(known: Mapping[str, np.ndarray], more: Mapping[str, np.ndarray], labe
            added: str = "characters") -> Ablation:
     """What the log odds `more` add to the `known` ones on validation rows (n,), cross-fitted in
     five parts; named as in `Blend`. Raises ValueError with fewer than five rows of a class."""
+    from sklearn.metrics import average_precision_score
+    from sklearn.model_selection import StratifiedKFold
     labels, scores = np.asarray(labels), np.zeros((2, len(labels)))
     ways = [{"characters": None} | dict(known), {"characters": None} | dict(known) | dict(more)]
     rows_of = lambda odds, rows: {k: x if x is None else np.asarray(x)[rows]

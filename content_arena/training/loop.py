@@ -23,7 +23,8 @@ from torch import nn
 
 from ..core.config import Settings
 from ..core.progress import Tracked
-from .classifier import ContentClassifier, collate, length_batches
+from .classifier import ContentClassifier, collate
+from .tokens import length_batches
 
 # %% ../../nbs/05_training/60_loop.ipynb #50cece6d
 class TrainingError(RuntimeError):

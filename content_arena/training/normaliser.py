@@ -18,7 +18,6 @@ from fastcore.basics import patch
 from ..core.text import as_read
 from ..disguises.exact_forms import exact_form
 from ..disguises.rules import Rule
-from .restorer import Restorer
 
 # %% ../../nbs/05_training/51_normaliser.ipynb #76eb0b50
 KINDS = ("none", "exact", "restored")
@@ -28,7 +27,7 @@ class Normaliser:
     `restorer`: of the last one, else None; `size_mb`: memory of what was learnt, MB.
 
     Raises ValueError for another kind, or if a restorer is missing or has no use."""
-    def __init__(self, kind: str = "none", restorer: Restorer | None = None):
+    def __init__(self, kind: str = "none", restorer: Any = None):
         if kind not in KINDS:
             raise ValueError(f"normaliser {kind!r} is none of {', '.join(KINDS)}: the model was"
                              " made by a newer content_arena; update this one, or train again")
@@ -81,8 +80,10 @@ def save(self: Normaliser, folder: Path) -> None:
 def of(cls: Normaliser, spec: Mapping[str, Any], folder: Path) -> Normaliser:
     """The normaliser of the version that `spec` describes (see `classifier.read_spec`) and whose
     files lie in `folder`. Raises ValueError, naming the file, if one is missing or damaged."""
-    kind = spec["normaliser"]
-    return cls(kind, Restorer.load(Path(folder)) if kind == "restored" else None)
+    if (kind := spec["normaliser"]) != "restored":
+        return cls(kind)
+    from content_arena.training.restorer import Restorer      # brings torch: only if needed
+    return cls(kind, Restorer.load(Path(folder)))
 
 # %% ../../nbs/05_training/51_normaliser.ipynb #941716f6
 @patch(cls_method=True)
@@ -90,6 +91,7 @@ def learn(cls: Normaliser, texts: Sequence[str], rules: Sequence[Rule], place: P
           steps: int, seed: int, progress: bool = False) -> tuple[Normaliser, str]:
     """A normaliser of kind restored, learnt from comments `texts` (exact forms) and disguises by
     `rules`, and kept in the folder `place`; or one of kind exact, and why."""
+    from content_arena.training.restorer import Restorer
     try:
         return cls("restored", Restorer.load(place)), ""
     except ValueError:                                   # not there, or not as it was written

@@ -31,9 +31,11 @@ from .two_readers import Filter, Restored, read_twice
 from .blend import Blend
 from .character_branch import CharacterBranch
 from .building import best_device, fast_dtype, gpu_problem
-from .classifier import (
-    DenseCopy, build_classifier, collate, encode, load_tokenizer, predict_logits, read_manifest,
-    save_model, start_from, toxic_probability, verify_model)
+from content_arena.training.classifier import (
+    DenseCopy, build_classifier, collate, load_tokenizer, predict_logits, save_model,
+    start_from, toxic_probability)
+from .model_files import read_manifest, verify_model
+from .tokens import encode
 from ..data.grouping import fingerprints
 from .model_card import slice_figures, training_card
 from .loop import TrainingError, fit

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
-from scipy.stats import trim_mean
 
 from ..core.scoring import check_scores
 from ..core.text import language
@@ -91,6 +90,7 @@ def robust_threshold(labels: np.ndarray, scores: np.ndarray, rule: Rule = Rule("
     """The threshold of `rule` on rows as in `draw_thresholds`: the mean of the draws, without the
     share `TRIMMED` at either end; or a promise that is kept in the share `KEPT` of them."""
     drawn = draw_thresholds(labels, scores, rule)
+    from scipy.stats import trim_mean                         # slow, and no service needs it
     return float(expit(np.quantile(drawn, KEPT) if rule.target else trim_mean(drawn, TRIMMED)))
 
 # %% ../../nbs/05_training/52_thresholds.ipynb #409b52bc

@@ -48,7 +48,7 @@ def facts_of(registry: RegistryReader, version: Version) -> Facts:
 
 def _facts_for(registry: RegistryReader, folder: Path, sha256: str) -> Facts:
     "Facts of a model folder: those of the registered version with its hash, else its own."
-    from content_arena.training.classifier import read_spec
+    from content_arena.training.model_files import read_spec
     spec = read_spec(folder)
     own = Facts(base_model=spec.get("base_model", ""),
                 base_model_sha256=spec.get("base_model_sha256", ""))
@@ -62,7 +62,7 @@ def _facts_for(registry: RegistryReader, folder: Path, sha256: str) -> Facts:
 def _verified_model(folder: Path, tick: Tick = no_tick) -> str:
     "sha256 of a model folder, every file checked; VersionError if it isn't what its manifest says."
     # imported here because it brings torch, and whoever only lists versions should not wait
-    from content_arena.training.classifier import ModelError, read_spec, verify_model
+    from content_arena.training.model_files import ModelError, read_spec, verify_model
     try:
         read_spec(folder)
         return verify_model(folder, tick=tick)

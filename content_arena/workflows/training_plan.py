@@ -22,7 +22,8 @@ from ..training.building import best_device
 from ..training.character_branch import CharacterBranch
 from ..training.characters import TfidfBaseline
 from ..training.classifier import (
-    DenseCopy, build_classifier, encode, least_padding, load_tokenizer, predict_logits)
+    DenseCopy, build_classifier, load_tokenizer, predict_logits)
+from ..training.tokens import encode, least_padding
 from ..training.data_preparation import prepare_dataset
 from ..training.loop import (
     loss_weights, make_optimizer, make_plan, save_checkpoint, train_step)

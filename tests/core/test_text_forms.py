@@ -33,7 +33,7 @@ from content_arena.serving.shadow_runner import text_columns
 from content_arena.store.schema import make_row
 from content_arena.core.text import canonical, mask, nfc, text_form
 from content_arena.training.characters import TfidfBaseline
-from content_arena.training.classifier import ModelError, read_spec, write_manifest
+from content_arena.training.model_files import ModelError, read_spec, write_manifest
 from content_arena.training.qlora_trainer import QLoRATrainer
 from content_arena.testing.tiny_base import make_tiny_base
 from content_arena.disguises.views import ViewsScorer, repaired

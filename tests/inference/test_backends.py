@@ -18,13 +18,8 @@ from content_arena.inference.engine import Engine
 from content_arena.testing.tiny_base import make_tiny_base
 from content_arena.training import openvino_network
 from content_arena.training.base_models import resolve_base_model
-from content_arena.training.building import BadModel
-from content_arena.training.classifier import (
-    build_classifier,
-    load_tokenizer,
-    read_spec,
-    save_model,
-)
+from content_arena.training.classifier import build_classifier, load_tokenizer, save_model
+from content_arena.training.model_files import BadModel, read_spec
 from content_arena.training.openvino_network import BackendError
 from content_arena.training.qlora_trainer import PROBE_TEXTS, probe_scores
 from content_arena.training.quantise import INT8, Judging, quantise

@@ -17,8 +17,7 @@ from content_arena.inference.engine import Engine
 from content_arena.mlops.cascade_evidence import cascade_evidence, cascade_sentence
 from content_arena.mlops.evaluator import as_test_set, score
 from content_arena.mlops.metrics import Metrics
-from content_arena.training.building import ModelError
-from content_arena.training.classifier import read_spec, write_manifest
+from content_arena.training.model_files import ModelError, read_spec, write_manifest
 
 pytestmark = pytest.mark.slow
 TEXTS = comments(60).text.tolist()

@@ -28,7 +28,7 @@ from content_arena.mlops.threshold_versions import (
     write_with_thresholds,
 )
 from content_arena.testing.tiny_base import make_tiny_base
-from content_arena.training.classifier import read_spec
+from content_arena.training.model_files import read_spec
 from content_arena.training.qlora_trainer import QLoRATrainer
 from content_arena.training.thresholds import Thresholds
 from content_arena.training.tracking import connect, log_model

@@ -24,7 +24,7 @@ from content_arena.core.config import Secrets
 from content_arena.serving import model_host as models
 from content_arena.serving.app import create_app
 from content_arena.store.events import EventStore
-from content_arena.training.building import BadModel
+from content_arena.training.model_files import BadModel
 
 pytestmark = pytest.mark.long(300)
 

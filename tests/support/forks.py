@@ -158,7 +158,7 @@ def copy_store(store: Path, root: Path) -> ModelRegistry:
 
 def log_run(settings, name: str = "model") -> str:
     "Log a run as the trainer does, with a model folder of one file; returns its id."
-    from content_arena.training.classifier import write_manifest  # brings torch: only if needed
+    from content_arena.training.model_files import write_manifest  # brings torch: only if needed
     from content_arena.training.tracking import connect
 
     folder = settings.path("var_dir") / "work" / name

@@ -18,7 +18,7 @@ from content_arena.versions.cleanup import Cleanup
 from content_arena.versions.retention import Retention
 from content_arena.versions.snapshots import left_over, remove_tree
 from content_arena.versions.shelf import VersionStore
-from content_arena.training.classifier import write_manifest
+from content_arena.training.model_files import write_manifest
 
 CHANGES = {"os.rename", "os.mkdir", "os.link", "os.symlink", "os.remove", "os.rmdir", "os.chmod"}
 

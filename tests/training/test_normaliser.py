@@ -15,8 +15,7 @@ from content_arena.inference.ensemble import Recipe, write_ensemble
 from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.mlops.threshold_versions import write_with_thresholds
 from content_arena.training import normaliser, qlora_trainer, two_readers
-from content_arena.training.building import ModelError
-from content_arena.training.classifier import read_spec, write_manifest
+from content_arena.training.model_files import ModelError, read_spec, write_manifest
 from content_arena.training.qlora_trainer import training_ticket
 from content_arena.training.base_models import resolve_base_model
 from content_arena.training.thresholds import Thresholds

@@ -21,8 +21,7 @@ from content_arena.inference.engine import Engine
 from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.reports.evaluation import training_figure, training_summary
 from content_arena.training.base_models import resolve_base_model
-from content_arena.training.building import ModelError
-from content_arena.training.classifier import read_manifest, read_spec, verify_model
+from content_arena.training.model_files import ModelError, read_manifest, read_spec, verify_model
 from content_arena.training.loop import TrainingError
 
 from content_arena.training.qlora_trainer import QLoRATrainer

@@ -16,7 +16,7 @@ from content_arena.disguises.families import split_families
 from content_arena.disguises.mix import train_mixes, valid_mix
 from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.training import loop, mixed_rows, qlora_trainer, two_readers
-from content_arena.training.classifier import read_manifest, read_spec
+from content_arena.training.model_files import read_manifest, read_spec
 
 pytestmark = [pytest.mark.slow, pytest.mark.long(60)]
 

@@ -10,9 +10,8 @@ from tiny_models import comments, tiny_settings, train
 
 from content_arena.inference.engine import Engine
 from content_arena.mlops.model_registry import ModelRegistry
-from content_arena.training.building import ModelError
 from content_arena.training.character_branch import BRANCH_FILE
-from content_arena.training.classifier import read_manifest, read_spec, write_manifest
+from content_arena.training.model_files import ModelError, read_manifest, read_spec, write_manifest
 from content_arena.training.qlora_trainer import QLoRATrainer
 
 pytestmark = pytest.mark.slow

@@ -155,12 +155,12 @@ def test_scores_after_restore_are_those_of_the_version(shelf, tmp_path):
     from content_arena.training.base_models import resolve_base_model
     from content_arena.training.classifier import (
         build_classifier,
-        encode,
         load_dense,
         load_tokenizer,
         predict_logits,
         save_model,
     )
+    from content_arena.training.tokens import encode
     from content_arena.testing.tiny_base import make_tiny_base
 
     store, base = shelf[0], resolve_base_model(str(make_tiny_base(tmp_path / "tiny")), tmp_path)

@@ -24,7 +24,7 @@ from ...core.config import Settings
 from ...inference.engine import Engine
 from ...core.files import write_json
 from ...core.scoring import Scorer
-from ...training.classifier import read_spec
+from ...training.model_files import read_spec
 from ...training.qlora_trainer import TRAINING_KEYS, QLoRATrainer
 from ...disguises.views import ViewsScorer
 
