@@ -78,7 +78,7 @@ def _auto(store: Any, settings: Any) -> Any:
     def pipeline(changed: Any) -> dict:
         from content_arena.workflows.live import Voice
         from content_arena.workflows.retrain_evasions import run_noted
-        return run_noted(changed, say=Voice(), under=auto.under)
+        return run_noted(changed, say=Voice(), under=auto.under, trigger=auto.trigger)
     auto = AutoRetrain(store, settings, pipeline, champion, learn=learn,
                        tell=Notifier(settings).notify)
     return auto

@@ -41,6 +41,9 @@ WIDTH = 8                                                # inches, of every figu
 def chart_of(figure: Figure, key: str, **values: Any) -> Chart:
     "`figure` at the width of the reports, with title and description `key` (`reports.page`)."
     figure.set_size_inches(WIDTH, figure.get_figheight())
+    figure.set_dpi(110)
+    for axes in figure.axes:                             # scikit-learn's are square
+        axes.set_aspect("auto")
     figure.__class__ = Chart
     return figure.about(key, **values)
 

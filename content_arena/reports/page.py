@@ -113,6 +113,14 @@ def _software(run: Mapping[str, Any]) -> str:
     made = run.get("software") or {"version": __version__}
     return "content-arena " + " ".join(str(v)[:12] for v in made.values() if v)
 
+def _started_by(trigger: str, language: str) -> str:
+    "A person, a trigger of retraining, or the event of a workflow, in words."
+    if trigger in ("", "by hand"):
+        return say(language, "header.by_hand")
+    known = f"triggers.{trigger}" in sentences(language)
+    return say(language, "header.triggered", name=trigger.replace("_", " "),
+               what=say(language, f"triggers.{trigger}")) if known else trigger
+
 def head_facts(facts: Mapping[str, Any], began: str, language: str = "en") -> dict[str, str]:
     "Label -> text of the head, for what is known."
     run, compared = facts["run"], facts["comparison"]
@@ -123,8 +131,7 @@ def head_facts(facts: Mapping[str, Any], began: str, language: str = "en") -> di
                         say(language, "header.new", new=new) if compared else new)
     tracking, started = run.get("tracking") or run.get("mlflow_run_id"), run.get("trigger", "")
     rows = {"when": _moment(began or run.get("started", ""), language), "run": facts["id"],
-            "trigger": run and (say(language, "header.by_hand") if started in ("", "by hand")
-                                else started),
+            "trigger": run and _started_by(started, language),
             "data": (facts["dataset"].get("id") or "")[:16], "versions": versions,
             "software": _software(run), "tracking": tracking,
             "decision": (compared.get("decision") or "")[:16] and

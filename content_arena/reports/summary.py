@@ -64,8 +64,8 @@ def outcome_of(facts: Mapping[str, Any]) -> str:
 # %% ../../nbs/12_reports/06_summary.ipynb #cfa6dd94
 @dataclass(frozen=True)
 class Summary:
-    """`decision`, what it `means` and `why`; `numbers`; the `worst`; what to do `now`, and how; what
-    became `worse`, and `since` when the champion serves."""
+    """`decision`, what it `means` and `why`; `numbers`; the `worst`; what to do `now`, and how;
+    what became `worse`, and `since` when the champion serves."""
     outcome: str
     decision: str
     means: str
@@ -377,6 +377,7 @@ def _week_worse(w: Mapping[str, Any], language: str) -> list[str]:
     key = "worse_unknown" if not w["judged"] else "worse_nothing"
     return worse or [say(language, f"week.{key}")]
 
+# %% ../../nbs/12_reports/06_summary.ipynb #edc30c5a
 def _week_means(w: Mapping[str, Any], state: str, language: str) -> str:
     "The triggers in `state` in words; records are in English, elsewhere their value and limit."
     own = [t for t in w["triggers"] if t["state"] == state]

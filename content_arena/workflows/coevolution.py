@@ -124,7 +124,8 @@ def retrain(self: RealParts, target: Target, samples: Path, split: FamilySplit) 
     "Train on `samples` too and let the gate decide; goes on with a run that was killed."
     self.engine(None)
     settings = retraining(self.settings, target, samples, split)
-    result = find_finished(settings) or run_pipeline(settings, say=self.say, under=self.under)
+    result = find_finished(settings) or run_pipeline(
+        settings, say=self.say, under=self.under, trigger="coevolution")
     note_rules(self.registry, result, self.known_rules(target) if settings.init_from else set())
     return outcome(result, self.registry.get_version(result["model_version"]).sha256)
 

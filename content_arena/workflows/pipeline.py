@@ -97,7 +97,7 @@ class Run:
         return read_json(self.folder / f"{name}.json")
 
 # %% ../../nbs/13_workflows/20_pipeline.ipynb #05a2cda9
-def _new_run(settings: Settings) -> Path:
+def _new_run(settings: Settings, trigger: str = "") -> Path:
     name = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
     folder = settings.path("runs_dir") / name
     folder.mkdir(parents=True)
@@ -114,7 +114,7 @@ def _new_run(settings: Settings) -> Path:
             "done": [],
             "profile": settings.profile,
             "started": _utc(),
-            "trigger": run_trigger(),
+            "trigger": trigger or run_trigger(),
             "software": {"version": __version__, "commit": git_commit(settings.root)[:12]},
         },
     )
@@ -268,25 +268,27 @@ def notebooks_dir(settings: Settings) -> Path:
 
 # %% ../../nbs/13_workflows/20_pipeline.ipynb #595de9af
 def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: bool = False,
-                 say=lambda text: None, under: Lease | None = None) -> dict:
+                 say=lambda text: None, under: Lease | None = None, trigger: str = "") -> dict:
     """Run the pipeline notebooks, or go on with an unfinished run of equal settings; returns the
     result.
 
     Keys: status (the deployer's, or `finished` if it was not among `stages`), model_version,
     mlflow_run_id, run_dir, report_html, comparison, losses (see `data.lost_rows`), and of the
     deployment its reason, service and `notified`. `new` starts afresh; `say` gets one line per
-    event; `under`: the lease on training, if the caller has it. Raises PipelineError (a stage
+    event; `under`: the lease on training, if the caller has it; `trigger`: what started it, in a word,
+    if it was neither a person nor a workflow. Raises PipelineError (a stage
     failed), TrainingBusy, TrackingError (MLflow can't be reached), StoreError, SettingsError."""
     notebooks = {stage: notebooks_dir(settings) / f"{stage}.ipynb" for stage in stages}
     for notebook in notebooks.values():
         declared_parameters(notebook)            # fail before the first stage, not before the last
     with only_training(settings, "pipeline run", under) as lease:
-        return _run(settings, notebooks, new, say, lease)
+        return _run(settings, notebooks, new, say, lease, trigger)
 
 # %% ../../nbs/13_workflows/20_pipeline.ipynb #5a90fe25
-def _run(settings: Settings, notebooks: dict[str, Path], new: bool, say, lease: Lease) -> dict:
+def _run(settings: Settings, notebooks: dict[str, Path], new: bool, say, lease: Lease,
+         trigger: str) -> dict:
     unfinished, began = None if new else find_unfinished(settings), time.monotonic()
-    folder = unfinished or _new_run(settings)
+    folder = unfinished or _new_run(settings, trigger)
     say(
         f"{'going on with' if unfinished else 'run'} {folder.name} (profile"
         f" {settings.profile or 'none'})"
@@ -306,6 +308,7 @@ def _run(settings: Settings, notebooks: dict[str, Path], new: bool, say, lease: 
             raise
         except KeyboardInterrupt:
             say(_keep_reports(folder, mlflow_run_id) or "what was run until now is in MLflow")
+            _tell_readers(settings, folder, mlflow_run_id, say)
             raise
         if problem := _keep_reports(folder, mlflow_run_id):
             raise PipelineError(f"run {folder.name}: {problem}; the same command goes on with it")

@@ -94,10 +94,10 @@ def learn_labels_and_evasions(situation: Situation, champion: Version | None,
 
 # %% ../../nbs/13_workflows/80_retrain_evasions.ipynb #0e2c1ac3
 def run_noted(settings: Settings, say: Callable[[str], None] = lambda text: None,
-              under: Lease | None = None) -> dict[str, Any]:
+              under: Lease | None = None, trigger: str = "") -> dict[str, Any]:
     "`run_pipeline`, then `note_rules`; raises what both raise."
     ancestor = find_ancestor(settings)
     known = known_rules(ancestor.version.tags) if ancestor else set()
-    result = run_pipeline(settings, say=say, under=under)
+    result = run_pipeline(settings, say=say, under=under, trigger=trigger)
     note_rules(ModelRegistry(settings), result, known)
     return result

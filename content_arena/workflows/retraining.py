@@ -112,6 +112,7 @@ class AutoRetrain:
         self.champion, self.clock = champion, clock or store.now
         self.learn, self.tell = learn, tell
         self.under: Lease | None = None                # the lease, while a run goes on
+        self.trigger = ""                              # what fired, while a run goes on
 
     def lease(self) -> Lease:
         "A lease on retraining, not acquired yet."
@@ -200,6 +201,7 @@ def _train(self: AutoRetrain, situation: Situation, start: str, about: dict[str,
         self.tell("skipped", reason=f"{reason}; {about['why']}", **facts)
         return "skipped"
     self.tell("retraining", reason=reason, **facts)
+    self.trigger = start
     result = self.pipeline(settings)
     about |= {k: result.get(k) for k in ("model_version", "run_dir", "mlflow_run_id", "losses",
                                          "reason", "service", "notified")}

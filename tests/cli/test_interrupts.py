@@ -169,6 +169,9 @@ def test_a_cancelled_workflow_keeps_what_was_run_and_tells(start, three_versions
     )
     logged = {f.name for f in tmp_path.glob("artifacts/*/artifacts/reports/*")}
     assert {"01_prepare.html", "02_train.ipynb", "02_train.html"} <= logged
+    index, page = ((tmp_path / "runs").glob(p) for p in ("index.html", "*/02_train.html"))
+    assert 'data-outcome="cancelled"' in next(index).read_text()  # the list of runs knows it too
+    assert "Cancelled in Training" in next(page).read_text()
     [notice] = webhook.messages
     assert "stopped from outside" in json.dumps(notice) and "actions/runs/4711" in json.dumps(
         notice

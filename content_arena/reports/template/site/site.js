@@ -2,17 +2,20 @@
 const $ = id => document.getElementById(id);
 const state = () => new URLSearchParams(location.hash.slice(1));
 const remember = given => history.replaceState(null, "", "#" + given);
+const words = JSON.parse($("words").textContent);
+const say = (key, more = {}) => Object.entries(more).reduce((text, [name, value]) => text.replaceAll("{" + name + "}", value), words[key] ?? key);
+const outcome = name => words["outcome." + name] ?? name.replaceAll("_", " ");
 const make = (tag, text, more = {}) => Object.assign(document.createElement(tag), { textContent: text, ...more });
 
 function list() {
   const body = $("runs").tBodies[0], rows = [...body.rows], heads = [...document.querySelectorAll("th button")];
   rows.forEach(row => { row.words = (row.textContent + " " + row.title).toLowerCase(); });
   function show() {
-    const now = state(), words = (now.get("q") || "").toLowerCase().split(/\s+/), outcome = now.get("outcome") || "";
-    $("q").value = now.get("q") || ""; $("outcome").value = outcome;
+    const now = state(), terms = (now.get("q") || "").toLowerCase().split(/\s+/), ending = now.get("outcome") || "";
+    $("q").value = now.get("q") || ""; $("outcome").value = ending;
     let shown = 0;
     for (const row of rows) {
-      row.hidden = (outcome && row.dataset.outcome !== outcome) || !words.every(w => row.words.includes(w));
+      row.hidden = (ending && row.dataset.outcome !== ending) || !terms.every(w => row.words.includes(w));
       shown += !row.hidden;
     }
     const column = heads.findIndex(h => h.dataset.key === now.get("sort")), down = now.get("desc") === "1";
@@ -27,7 +30,7 @@ function list() {
       });
       body.append(...rows);
     }
-    $("count").textContent = shown + " of " + rows.length + " runs";
+    $("count").textContent = say("count", { shown, all: rows.length });
   }
   const change = (key, value) => { const now = state(); value ? now.set(key, value) : now.delete(key); remember(now); show(); };
   $("tools").addEventListener("submit", e => e.preventDefault());
@@ -88,39 +91,39 @@ function pair() {
   data.runs.slice().reverse().forEach(r => { if (r.row.version) runs.set("v" + r.row.version, r); });
   for (const id of ["a", "b"]) {
     $(id).append(new Option("", ""));
-    for (const [name, r] of runs) $(id).append(new Option(name.startsWith("v") ? "version " + name.slice(1) : name + " · " + r.row.outcome, name));
+    for (const [name, r] of runs) $(id).append(new Option(name.startsWith("v") ? say("version", { version: name.slice(1) }) : name + " · " + outcome(r.row.outcome), name));
     $(id).addEventListener("change", () => { const now = state(); now.set(id, $(id).value); remember(now); show(); });
   }
   function show() {
     const now = state(), names = [now.get("a"), now.get("b")], [one, other] = names.map(n => runs.get(n)), out = $("result");
     $("a").value = one ? names[0] : ""; $("b").value = other ? names[1] : "";
     out.replaceChildren();
-    if (!one || !other) { out.append(make("p", "Choose two runs.")); return; }
-    const rows = [["outcome", r => r.outcome], ["began", r => r.started], ["data", r => r.data], ["dataset", r => (r.dataset || "").slice(0, 16)], ["trigger", r => r.trigger], ["version", r => r.version]];
-    out.append(make("h2", "What they are"), table(["", names[0], names[1]], rows.map(([n, f]) => [n, f(one.row) || "–", f(other.row) || "–"])));
-    out.append(make("h2", "How good they are"));
+    if (!one || !other) { out.append(make("p", say("choose"))); return; }
+    const rows = [["ended", r => outcome(r.outcome)], ["began", r => r.started], ["data", r => r.data], ["dataset", r => (r.dataset || "").slice(0, 16)], ["trigger", r => r.trigger], ["number", r => r.version]];
+    out.append(make("h2", say("what")), table(["", names[0], names[1]], rows.map(([n, f]) => [say(n), f(one.row) || "–", f(other.row) || "–"])));
+    out.append(make("h2", say("good")));
     const a = one.verdicts, b = other.verdicts, same = a && b && a.test && a.test === b.test && data.tests[a.test];
     if (same) measured(out, names, a, b, same); else {
-      out.append(make("p", "They were not measured on the same comments, or kept no scores: differences have no interval."));
-      const keys = [["F1", "f1"], ["precision", "precision"], ["toxic caught", "caught"], ["clean flagged", "flagged"], ["caught in disguise", "caught_disguised"], ["flagged in disguise", "flagged_disguised"]];
-      out.append(table(["per cent", names[0], names[1]], keys.map(([n, k]) => [n, percent(one.row[k]), percent(other.row[k])])));
+      out.append(make("p", say("not_same")));
+      const keys = ["f1", "precision", "caught", "flagged", "caught_disguised", "flagged_disguised"];
+      out.append(table([say("per_cent"), names[0], names[1]], keys.map(k => [say(k), percent(one.row[k]), percent(other.row[k])])));
     }
     const keys = [...new Set([...Object.keys(one.settings), ...Object.keys(other.settings)])].sort().filter(k => one.settings[k] !== other.settings[k]);
-    out.append(make("h2", "Settings that differ"), keys.length ? table(["setting", names[0], names[1]], keys.map(k => [k, one.settings[k] ?? "default", other.settings[k] ?? "default"])) : make("p", "None."));
+    out.append(make("h2", say("settings")), keys.length ? table([say("setting"), names[0], names[1]], keys.map(k => [k, one.settings[k] ?? say("default"), other.settings[k] ?? say("default")])) : make("p", say("none")));
   }
   function measured(out, names, a, b, test) {
     const n = test.rows, labels = bits(test.labels, n), p = bits(a.flags, n), q = bits(b.flags, n), cells = new Float64Array(8), flips = [];
     for (let i = 0; i < n; i++) { cells[4 * labels[i] + 2 * p[i] + q[i]]++; if (p[i] !== q[i]) flips.push(i); }
     const x = figures(cells, 2), y = figures(cells, 1), spans = intervals(cells, n);
-    const lines = ["F1", "precision", "toxic caught", "clean flagged"].map((name, k) => {
+    const lines = ["f1", "precision", "caught", "flagged"].map((name, k) => {
       const [low, high] = spans[k], up = k === 3 ? high < 0 : low > 0, down = k === 3 ? low > 0 : high < 0;
-      const cell = make("td", signed(y[k] - x[k]) + " (" + signed(low) + " to " + signed(high) + ")" + (up ? ", better" : down ? ", worse" : ", may be chance"), { className: up ? "better" : down ? "worse" : "" });
-      return [name, percent(x[k]), percent(y[k]), cell];
+      const cell = make("td", signed(y[k] - x[k]) + " (" + signed(low) + " … " + signed(high) + "), " + say(up ? "better" : down ? "worse" : "chance"), { className: up ? "better" : down ? "worse" : "" });
+      return [say(name), percent(x[k]), percent(y[k]), cell];
     });
-    out.append(table(["per cent", names[0], names[1], "difference, 95 % paired"], lines), make("p", "Same " + n + " test comments for both."));
-    out.append(make("h2", "Comments that flipped"), make("p", flips.length + " of " + n + " are judged differently."));
-    const verdict = v => v ? "flagged" : "let through", some = flips.filter(i => test.texts[i]).slice(0, 100);
-    if (some.length) out.append(table(["comment, masked", "is", names[0], names[1]], some.map(i => [test.texts[i], labels[i] ? "toxic" : "clean", verdict(p[i]), verdict(q[i])])));
+    out.append(table([say("per_cent"), names[0], names[1], say("difference")], lines), make("p", say("same", { n })));
+    out.append(make("h2", say("flipped")), make("p", say("flips", { flips: flips.length, n })));
+    const verdict = v => say(v ? "was_flagged" : "was_not"), some = flips.filter(i => test.texts[i]).slice(0, 100);
+    if (some.length) out.append(table([say("comment"), say("label"), names[0], names[1]], some.map(i => [test.texts[i], say(labels[i] ? "toxic" : "clean"), verdict(p[i]), verdict(q[i])])));
   }
   addEventListener("hashchange", show); show();
 }
