@@ -108,6 +108,34 @@ def test_what_it_does_not_know_it_refuses_before_any_step(repository, old, new, 
     assert result is None and not (into / "clone").exists()
 
 
+def test_a_second_attempt_finds_what_the_first_left_and_no_result_of_it(repository: Path):
+    done, _, into = rehearse(repository, "--again")
+    assert done.returncode == 2 and "no earlier attempt" in done.stderr
+    rehearse(repository, "--var=CODE=5")
+    (into / "clone/left").touch()
+    (into / "clone/scripts/rehearse").write_text("changed by the first\n")
+    done, result, _ = rehearse(repository, "--again", "--attempt=2", "--machine=NEW=own")
+    assert done.returncode == 0 and result["conclusion"] == "success"
+    assert (into / "clone/left").exists()
+    assert (into / "clone/scripts/rehearse").read_bytes() == (
+        ROOT / "scripts/rehearse"
+    ).read_bytes()
+    seen = (into / "artifacts/kept/seen").read_text().splitlines()
+    assert {"GITHUB_RUN_ATTEMPT=2", "NEW=own"} <= set(seen)
+
+
+def test_folders_are_kept_and_what_only_github_can_do_is_left_out(repository: Path):
+    file = repository / ".github/workflows/small.yaml"
+    pages = "actions/upload-pages-artifact@x\n        with:\n          path: site\n"
+    signed = "      - uses: actions/attest-build-provenance@x\n"
+    steps = "      - run: mkdir site && touch site/index.html\n" + signed + f"      - uses: {pages}"
+    file.write_text(JOB + steps)
+    done, result, into = rehearse(repository, "--ref-name=v1.2.3")
+    assert done.returncode == 0, done.stderr
+    assert (into / "artifacts/file/site/index.html").exists()
+    assert "GITHUB_REF_NAME=v1.2.3" in (into / "clone/seen").read_text().splitlines()
+
+
 def test_a_disk_that_is_not_empty_is_refused(repository: Path):
     (repository.parent / "night").mkdir()
     (repository.parent / "night/left").touch()
@@ -117,7 +145,8 @@ def test_a_disk_that_is_not_empty_is_refused(repository: Path):
 
 def test_each_job_of_ours_but_those_that_test_or_publish_can_be_read(tmp_path: Path):
     """Only read: with a clone of what is not there, the first step fails."""
-    for workflow, job in (("train", "train"), ("train", "notify"), ("monitor", "monitor")):
+    jobs = "train/train train/notify monitor/monitor monitor/notify pages/build release/build"
+    for workflow, job in (pair.split("/") for pair in jobs.split()):
         done = subprocess.run(
             [sys.executable, ROOT / "scripts/rehearse", f"{workflow}.yaml", job]
             + ["--clone-of", tmp_path / "none", "--into", tmp_path / workflow / job],
