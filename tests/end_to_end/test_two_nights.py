@@ -166,7 +166,7 @@ CUTS = {
     "reloads": ("service", call("POST /reload"), False, True),
     "verifies": ("service", call("GET /ready"), True, True),
 }
-ALWAYS = {"trains", "promoted", "reloads"}
+ALWAYS = {"trains", "promoted"}
 
 
 @pytest.mark.parametrize(

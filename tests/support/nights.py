@@ -74,7 +74,7 @@ def tiny_profile(folder: Path) -> str:
         "bootstrap_resamples": 500,
         "batch_tokens": 128,
         "eval_every": 1000,
-        "checkpoint_every": 2,
+        "checkpoint_every": 40,
         "learning_rate": 0.01,
         "head_learning_rate": 0.05,
         "max_length": 16,
