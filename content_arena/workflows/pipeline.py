@@ -39,7 +39,7 @@ from .live import relayed
 from .run_labels import label_run
 from .run_outcome import (
     note_failure, note_serving, note_success, tracking_link)
-from ..reports.page import write_page
+from ..reports.page import Chart, write_page
 from .stage_kernel import StageKernel, interruptible
 from .training_lease import only_training
 from ..training.tracking import connect, git_commit
@@ -69,6 +69,7 @@ class Run:
         self.settings: Settings = load_settings(
             base.get("profile"), **{**base.get("values", {}), **parameters}
         )
+        Chart.language = self.settings.report_language
         state = self.folder / "run.json"
         working = state.exists() and read_json(state).get("status") == "running"
         report_to(self.folder / "progress.json" if working else None)
@@ -275,8 +276,8 @@ def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: boo
     Keys: status (the deployer's, or `finished` if it was not among `stages`), model_version,
     mlflow_run_id, run_dir, report_html, comparison, losses (see `data.lost_rows`), and of the
     deployment its reason, service and `notified`. `new` starts afresh; `say` gets one line per
-    event; `under`: the lease on training, if the caller has it; `trigger`: what started it, in a word,
-    if it was neither a person nor a workflow. Raises PipelineError (a stage
+    event; `under`: the lease on training, if the caller has it; `trigger`: what started it, in a
+    word, if it was neither a person nor a workflow. Raises PipelineError (a stage
     failed), TrainingBusy, TrackingError (MLflow can't be reached), StoreError, SettingsError."""
     notebooks = {stage: notebooks_dir(settings) / f"{stage}.ipynb" for stage in stages}
     for notebook in notebooks.values():

@@ -95,7 +95,8 @@ def moves(self: Window, history: list[dict[str, Any]]) -> pd.DataFrame:
     columns = ["time", "action", "version", "replaces", "reason"]
     rows = pd.DataFrame(history, columns=columns)
     times = pd.to_datetime(rows.time, utc=True, errors="coerce")
-    return rows[(times >= self.since) & (times < self.until)].reset_index(drop=True)
+    inside = (times >= self.since) & (times < self.until)
+    return rows.assign(time=times)[inside].reset_index(drop=True)
 
 # %% ../../nbs/13_workflows/90_weekly_report.ipynb #8e4737d5
 @dataclass(frozen=True)
