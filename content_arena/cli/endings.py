@@ -18,7 +18,7 @@ import typer
 
 from .failures import RESUMED
 from ..core.config import Settings, github_actions
-from ..workflows.outcomes import Outcome, hand_over, outcome_of
+from ..workflows.outcomes import Outcome, hand_over, outcome_of, warnings_of
 
 # %% ../../nbs/14_cli/13_endings.ipynb #de847795
 def _links(result: dict[str, Any], settings: Settings, run_url: str) -> dict[str, str]:
@@ -51,8 +51,9 @@ def finish(result: dict[str, Any], settings: Settings) -> None:
     if actions:
         links = _links(result, settings, actions.url)
         print(*hand_over(actions, outcome, result, links), sep="\n", file=sys.stderr)
-    elif outcome.code:
-        print(f"{outcome.kind}: {outcome.says}", file=sys.stderr)
+    else:
+        said = [f"{outcome.kind}: {outcome.says}"] * bool(outcome.code)
+        print(*said, *warnings_of(result), sep="\n", end="\n" if said else "", file=sys.stderr)
     _note_end(settings)
     if outcome.code:
         raise typer.Exit(outcome.code)

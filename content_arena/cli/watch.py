@@ -64,6 +64,13 @@ def _champion(settings: Any) -> Any:
     from content_arena.mlops.model_registry import ModelRegistry
     return ModelRegistry(settings).get_champion()
 
+def _waiting(settings: Any) -> Any:
+    from content_arena.mlops.model_registry import ModelRegistry
+    if ModelRegistry(settings).get_challenger() is None:
+        return None
+    from content_arena.workflows.waiting import WaitingChallenger    # brings torch: only if needed
+    return WaitingChallenger(settings)
+
 def _auto(store: Any, settings: Any) -> Any:
     from content_arena.mlops.alerting import Notifier
     from content_arena.workflows.retraining import AutoRetrain
@@ -80,13 +87,15 @@ def _auto(store: Any, settings: Any) -> Any:
         from content_arena.workflows.retrain_evasions import run_noted
         return run_noted(changed, say=Voice(), under=auto.under, trigger=auto.trigger)
     auto = AutoRetrain(store, settings, pipeline, champion, learn=learn,
-                       tell=Notifier(settings).notify)
+                       tell=Notifier(settings).notify, waiting=lambda: _waiting(settings))
     return auto
 
 # %% ../../nbs/14_cli/70_watch.ipynb #a3434445
 def _show(console: Console, value: dict) -> None:
     status = value.get("status") or f"would start: {value['start']}"
     console.print(f"[bold]{status}[/]  {value.get('why', '')}")
+    if again := value.get("decided_again"):
+        console.print(f"version {again.get('challenger')} was decided on again: {again['since']}")
     _rows(console, value.get("triggers", []), ("name", "fired", "value", "limit", "says"))
 
 @retrain_app.command("check")
@@ -103,13 +112,18 @@ def retrain_run(
     profile: Profile = None, p: Parameter = None, as_json: AsJson = False,
     force: Annotated[bool, typer.Option("--force", help="also without a trigger")] = False,
 ) -> None:
-    "Run the pipeline if a trigger fired; the new model is compared like any challenger."
+    """Run the pipeline if a trigger fired; the new model is compared like any challenger. Before,
+    one that was left undecided is decided on again, if something came in. A scheduled run cleans
+    up."""
     from content_arena.store.events import EventStore
     from content_arena.workflows.scheduled_runs import check_start
     settings = settings_from(profile, p)
     check_start(settings)
     with EventStore(settings) as store:
         value = _auto(store, settings).run_once(force)
+    if settings.scheduled and value["status"] != "busy":
+        from content_arena.versions.cleanup import tidy_up
+        value["cleanup"] = tidy_up(settings)
     show_result(as_json, value, lambda c: _show(c, value))
     finish(value, settings)
 

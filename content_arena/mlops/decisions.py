@@ -92,6 +92,18 @@ class DecisionLog(DecisionChain):
         "Compare by `evaluator` on `test`, and record it; raises what both raise."
         return self.record(evaluator.compare(test, **evidence))
 
+    def last_about(self, challenger: str) -> tuple[dict[str, Any], pd.DataFrame] | None:
+        "Record and scored rows of the newest comparison of version `challenger` as challenger."
+        for link, record in self.backwards():
+            compared = record.get("comparison") or {}
+            if compared and str(compared["challenger"]["version"]) == challenger:
+                return {"id": link["id"]} | record, self.rows_of(link)
+        return None
+
+    def rows_of(self, link: dict[str, str]) -> pd.DataFrame:
+        "The scored rows of the comparison that `link` leads to."
+        return pd.read_parquet(io.BytesIO(self._file(link, f"{link['id']}.parquet")))
+
 # %% ../../nbs/08_mlops/60_decisions.ipynb #caaff35c
 LIST_COLUMNS = ["number", "id", "time", "verdict", "champion", "challenger", "f1 gain", "test set"]
 

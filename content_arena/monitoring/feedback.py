@@ -276,6 +276,26 @@ class Quality:
                    for name in ("precision", "recall", "f1") for e in (getattr(self, name),)}
         return asdict(self) | metrics
 
+# %% ../../nbs/07_monitoring/10_feedback.ipynb #5a3c1531
+@patch
+def _asked(self: Feedback) -> tuple[pd.DataFrame, pd.DataFrame, pd.Series]:
+    "What was handed out, with its confirmed label as `truth`; the draws; which had few answers."
+    truth = self.confirmed().set_index("text_sha256").label
+    asked = self.store.read_requests()
+    asked = asked.assign(truth=asked.text_sha256.map(truth).astype(float))
+    draws = _draws(asked)
+    return asked, draws, (draws.filter(like="response_") < MIN_RESPONSE).any(axis=1)
+
+@patch
+def sampled(self: Feedback) -> pd.DataFrame:
+    """Labelled texts that were handed out at random, each once: text_sha256, truth, and `weight`,
+    one by the probability to be handed out. Draws with too few answers are left out."""
+    asked, draws, few = self._asked()
+    used = draws[~few]
+    rows = asked[asked.draw_id.isin(used.index) & asked.truth.notna()]
+    rows = rows.drop_duplicates("text_sha256").reset_index(drop=True)
+    return rows[["text_sha256", "truth"]].assign(weight=1 / inclusion(rows, used))
+
 # %% ../../nbs/07_monitoring/10_feedback.ipynb #2bcfdcf3
 def strata_of(rows: pd.DataFrame, draws: pd.DataFrame,
               sizes: Mapping[bool, int]) -> dict[str, list[float]]:
@@ -299,11 +319,7 @@ def quality(self: Feedback, since: datetime | None = None, until: datetime | Non
     """Quality of the answers of `since` <= time < `until`, from all labels of sampled ones.
 
     `model_version`: only that version's answers. Raises StoreError."""
-    truth = self.confirmed().set_index("text_sha256").label
-    asked = self.store.read_requests()
-    asked = asked.assign(truth=asked.text_sha256.map(truth).astype(float))
-    draws = _draws(asked)
-    few = (draws.filter(like="response_") < MIN_RESPONSE).any(axis=1)
+    asked, draws, few = self._asked()
     within = ((asked.answered >= (since or asked.answered)) & ~(asked.answered >= (until or pd.NaT))
               & (asked.by == (model_version or asked.by)))
     asked, used = asked[within], draws[~few]

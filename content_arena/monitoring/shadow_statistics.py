@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'PRIOR', 'LENGTHS', 'SLICES', 'SHADOW', 'COMPARED', 'log_e_value', 'e_value', 'Sequential', 'sequential',
-           'length_bucket', 'ShadowReport', 'ShadowEvaluator', 'shadow_evidence']
+           'Drawn', 'weighted_evidence', 'drawn_of', 'length_bucket', 'ShadowReport', 'ShadowEvaluator',
+           'shadow_evidence']
 
 # %% ../../nbs/07_monitoring/20_shadow_statistics.ipynb #acea5092
 import logging
@@ -70,6 +71,33 @@ def sequential(wins: int, losses: int, confidence: float = 0.95) -> Sequential:
     return Sequential(wins, losses, wins / n if n else 0.5, low, high,
                       float(e_value(wins, losses)), better)
 
+# %% ../../nbs/07_monitoring/20_shadow_statistics.ipynb #005a062a
+class Drawn(NamedTuple):
+    """Labelled comments of the shadow that were handed out at random, on how many of them the
+    challenger alone is right (`won`) or the champion alone, and the `evidence`, as a factor, that
+    over all comments the challenger is right more often."""
+    labelled: int
+    won: int
+    lost: int
+    evidence: float
+
+def weighted_evidence(gains: np.ndarray, weights: np.ndarray) -> float:
+    "Evidence that all `gains` (+1, -1) together exceed 0, from drawn ones; capped at e^700."
+    if not len(gains):
+        return 1.0
+    shares = np.linspace(0.05, 0.95, 19)[:, None]
+    logs = np.log1p(shares * gains * weights / np.max(weights)).sum(axis=1)
+    return float(np.exp(np.minimum(logs, 700)).mean())
+
+def drawn_of(labelled: pd.DataFrame, sampled: pd.DataFrame) -> Drawn:
+    "Of `labelled` rows (label and both answers) those that `Feedback.sampled` lists."
+    rows = labelled.merge(sampled[["text_sha256", "weight"]], on="text_sha256")
+    right = [rows[c].astype(int) == rows.label.astype(int) for c in _ANSWERS]
+    gains = (right[1].astype(int) - right[0].astype(int)).to_numpy()
+    one = gains != 0
+    return Drawn(len(rows), int((gains > 0).sum()), int((gains < 0).sum()),
+                 weighted_evidence(gains[one], rows.weight.to_numpy(float)[one]))
+
 # %% ../../nbs/07_monitoring/20_shadow_statistics.ipynb #9aafd71b
 LENGTHS = (20, 60, 150)
 SLICES = ("lang", "length")
@@ -134,7 +162,7 @@ def _summary(rows: pd.DataFrame, labelled: pd.DataFrame, confidence: float) -> d
 
 # %% ../../nbs/07_monitoring/20_shadow_statistics.ipynb #1131a257
 SHADOW = ("rows", "agreement", "labelled", "champion_accuracy", "challenger_accuracy")
-COMPARED = ("won", "lost", "better")     # by the sequential comparison
+COMPARED = ("won", "lost", "better", "drawn")     # by the sequential comparisons
 
 @dataclass(frozen=True)
 class ShadowReport:
@@ -149,6 +177,7 @@ class ShadowReport:
     total: dict[str, Any]
     slices: tuple[dict[str, Any], ...]
     sequential: Sequential
+    drawn: Drawn
     other_rows: int
     confidence: float
 
@@ -156,7 +185,7 @@ class ShadowReport:
         "What `mlops.evaluator.compare(shadow=...)` takes: `SHADOW` and `COMPARED`, plain values."
         t, s = self.total, self.sequential
         return {k: t[k].value if isinstance(t[k], Estimate) else t[k] for k in SHADOW} | dict(
-            zip(COMPARED, (s.wins, s.losses, s.better)))
+            zip(COMPARED, (s.wins, s.losses, s.better, self.drawn._asdict())))
 
     def to_dict(self) -> dict[str, Any]:
         "JSON-able; an estimate is a mapping of value, low, high."
@@ -165,7 +194,8 @@ class ShadowReport:
         times = {k: v and v.isoformat() for k, v in (("since", self.since), ("until", self.until))}
         return {"champion": self.champion, "challenger": self.challenger, **times,
                 **plain(self.total), "slices": [plain(s) for s in self.slices],
-                "sequential": self.sequential._asdict(), "other_rows": self.other_rows,
+                "sequential": self.sequential._asdict(), "drawn": self.drawn._asdict(),
+                "other_rows": self.other_rows,
                 "confidence": self.confidence}
 
 # %% ../../nbs/07_monitoring/20_shadow_statistics.ipynb #d630612b
@@ -185,7 +215,8 @@ class ShadowEvaluator:
         newest = self.store.read("shadow", since=since, until=until, limit=1, match=match)
         pair = (champion, challenger) if newest.empty else tuple(
             newest.loc[0, ["champion_version", "challenger_version"]])
-        truth = Feedback(self.store, self.settings).confirmed(until=until)
+        feedback = Feedback(self.store, self.settings)
+        truth = feedback.confirmed(until=until)
         rows, labelled, others = _collect(self.store, pair,
                                           truth.set_index("text_sha256").label,
                                           dict(since=since, until=until))
@@ -196,7 +227,8 @@ class ShadowEvaluator:
         total = _summary(rows, labelled, c)
         wins, losses = (int(sum(total["cells"][i] for i in cells)) for cells in ((2, 5), (1, 6)))
         return ShadowReport(*pair, since, until, total, tuple(slices),
-                            sequential(wins, losses, c), others, c)
+                            sequential(wins, losses, c), drawn_of(labelled, feedback.sampled()),
+                            others, c)
 
     def evidence(self, since: datetime | None = None, until: datetime | None = None,
                  champion: str | None = None, challenger: str | None = None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from ..mlops.model_registry import ModelRegistry
 from ..store.lease import Lease, LeaseLost
 from ..reports.site import build_site
 from .live import relayed
-from .run_labels import label_run
+from .run_labels import label_run, lost_run
 from .run_outcome import (
     note_failure, note_serving, note_success, tracking_link)
 from ..reports.page import Chart, write_page
@@ -284,11 +284,12 @@ def run_pipeline(settings: Settings, *, stages: Sequence[str] = STAGES, new: boo
     result.
 
     Keys: status (the deployer's, or `finished` if it was not among `stages`), model_version,
-    mlflow_run_id, run_dir, report_html, comparison, losses (see `data.lost_rows`), and of the
-    deployment its reason, service and `notified`. `new` starts afresh; `say` gets one line per
-    event; `under`: the lease on training, if the caller has it; `trigger`: what started it, in a
-    word, if it was neither a person nor a workflow. Raises PipelineError (a stage
-    failed), TrainingBusy, TrackingError (MLflow can't be reached), StoreError, SettingsError."""
+    mlflow_run_id, run_dir, report_html, comparison, losses (see `data.lost_rows`), begun_again
+    (see `lost_run`), and of the deployment its reason, service and `notified`. `new` starts
+    afresh; `say` gets one line per event; `under`: the lease on training, if the caller has it;
+    `trigger`: what started it, in a word, if it was neither a person nor a workflow. Raises
+    PipelineError (a stage failed), TrainingBusy, TrackingError (MLflow can't be reached),
+    StoreError, SettingsError."""
     notebooks = {stage: notebooks_dir(settings) / f"{stage}.ipynb" for stage in stages}
     for notebook in notebooks.values():
         declared_parameters(notebook)            # fail before the first stage, not before the last
@@ -306,6 +307,9 @@ def _run(settings: Settings, notebooks: dict[str, Path], new: bool, say, lease: 
     )
     with FileLock(folder / ".lock", timeout=0):
         mlflow_run_id = _mlflow_run(folder, settings)
+        if not unfinished and (lost := lost_run(settings, connect(settings), mlflow_run_id)):
+            _note(folder, begun_again=lost)
+            say(lost)
         try:
             for n, (stage, notebook) in enumerate(notebooks.items(), 1):
                 _still_ours(stage, lease)
@@ -394,6 +398,7 @@ def _result(folder: Path, mlflow_run_id: str, settings: Settings) -> dict:
         "report_html": str(report) if report.exists() else None,
         "comparison": kept("comparison") or None,
         "losses": kept("losses") or None,
+        "begun_again": kept("run").get("begun_again"),
         **{k: v for k, v in kept("deployment").items() if k in ("reason", "service", "notified")},
     }
 

@@ -14,7 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -101,16 +101,18 @@ class AutoRetrain:
     """Starts `pipeline` (settings -> result with `status`) when a trigger fires.
 
     `champion`: its version and its F1 as last compared ("" and None: unknown); `learn`: what a run
-    trains on, see `learn_labels`; `tell`: as `Notifier.notify`."""
+    trains on, see `learn_labels`; `tell`: as `Notifier.notify`; `waiting`: finds a
+    `workflows.waiting.WaitingChallenger`, None: nobody waits."""
     def __init__(self, store: EventStore, settings: Settings,
                  pipeline: Callable[[Settings], dict[str, Any]],
                  champion: Callable[[], tuple[str, float | None]] = lambda: ("", None),
                  clock: Callable[[], datetime] | None = None,
                  learn: Callable[[Situation], Learnt] = learn_labels,
-                 tell: Callable[..., Any] = lambda event, **facts: None):
+                 tell: Callable[..., Any] = lambda event, **facts: None,
+                 waiting: Callable[[], Any] = lambda: None):
         self.store, self.settings, self.pipeline = store, settings, pipeline
         self.champion, self.clock = champion, clock or store.now
-        self.learn, self.tell = learn, tell
+        self.learn, self.tell, self.waiting = learn, tell, waiting
         self.under: Lease | None = None                # the lease, while a run goes on
         self.trigger = ""                              # what fired, while a run goes on
 
@@ -146,7 +148,7 @@ def run_once(self: AutoRetrain, force: bool = False) -> dict[str, Any]:
     process is at it), lost (it took too long, and another took over), or how the run ended."""
     self._correct_future_times()
     decision = self.decide(force)
-    if not decision["start"] and not len(self._running()):
+    if not decision["start"] and not len(self._running()) and not self._waits():
         return {"status": "waiting" if decision["waits_until"] else "idle", **decision}
     lease = self.lease()
     if not lease.acquire():
@@ -154,11 +156,19 @@ def run_once(self: AutoRetrain, force: bool = False) -> dict[str, Any]:
     with kept(lease):
         self.under = lease
         self._mark_killed_runs()
-        decision = self.decide(force)
+        again = self._decide_again(bool(self.decide(force)["start"]))
+        decision = self.decide(force)                  # it may be about another champion now
         if not decision["start"]:
-            return {"status": "waiting" if decision["waits_until"] else "idle", **decision}
-        return {**decision, **self._run(lease, decision)}
+            status = {"status": "waiting" if decision["waits_until"] else "idle"}
+            return status | decision | (again or {}) | _in_short(again)
+        return {**decision, **self._run(lease, decision)} | ({"decided_again": again}
+                                                             if again else {})
 
+def _in_short(again: dict[str, Any] | None) -> dict[str, Any]:
+    return {"decided_again": {k: again[k] for k in ("challenger", "since") if k in again}} \
+        if again else {}
+
+# %% ../../nbs/13_workflows/70_retraining.ipynb #7d2b114b
 @patch
 def _correct_future_times(self: AutoRetrain) -> None:
     "Write down that a run of the future began now: else it would begin now again at every look."
@@ -184,6 +194,26 @@ def _mark_killed_runs(self: AutoRetrain) -> None:
         self.store.update("retrain_events", id, status="failed",
                           result={**(result or {}), "error": "the process was killed"})
 
+# %% ../../nbs/13_workflows/70_retraining.ipynb #bfb4def8
+@patch
+def _waits(self: AutoRetrain) -> bool:
+    "Whether something came in that may change an undecided challenger's verdict."
+    challenger = self.waiting()
+    return challenger is not None and bool(challenger.reason())
+
+@patch
+def _decide_again(self: AutoRetrain, superseding: bool) -> dict[str, Any] | None:
+    "What became of the undecided challenger; None if nothing is new about it."
+    try:
+        challenger = self.waiting()
+        return challenger and challenger.decide(superseding)
+    except Exception as e:                             # the night is worth more
+        logger.exception("the waiting challenger was not decided on")
+        why = f"the waiting challenger was not decided on again: {type(e).__name__}: {e}"
+        return {"status": "failed", "error": why, "since": "something new came in",
+                "notified": asdict(sent) if is_dataclass(
+                    sent := self.tell("failed", reason=why)) else {}}
+
 # %% ../../nbs/13_workflows/70_retraining.ipynb #5d0f98d0
 @patch
 def _train(self: AutoRetrain, situation: Situation, start: str, about: dict[str, Any]) -> str:
@@ -204,7 +234,7 @@ def _train(self: AutoRetrain, situation: Situation, start: str, about: dict[str,
     self.trigger = start
     result = self.pipeline(settings)
     about |= {k: result.get(k) for k in ("model_version", "run_dir", "mlflow_run_id", "losses",
-                                         "reason", "service", "notified")}
+                                         "reason", "service", "notified", "begun_again")}
     return result["status"] if result.get("status") in OUTCOMES else "skipped"
 
 # %% ../../nbs/13_workflows/70_retraining.ipynb #5f8828d4

@@ -133,6 +133,20 @@ def test_an_undecided_rollback_is_not_turned_around(folder):
         assert served(url) == "3"
 
 
+def test_an_undecided_challenger_is_in_the_shadow_at_once(folder):
+    undecided = stage.recorded(stage.FileRegistry(folder), "3", "4", "inconclusive")
+    with stage.service(folder, shadow_sample=1) as url:
+        stage.FileRegistry(folder).set(challenger=None)
+        beside = lambda: httpx.post(f"{url}/reload").json()["challenger"]
+        assert beside()["model_version"] is None
+        stage.FileRegistry(folder).set(challenger="4")
+        result = asyncio.run(stage.deployer(folder, url).deploy_if_better(decision=undecided))
+        assert (result["status"], result["service"]) == ("inconclusive", "serving 3")
+        now = beside()
+        assert (now["result"], now["model_version"]) == ("unchanged", "4")  # loaded before we asked
+        assert served(url) == "3"
+
+
 # --- two at once ---------------------------------------------------------------------------------
 
 
