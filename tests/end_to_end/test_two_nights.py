@@ -236,7 +236,7 @@ def test_a_notice_that_is_not_delivered_is_a_failure_if_required(second: World):
     before = settings.read_text()
     commit = ["git", "-c", "user.name=t", "-c", "user.email=t@invalid", "commit", "-qam", "x"]
     settings.write_text(
-        before.replace("store_text = true", "store_text = true\nrequire_notice = true", 1)
+        before.replace("\nstore_text = true", "\nstore_text = true\nrequire_notice = true")
     )
     subprocess.run(commit, cwd=second.origin, check=True)
     try:
