@@ -188,9 +188,6 @@ def _mark_killed_runs(self: AutoRetrain) -> None:
     "A run that is still `running` although we have the lease was killed: say so."
     rows = self._running()
     for id, result in zip(rows.id, rows.result):
-        logger.warning("run %s (process %s) was killed: on the machine that it ran on, in the same"
-                       " folder, it goes on; elsewhere it begins again", id,
-                       (result or {}).get("holder", "unknown"))
         self.store.update("retrain_events", id, status="failed",
                           result={**(result or {}), "error": "the process was killed"})
 
