@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -121,3 +122,48 @@ def test_a_trigger_starts_one_run_and_a_failure_is_seen_everywhere(environment: 
     moments = read_group(settings.path("var_dir") / "metrics" / "pipeline_failure.prom")
     assert moments["content_arena_pipeline_last_failure_timestamp_seconds"][""] > 0
     assert len(list(settings.path("runs_dir").glob("*/01_prepare.html"))) == 1
+
+
+def scheduled_night(environment, monkeypatch, capsys, tmp_path) -> tuple[dict, str]:
+    "What a scheduled `retrain run` without a trigger answers, and its page in the workflow."
+    from content_arena.cli import watch
+    from content_arena.workflows import scheduled_runs
+
+    monkeypatch.setattr(scheduled_runs, "check_start", lambda settings: None)  # here are no servers
+    page = tmp_path / "page.md"
+    actions = {
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_STEP_SUMMARY": str(page),
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+    }
+    for name, value in {**environment, **actions, "CONTENT_ARENA_SCHEDULED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    watch.retrain_run(None, None, True, False)
+    return json.loads(capsys.readouterr().out.splitlines()[-1]), page.read_text()
+
+
+def old_run(settings) -> Path:
+    folder = settings.path("runs_dir") / "20200101-000000-aaaa"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"status": "finished", "digest": ""}')
+    long_ago = time.time() - 400 * 86_400
+    os.utime(folder / "run.json", (long_ago, long_ago))
+    return folder
+
+
+def test_a_scheduled_night_cleans_up_and_says_so(environment, monkeypatch, capsys, tmp_path):
+    folder = old_run(settings_of(environment))
+    value, page = scheduled_night(environment, monkeypatch, capsys, tmp_path)
+    assert value["status"] == "idle" and value["cleanup"]["went"] == 1 and not folder.exists()
+    assert "**cleanup**: 1 run went" in page
+
+
+def test_a_cleanup_that_fails_is_a_warning_and_not_the_outcome(
+    environment, monkeypatch, capsys, tmp_path
+):
+    settings = settings_of(environment)
+    settings.path("models_dir").mkdir()
+    (settings.path("models_dir") / "MODEL_REGISTRY.json").write_text("{")
+    value, page = scheduled_night(environment, monkeypatch, capsys, tmp_path)
+    assert value["status"] == "idle" and "RegistryFileError" in value["cleanup"]["problem"]
+    assert "✅ idle" in page and "not cleaned up: RegistryFileError" in page
