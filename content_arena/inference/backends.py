@@ -255,27 +255,32 @@ class Files:
     cache_dir: Path
     dtype: str
     threads: int                       # 0: as many as there are, or as torch was told before
+    serving: int = 0                   # what a graph is compiled for; 0: `threads`
 
     def open(self, name: str) -> tuple[Any, Any]:
         "Network and tokenizer, computed by backend `name`."
         if name != TORCH:
             return open_backend(name, self.folder, self.sha256, self.base, self.cache_dir,
-                                self.threads or cores())
-        import torch                           # seconds: not where another backend has it all
-        from content_arena.inference.merged_cache import load_merged
-        from content_arena.training.building import best_device, fast_dtype
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        device = best_device()
-        wanted = fast_dtype(device) if self.dtype == "auto" else getattr(torch, self.dtype)
-        return load_merged(self.folder, self.sha256, self.base, self.cache_dir, dtype=wanted,
-                           device=device)
+                                self.serving or self.threads or cores())
+        return _open_torch(self)
 
     def measured(self, name: str) -> tuple[Network, Any]:
         "The same, to measure it."
         opened, tokenizer = self.open(name)
         return TorchNetwork(opened) if name == TORCH else opened, tokenizer
 
+def _open_torch(files: Files) -> tuple[Any, Any]:
+    import torch                               # seconds: not where another backend has it all
+    from content_arena.inference.merged_cache import load_merged
+    from content_arena.training.building import best_device, fast_dtype
+    if files.threads:
+        torch.set_num_threads(files.threads)
+    device = best_device()
+    wanted = fast_dtype(device) if files.dtype == "auto" else getattr(torch, files.dtype)
+    return load_merged(files.folder, files.sha256, files.base, files.cache_dir, dtype=wanted,
+                       device=device)
+
+# %% ../../nbs/06_inference/25_backends.ipynb #bbf7d37d
 def open_chosen(files: Files, spec: dict, backend: str, listed: Sequence[str],
                 version: str) -> tuple[Any, Any, str]:
     "Network, tokenizer, and the backend that was chosen; torch where another can't be used."

@@ -11,12 +11,11 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from collections.abc import Sequence
 
 import numpy as np
 from fastcore.basics import patch
@@ -31,6 +30,7 @@ from ..training.character_branch import CharacterBranch
 from ..training.model_files import BadModel, ModelError, read_spec, verify_model
 from ..training.tokens import encode
 from ..training.normaliser import Normaliser, altered, read_again
+from ..training.openvino_network import BackendError
 from ..training.thresholds import Thresholds
 
 logger = logging.getLogger(__name__)
@@ -90,26 +90,26 @@ class Engine:
 @patch(cls_method=True)
 def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias: str = "",
          dtype: str = "auto", threads: int = 0, expected_sha256: str | None = None,
-         probe_tolerance: float = 0.05, backend: str = TORCH,
-         listed: Sequence[str] = (TORCH,)) -> Engine:
+         probe_tolerance: float = 0.05, backend: str = TORCH, listed: Sequence[str] = (TORCH,),
+         serving: int = 0) -> Engine:
     """Verify `folder`, merge it into its base and check the probe sentences.
 
     `dtype`: torch's, auto (what is fast here), bfloat16 or float32; `threads`: to compute with, 0
     leaves them; `probe_tolerance`: allowed |difference| of a probability; `backend`: what computes,
-    a name or auto, among those `listed` for the version (`inference.backends`). Raises ModelError
-    if anything does not fit."""
+    a name or auto, among those `listed` for the version (`inference.backends`); `serving`: threads
+    of who will score, if others than load. Raises ModelError if anything does not fit."""
     sha256, spec = verify_model(folder, expected_sha256), read_spec(folder)
     if spec.get("kind") == "ensemble":
         return _load_ensemble(cls, spec, Path(cache_dir), probe_tolerance, version=version,
                               alias=alias, sha256=sha256, dtype=dtype, threads=threads)
     base = partial(_base_of, spec, cache_dir, version or folder.name)
-    files = Files(folder, sha256, base, Path(cache_dir), dtype, threads)
+    files = Files(folder, sha256, base, Path(cache_dir), dtype, threads, serving)
     network, tokenizer, name = open_chosen(files, spec, backend, listed, version)
     engine = cls(network, tokenizer, spec, version=version, alias=alias, sha256=sha256,
                  backend=name, **_load_rest(folder, spec))
     try:
         engine.check_probe(probe_tolerance)
-    except BadModel as e:
+    except (BadModel, BackendError) as e:
         if name == TORCH:
             raise
         logger.warning("%s is not used, torch is: %s", name, e)

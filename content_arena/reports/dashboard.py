@@ -75,7 +75,11 @@ SATURATION = (
            "{{alias}}"),)),
     View("Processor", "short",
          ((f"rate(process_cpu_seconds_total{_IS}[$__rate_interval])", "{{instance}}"),)),
-    View("Memory", "bytes", ((f"process_resident_memory_bytes{_IS}", "{{instance}}"),)))
+    View("Memory", "bytes", ((f"process_resident_memory_bytes{_IS}", "{{instance}}"),)),
+    View("Read by the network", "percentunit",
+         (('sum by (alias) (rate(content_arena_stage_windows_total{stage="network"}'
+           '[$__rate_interval])) / sum by (alias)'
+           ' (rate(content_arena_stage_windows_total[$__rate_interval]))', "{{alias}}"),)))
 
 # %% ../../nbs/12_reports/30_dashboard.ipynb #70b05bb1
 MODEL = (
@@ -157,6 +161,8 @@ ABOUT |= {
     "Queue": ("Comments that wait for a batch.", "RequestsRefused"),
     "Texts in a step": ("Comments scored together, on average.", "HighInferenceLatency"),
     "Processor": ("Cores that the process keeps busy.", "HighInferenceLatency"),
+    "Read by the network": ("Share of comments of which the character branch alone was not sure;"
+                            " all, without a cascade.", "HighInferenceLatency"),
     "Memory": ("Memory of the process.", "ServiceDown"),
     "F1 as last compared": ("F1 on the test rows of the last comparison.", "ModelF1ScoreDrop"),
     "Agreement in shadow": ("Share of comments that champion and challenger judge alike, and share"

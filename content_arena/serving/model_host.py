@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from fastcore.basics import patch
 
-from ..core.config import Settings
+from ..core.config import Settings, cores
 from ..core.scoring import LoadedModel
 from ..inference.batching import MicroBatcher
 from ..mlops.metrics import Metrics
@@ -62,6 +62,7 @@ class RegistryLoader:
         s, folder = self.settings, self._registry().download(version)
         return Engine.load(folder, cache_dir=s.path("var_dir") / "cache", version=version.version,
                            alias=alias, dtype=s.dtype, threads=1, backend=s.backend,
+                           serving=(s.threads or cores()) if alias == "champion" else 1,
                            listed=listed_backends(version.tags),
                            expected_sha256=version.sha256, probe_tolerance=s.probe_tolerance)
 

@@ -38,9 +38,13 @@ def library(name: str = "openvino") -> Any:
         raise BackendError(f"{name} is not installed: pip install 'content-arena[openvino]'") from e
 
 @cache
+def _core() -> Any:                                # one for the process: each loads its plugins
+    return library().Core()
+
+@cache
 def processor_formats() -> frozenset[str]:
     "What this processor computes in with OpenVINO: FP32, and maybe BF16, FP16, INT8."
-    return frozenset(library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return frozenset(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 # %% ../../nbs/05_training/78_openvino_network.ipynb #35e924fe
 def _example(classifier: Any, shape: tuple[int, int], filled: int, seed: int = 0) -> list[Any]:
@@ -77,7 +81,7 @@ def _traced(classifier: Any, tolerance: float) -> Any:
     except Exception as e:                  # whatever tracing meets
         why = (str(e).strip().splitlines() or [""])[0]
         raise BackendError(f"OpenVINO can't read this network: {type(e).__name__}: {why}") from e
-    run = library().Core().compile_model(model, "CPU", _settings("f32", 1))
+    run = _core().compile_model(model, "CPU", _settings("f32", 1))
     for shape, filled in SHAPES:
         ids, mask = _example(classifier, shape, filled, seed=1)
         moved = np.abs(run([ids.numpy(), mask.numpy()])[0] - classifier(ids, mask).numpy()).max()
@@ -110,7 +114,7 @@ class OpenVinoNetwork:
         "Compute with `threads` threads from now on; compiles the graph again if that is new."
         if threads == self.threads:
             return
-        run = library().Core().compile_model(self.graph, "CPU", _settings(self.precision, threads))
+        run = _core().compile_model(self.graph, "CPU", _settings(self.precision, threads))
         with self._lock:
             self._request, self.threads = run.create_infer_request(), threads
 
@@ -127,14 +131,19 @@ class OpenVinoNetwork:
 @patch
 def logits(self: OpenVinoNetwork, ids: Sequence[Sequence[int]], pad: int,
            batch_tokens: int = STEP_TOKENS) -> np.ndarray:
-    "Logits (n, 2) float32, in the order of `ids`; batched by length, `STEP_TOKENS` at most."
+    """Logits (n, 2) float32, in the order of `ids`; batched by length, `STEP_TOKENS` at most.
+    Raises BackendError."""
     most = min(batch_tokens, POLITE_TOKENS if self._wait else STEP_TOKENS)
     out = np.zeros((len(ids), 2), dtype=np.float32)
     for rows in least_padding([len(i) for i in ids], most):
         if self._wait:
             self._wait()
-        with self._lock:
-            out[rows] = self._request.infer(list(padded(ids, rows, pad)))[0]
+        try:
+            with self._lock:
+                out[rows] = self._request.infer(list(padded(ids, rows, pad)))[0]
+        except RuntimeError as e:             # where what a processor says of itself is not allowed
+            raise BackendError(f"OpenVINO can't compute in {self.precision} here:"
+                               f" {(str(e).splitlines() or [''])[-1]}") from e
     if self.line != (1.0, 0.0):
         odds = self.line[0] * (out[:, 1] - out[:, 0]) + self.line[1]
         out = np.stack([-odds / 2, odds / 2], axis=1).astype(np.float32)
@@ -192,7 +201,7 @@ def read_graph(file: Path, table: Callable[[str], np.ndarray]) -> Any:
     is used where it lies. Raises BackendError."""
     ov = library()
     try:
-        graph = ov.Core().read_model(str(file), str(Path(file).with_suffix(".bin")))
+        graph = _core().read_model(str(file), str(Path(file).with_suffix(".bin")))
         for parameter in list(graph.get_parameters()):
             kind, _, name = parameter.get_friendly_name().partition(":")
             if kind != "table":

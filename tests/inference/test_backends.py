@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import subprocess
 import sys
 import threading
 from functools import partial
@@ -189,3 +191,54 @@ def test_a_processor_without_bfloat16_starts_and_says_what_it_chose(version, mon
     assert chosen in ("torch", "openvino-float32", INT8)  # either may be the fastest here
     assert lines[0].startswith(f"version 7 is computed by {chosen}: the fastest here")
     assert "openvino-bf16" not in lines[0] and "no bfloat16" in lines[1]
+
+
+CHILD = """
+import json, logging, sys
+from pathlib import Path
+from content_arena.inference.engine import Engine
+logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+folder, cache, backend, listed, texts = json.loads(sys.argv[1])
+engine = Engine.load(Path(folder), cache_dir=Path(cache), version="7", dtype="float32", threads=1,
+                     backend=backend, listed=listed)
+engine.take_cores(1)
+slow = [m for m in ("torch", "transformers", "peft") if m in sys.modules]
+print(json.dumps([engine.backend, engine.scores(texts).tolist(), slow]))
+"""
+
+
+def in_a_process(version: Path, cache: Path, backend: str, texts: list[str], **env: str):
+    "What computes a version in a process of its own, the scores, slow libraries there, the log."
+    asked = json.dumps([str(version), str(cache), backend, ALL, texts])
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, asked], env=os.environ | env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return *json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.mark.slow
+def test_with_the_caches_there_a_version_in_openvino_needs_no_torch(version, comments):
+    for backend in ("openvino-float32", INT8):
+        here = load(version, backend).scores(comments)  # and the caches
+        name, scores, slow, _ = in_a_process(version, version.parent / "cache", backend, comments)
+        assert (name, slow) == (backend, [])
+        np.testing.assert_allclose(scores, here, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_on_a_masked_processor_it_starts_and_says_what_it_chose(version, comments, tmp_path):
+    "AVX2 only: OpenVINO goes on saying that there is bfloat16, and fails at the first comment."
+    (tmp_path / "base_models").symlink_to(version.parent / "cache" / "base_models")
+    masked = dict(ONEDNN_MAX_CPU_ISA="AVX2", ATEN_CPU_CAPABILITY="avx2")
+    reference = load(version, "torch").scores(comments)
+    name, scores, _, log = in_a_process(version, tmp_path, "auto", comments, **masked)
+    assert f"version 7 is computed by {name}: the fastest here" in log
+    assert name in ("torch", "openvino-float32", INT8)
+    if "BF16" in openvino_network.processor_formats():
+        assert "backend openvino-bf16 is left out: " in log
+    moved = np.abs(scores - reference)
+    assert moved.mean() < 0.1 if name == INT8 else moved.max() < 1e-4
+    name, scores, _, log = in_a_process(version, tmp_path, "openvino-bf16", comments, **masked)
+    assert name == "torch" and "openvino-bf16" in log
+    np.testing.assert_allclose(scores, reference, atol=1e-4)
