@@ -234,7 +234,7 @@ def test_on_a_masked_processor_it_starts_and_says_what_it_chose(version, comment
     reference = load(version, "torch").scores(comments)
     name, scores, _, log = in_a_process(version, tmp_path, "auto", comments, **masked)
     assert f"version 7 is computed by {name}: the fastest here" in log
-    assert name in ("torch", "openvino-float32", INT8)
+    assert name in ("torch", "openvino-float32", INT8)  # either may be the fastest here
     if "BF16" in openvino_network.processor_formats():
         assert "backend openvino-bf16 is left out: " in log
     moved = np.abs(scores - reference)
