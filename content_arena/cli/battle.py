@@ -182,10 +182,12 @@ def battle_report(
     p: Parameter = None, as_json: AsJson = False,
 ) -> None:
     "The arena report of a battle: nbs/pipelines/05_battle.ipynb, executed, as a page."
-    from content_arena.workflows.pipeline import Run, notebooks_dir, run_stage
+    from content_arena.workflows.pipeline import Run, keep_settings, notebooks_dir, run_stage
     settings = settings_from(None, p)
     fought = _find(settings, battle)
-    run = Run(settings.path("runs_dir") / f"battle-{fought.record['id']}")
+    folder = settings.path("runs_dir") / f"battle-{fought.record['id']}"
+    keep_settings(folder, settings)
+    run = Run(folder)
     run.put("battle", {"folder": str(fought.folder), "var_dir": str(settings.path("var_dir"))})
     executed: Path = run_stage(notebooks_dir(settings) / "05_battle.ipynb", run.folder, settings)
     value = {"status": "reported", "battle": fought.record["id"],

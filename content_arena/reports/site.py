@@ -21,6 +21,7 @@ import pandas as pd
 from ..arena.battles.orders import battles_dir, list_battles
 from ..core.config import Secrets, Settings
 from ..core.files import write_bytes
+from ..core.mlflow_server import sqlite_file
 from ..core.progress import for_people
 from ..mlops.model_cards import version_card
 from ..mlops.registry_reader import RegistryReader, Version
@@ -244,7 +245,7 @@ def version_page(version: Version, rows: Sequence[Mapping[str, Any]],
     word = lambda key, **values: html.escape(say(language, f"site.{key}", **values))
     fought = [{"battle": b["id"], "started": b.get("created", "")[:16].replace("T", " "),
                "status": outcome_word(b["status"], language), "rounds": b.get("rounds_done", ""),
-               "detected": per_cent((b.get("toxic") or b).get("detection_rate"))}
+               "detected": per_cent(b.get("detection_rate"))}
               for b in battles]
     kept = [{"snapshot": s.name, "started": s.created[:16].replace("T", " "), "tag": s.tag}
             for s in snapshots]
@@ -284,6 +285,9 @@ def _written(file: Path, page: bytes) -> bool:
 
 def _version_pages(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     "Write the pages of all versions; how many there are, and how many were written."
+    store = sqlite_file(settings.mlflow_uri())
+    if store and not store.exists():                     # nothing was registered, no store is made
+        return 0, 0
     registry, folder = RegistryReader(settings), settings.path("runs_dir")
     battles, shelf = list_battles(battles_dir(settings)), VersionStore(settings, registry).shelf()
     versions, written = registry.versions(), 0

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pyarrow.parquet import read_table
 
 from ..core.files import write_bytes
 from ..core.settings import join_names
@@ -35,11 +36,12 @@ def own_settings(values: Mapping[str, Any]) -> dict[str, str]:
 def _verdicts(folder: Path, compared: Mapping[str, Any]) -> dict[str, Any]:
     "Labels and verdicts of a run's comparison by test set; nothing if it kept no scores."
     try:
-        rows = pd.read_parquet(folder / "scores.parquet", columns=["label", "challenger"])
+        rows = read_table(folder / "scores.parquet", columns=["label", "challenger"],
+                          use_threads=False, pre_buffer=False)   # a thousand small files
         limit = compared["challenger"]["threshold"]
         return {"test": compared["test_set"]["rows_sha256"], "rows": len(rows),
                 "labels": packed(rows["label"].to_numpy() == 1),
-                "flags": packed(rows["challenger"].to_numpy(float) >= limit)}
+                "flags": packed(rows["challenger"].to_numpy() >= limit)}
     except (OSError, KeyError, TypeError, ValueError):
         return {}
 

@@ -23,7 +23,7 @@ _CSS = """:root{color-scheme:light dark;--ink:#1c2430;--soft:#55606e;--paper:#ff
 color:var(--ink);font:16px/1.55 system-ui,sans-serif;overflow-wrap:break-word}
 a,summary{color:var(--link)}summary{cursor:pointer}p.lead{color:var(--soft);font-size:1.1rem}
 pre{background:var(--card);border:1px solid var(--line);border-radius:.3rem;padding:.6rem .8rem;
-overflow-x:auto;font-size:.85rem}section{border-top:1px solid var(--line);margin-top:1.2rem}
+white-space:pre-wrap;font-size:.85rem}section{border-top:1px solid var(--line);margin-top:1.2rem}
 h2{font-size:1.1rem}h2 code{font-size:1rem}dt{font-weight:600}dd{margin:0 0 .5rem}"""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Window', 'traffic_figure', 'traffic_table', 'Week', 'collect', 'publish_measures', 'trigger_table', 'week_facts',
-           'headlines', 'quality_table', 'quality_sentence', 'battles_table', 'write_report']
+           'until_of', 'headlines', 'quality_table', 'quality_sentence', 'battles_table', 'write_report']
 
 # %% ../../nbs/13_workflows/90_weekly_report.ipynb #1ae52f7e
 import secrets
@@ -17,8 +17,6 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core.config import Settings
-from ..core.files import write_json
-from ..core.settings import join_names
 from ..monitoring.drift import DriftReport, expected_f1, measure_drift, quality_metrics
 from ..monitoring.feedback import Feedback, Quality
 from ..monitoring.run_metrics import publish
@@ -27,7 +25,7 @@ from ..reports.evaluation import WIDTH
 from ..reports.page import Chart
 from ..reports.tables import Table
 from ..reports.texts import name_of
-from .pipeline import notebooks_dir, run_stage
+from .pipeline import Run, keep_settings, notebooks_dir, run_stage
 from ..store.events import EventStore
 from .retrain_triggers import Situation, Trigger, check_all
 
@@ -156,13 +154,20 @@ def week_facts(week: Week, champion_f1: float | None = None) -> dict[str, Any]:
     `champion_f1`: that of the tests, in [0, 1]."""
     q, (n, flagged) = week.quality, _flagged(week)
     known = lambda value: float(value) if value == value else None
-    return {"judged": n, "flagged": flagged, "drifted": list(week.drift.drifted),
+    return {"until": week.until.isoformat(),
+            "judged": n, "flagged": flagged, "drifted": list(week.drift.drifted),
             "labelled": q.labelled, "f1": known(q.f1.value), "low": known(q.f1.low),
             "high": known(q.f1.high), "precision": known(q.precision.value),
             "precision_low": known(q.precision.low), "precision_high": known(q.precision.high),
             "champion_f1": champion_f1,
             "triggers": [{"name": t.name, "state": _share(t), "says": t.says, "value": t.value,
                           "limit": t.limit} for t in week.triggers]}
+
+# %% ../../nbs/13_workflows/90_weekly_report.ipynb #158c6371
+def until_of(run: Run) -> datetime | None:
+    "The end of the window that the report in `run` is about; older ones did not keep it: None."
+    until = run.get("week").get("until")
+    return datetime.fromisoformat(until) if until else None
 
 # %% ../../nbs/13_workflows/90_weekly_report.ipynb #33c3945c
 def headlines(week: Week) -> list[str]:
@@ -217,8 +222,5 @@ def write_report(settings: Settings) -> Path:
     notebook = notebooks_dir(settings) / "06_monitor.ipynb"
     name = datetime.now(timezone.utc).strftime("monitor-%Y%m%d-%H%M%S-") + secrets.token_hex(2)
     folder = settings.path("runs_dir") / name
-    folder.mkdir(parents=True)
-    values = {k: join_names(v) if isinstance(v, tuple) else v
-              for k, v in settings.model_dump().items()}
-    write_json(folder / "settings.json", {"profile": settings.profile, "values": values})
+    keep_settings(folder, settings)
     return run_stage(notebook, folder, settings).with_suffix(".html")
