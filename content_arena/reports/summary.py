@@ -356,31 +356,31 @@ def battle_lines(facts: Mapping[str, Any], language: str = "en") -> Summary:
 # %% ../../nbs/12_reports/06_summary.ipynb #fb9e487e
 def _week_numbers(facts: Mapping[str, Any], language: str) -> list[str]:
     "How many were judged and flagged, how many of these were clean, and what the tests said."
-    w = facts["week"]
-    said = [say(language, "week.numbers", judged=f"{w['judged']:,}",
-                flagged=_hundred(w["flagged"], language))]
-    if w.get("precision") is not None:
-        wrong, low, high = (_hundred(1 - w[k], language) for k in (
+    week = facts["week"]
+    said = [say(language, "week.numbers", judged=f"{week['judged']:,}",
+                flagged=_hundred(week["flagged"], language))]
+    if week.get("precision") is not None:
+        wrong, low, high = (_hundred(1 - week[k], language) for k in (
             "precision", "precision_high", "precision_low"))
         said.append(say(language, "week.wronged", wrong=wrong, low=low, high=high))
     return said + tested_of(facts, language)
 
-def _week_worse(w: Mapping[str, Any], language: str) -> list[str]:
+def _week_worse(week: Mapping[str, Any], language: str) -> list[str]:
     "What is worse than before the week: the traffic's kind, and F1 against that of the tests."
-    worse, tested = [], w.get("champion_f1")
-    if w["drifted"]:
+    worse, tested = [], week.get("champion_f1")
+    if week["drifted"]:
         worse.append(say(language, "week.worse_drift", what=", ".join(
-            sentences(language).get(f"features.{d}", d) for d in w["drifted"])))
-    if None not in (w["f1"], tested) and w["high"] < tested:
+            sentences(language).get(f"features.{d}", d) for d in week["drifted"])))
+    if None not in (week["f1"], tested) and week["high"] < tested:
         worse.append(say(language, "week.worse_f1", **{k: f"{100 * v:.0f} %" for k, v in (
-            ("f1", w["f1"]), ("tested", tested))}))
-    key = "worse_unknown" if not w["judged"] else "worse_nothing"
+            ("f1", week["f1"]), ("tested", tested))}))
+    key = "worse_unknown" if not week["judged"] else "worse_nothing"
     return worse or [say(language, f"week.{key}")]
 
 # %% ../../nbs/12_reports/06_summary.ipynb #edc30c5a
-def _week_means(w: Mapping[str, Any], state: str, language: str) -> str:
+def _week_means(week: Mapping[str, Any], state: str, language: str) -> str:
     "The triggers in `state` in words; records are in English, elsewhere their value and limit."
-    own = [t for t in w["triggers"] if t["state"] == state]
+    own = [t for t in week["triggers"] if t["state"] == state]
     if language == "en":
         said = [t["says"] for t in own]
     else:
@@ -390,19 +390,19 @@ def _week_means(w: Mapping[str, Any], state: str, language: str) -> str:
 
 def week_lines(facts: Mapping[str, Any], language: str = "en") -> Summary:
     "What a week comes to: from `week.json`, see `workflows.weekly_report`."
-    w, states = facts["week"], ("fired", "nearly")
-    named = {s: ", ".join(say(language, f"triggers.{t['name']}") for t in w["triggers"]
+    week, states = facts["week"], ("fired", "nearly")
+    named = {s: ", ".join(say(language, f"triggers.{t['name']}") for t in week["triggers"]
                           if t["state"] == s) for s in states}
-    state = next((s for s in states if named[s]), "quiet" if w["judged"] else "silent")
-    worst = say(language, "week.worst_quality", labelled=w["labelled"],
-                **{k: f"{100 * w[k]:.0f} %" for k in ("f1", "low", "high")}) \
-        if w["f1"] is not None else say(language, "week.worst_unlabelled")
-    way = state if state in ("fired", "silent") else "label" if w["f1"] is None else "quiet"
-    says = _week_means(w, state, language)
+    state = next((s for s in states if named[s]), "quiet" if week["judged"] else "silent")
+    worst = say(language, "week.worst_quality", labelled=week["labelled"],
+                **{k: f"{100 * week[k]:.0f} %" for k in ("f1", "low", "high")}) \
+        if week["f1"] is not None else say(language, "week.worst_unlabelled")
+    way = state if state in ("fired", "silent") else "label" if week["f1"] is None else "quiet"
+    says = _week_means(week, state, language)
     return Summary("week", say(language, f"week.{state}", what=named.get(state, "")), says, (),
                    tuple(_week_numbers(facts, language)), (worst,),
                    say(language, f"week.now_{way}"), say(language, f"week.command_{way}"),
-                   tuple(_week_worse(w, language)), tuple(since_of(facts, language)))
+                   tuple(_week_worse(week, language)), tuple(since_of(facts, language)))
 
 # %% ../../nbs/12_reports/06_summary.ipynb #a40d029b
 def page_summary(facts: Mapping[str, Any], stage: str, language: str = "en") -> Summary | None:

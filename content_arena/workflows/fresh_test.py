@@ -35,12 +35,12 @@ def learnt_prints(store: EventStore, registry: RegistryReader) -> pd.DataFrame:
 
 def decided_rows(log: DecisionLog) -> set[str]:
     "Hashes (canonical_sha) of all rows that decisions were made on."
-    seen: dict[str, set[str]] = {}
+    by_test_set: dict[str, set[str]] = {}
     for link, record in log.backwards():
-        of = ((record.get("comparison") or {}).get("test_set") or {}).get("rows_sha256")
-        if of and of not in seen:
-            seen[of] = set(log.rows_of(link).row)
-    return set().union(*seen.values())
+        test_set = ((record.get("comparison") or {}).get("test_set") or {}).get("rows_sha256")
+        if test_set and test_set not in by_test_set:
+            by_test_set[test_set] = set(log.rows_of(link).row)
+    return set().union(*by_test_set.values())
 
 # %% ../../nbs/13_workflows/65_fresh_test.ipynb #8f639c9d
 REASONS = {"no_text": "without a text that can be used",

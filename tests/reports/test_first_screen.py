@@ -5,82 +5,11 @@ import json
 import pytest
 from browser import browser
 from needs import AXE
-from test_pages import ENDINGS, comparison, run_folder
+from report_pages import ENDINGS, REPORTS, SERVING, run_folder
 
 from content_arena.reports.page import write_page
 from content_arena.reports.texts import LANGUAGES, say
 
-SERVING = {
-    "version": "1",
-    "since": "2026-11-12T09:00:00Z",
-    "asked": "2026-11-29T10:00:00+00:00",
-    "action": "promote",
-    "replaces": "",
-    "decision": "3fa9" * 16,
-    "tested": {"caught": 0.84, "flagged": 0.32, "caught_disguised": 0.81, "flagged_disguised": 0.4},
-}
-RATES = {
-    "detection_rate": 0.6,
-    "recall_unattacked": 0.9,
-    "false_positive_rate": 0.4,
-    "false_positive_rate_unattacked": 0.3,
-}
-BATTLE = RATES | {
-    "status": "completed",
-    "by_rule": {"jamo": {"attacked": 30, "detection_rate": 0.1}},
-}
-EARLIER = {"model_version": "1", "created": "2026-11-01T08:00:00Z"} | RATES
-WEEK = {
-    "judged": 9000,
-    "flagged": 0.2,
-    "drifted": ["length"],
-    "labelled": 120,
-    "champion_f1": 0.8,
-    "f1": 0.7,
-    "low": 0.6,
-    "high": 0.78,
-    "precision": 0.8,
-    "precision_low": 0.7,
-    "precision_high": 0.9,
-    "triggers": [{"name": "f1_drop", "state": "fired", "says": "F1 fell by 0.1"}],
-}
-TRAINING = {
-    "f1": 0.8,
-    "baseline": 0.7,
-    "clean": 0.82,
-    "disguised": 0.78,
-    "gap": 3,
-    "flagged": 0.2,
-    "flagged_disguised": 0.3,
-}
-WORST = {
-    "column": "functionality",
-    "value": "insult_implicit",
-    "rows": 40,
-    "wrong": 24,
-    "of": "clean",
-    "example": "•" * 110,
-}
-
-
-def lost(record: dict) -> dict:
-    "`record` with three kinds of comments and four shares that fell, and many reasons: the longest page there is."
-    kinds = ("negated", "quoted_endorsed", "insult_implicit", "praise_sarcastic")
-    slices = [record["slices"][0] | {"value": k} for k in kinds]
-    return record | {"slices": slices, "reasons": ["F1 0.8 against 0.79: not enough"] * 8}
-
-
-REPORTS = {
-    "03_evaluate": {
-        "comparison": lost(comparison("reject")),
-        "worst": WORST,
-        "deployment": {"status": "rejected"},
-        "harmless": {"challenger": 20.0},
-    },
-    "02_train": {"training": TRAINING},
-    "05_battle": {"fought": BATTLE, "earlier": EARLIER | {"detection_rate": 0.7}},
-    "06_monitor": {"week": WEEK},
-}
 ROWS = ("decision", "numbers", "worse", "since", "next")  # one for each of the five questions
 WHERE = """Object.fromEntries([...document.querySelectorAll('.summary dt')].map(
     d => [d.textContent, d.nextElementSibling.getBoundingClientRect().bottom]))"""

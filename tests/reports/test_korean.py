@@ -4,9 +4,8 @@ import re
 
 import pytest
 from bs4 import BeautifulSoup
+from report_pages import EARLIER, ENDINGS, REPORTS, SERVING, run_folder
 from site_runs import invent_runs
-from test_first_screen import EARLIER, REPORTS, SERVING
-from test_pages import ENDINGS, run_folder
 
 from content_arena.reports.page import notebook_page
 from content_arena.reports.site import build_site

@@ -1,6 +1,5 @@
 """Pages: whatever a run holds, they are whole, ask nobody, run nothing, and say what to do next, in both languages."""
 
-import json
 import re
 import subprocess
 import tomllib
@@ -11,6 +10,7 @@ import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from report_pages import ENDINGS, comparison, run_folder
 
 from content_arena.reports.page import Chart, notebook_page, page_html, write_page
 from content_arena.reports.summary import FACTS, Summary, page_summary, run_summary
@@ -29,79 +29,6 @@ HOSTILE = [
     "</title></style><script>document.body.dataset.ran = 6</script>",
     "<math><mi//xlink:href='data:x,<script>alert(1)</script>'>",
 ]
-METRICS = {"f1": 0.8, "precision": 0.8, "recall": 0.84, "accuracy": 0.8}
-
-
-def comparison(verdict: str, champion: bool = True) -> dict:
-    "A record as the evaluator leaves it, as far as pages read it."
-    part = METRICS | {"false_positive_rate": 0.32}
-    mixed = {"clean": part, "disguised": part | {"recall": 0.81, "false_positive_rate": 0.41}}
-    return {
-        "verdict": verdict,
-        "should_promote": verdict in ("promote", "bootstrap"),
-        "champion": {"version": "1", **METRICS} if champion else None,
-        "challenger": {"version": "2", **METRICS},
-        "samples_evaluated": 1200,
-        "test_set": {"toxic": 500},
-        "counts": [400, 50, 30, 220, 80, 60, 20, 340],
-        "settings": {"floor_f1": 0.7},
-        "reasons": ["F1 0.8000 against 0.7900: +0.0100"],
-        "checks": [{"name": "f1", "result": "fail", "condition": True}],
-        "decision": "ab" * 32,
-        "mix": {"champion": mixed if champion else None, "challenger": mixed},
-        "slices": [
-            {
-                "column": "functionality",
-                "value": "negated",
-                "n": 40,
-                "toxic": 0,
-                "change": -0.1,
-                "champion": {"accuracy": 0.4},
-                "challenger": {"accuracy": 0.3},
-            }
-        ],
-    }
-
-
-#: outcome -> the files of a run that ended so
-ENDINGS = {
-    "bootstrapped": {
-        "comparison": comparison("bootstrap", champion=False),
-        "deployment": {"status": "bootstrapped"},
-    },
-    "promoted": {"comparison": comparison("promote"), "deployment": {"status": "promoted"}},
-    "to_promote": {"comparison": comparison("promote")},
-    "rejected": {"comparison": comparison("reject"), "deployment": {"status": "rejected"}},
-    "floor": {"comparison": comparison("reject", champion=False)},
-    "inconclusive": {"comparison": comparison("inconclusive")},
-    "rolled_back": {
-        "comparison": comparison("promote"),
-        "deployment": {"status": "rolled_back", "reason": "the service serves 1"},
-    },
-    "busy": {
-        "comparison": comparison("promote"),
-        "deployment": {"status": "busy", "reason": "process 7 deploys"},
-    },
-    "no_challenger": {"deployment": {"status": "no_challenger"}, "run": {"status": "running"}},
-    "refused": {
-        "run": {
-            "status": "failed",
-            "failed": "03_evaluate",
-            "reason": "cell 3 raised LineageError: 3 test rows were trained on",
-        }
-    },
-    "failed": {
-        "run": {
-            "status": "failed",
-            "failed": "03_evaluate",
-            "profile": "cpu",
-            "reason": "cell 3 raised MemoryError: 4 GB",
-        }
-    },
-    "cancelled": {"run": {"status": "cancelled", "failed": "03_evaluate"}},
-    "finished": {"run": {"status": "finished"}},
-    "running": {"run": {"status": "running"}},
-}
 
 
 def facts(ending: str) -> dict:
@@ -113,20 +40,6 @@ def flat(summary: Summary) -> str:
         [summary.decision, summary.means, *summary.numbers, *summary.worst, summary.now]
         + [*summary.worse, *summary.since]
     )
-
-
-def run_folder(folder: Path, values: dict, outputs: list, stage: str, language: str) -> Path:
-    "A run's folder with `values` as its files and an executed notebook `stage`; its path."
-    folder.mkdir()
-    settings = {"profile": "", "values": {"report_language": language}}
-    for name, value in ({"settings": settings} | values).items():
-        (folder / f"{name}.json").write_text(json.dumps(value))
-    cells = [
-        nbformat.v4.new_markdown_cell("# Title\n\n> Lead."),
-        nbformat.v4.new_code_cell("secret_code()", outputs=outputs),
-    ]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{stage}.ipynb")
-    return folder / f"{stage}.ipynb"
 
 
 def display(html: str = "", **more: str):
