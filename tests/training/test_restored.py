@@ -16,9 +16,10 @@ from content_arena.inference.engine import Engine
 from content_arena.inference.ensemble import Recipe, write_ensemble
 from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.mlops.threshold_versions import write_with_thresholds
-from content_arena.training import blend, normaliser
+from content_arena.training import blend
 from content_arena.training.model_files import ModelError, read_manifest, read_spec, write_manifest
 from content_arena.training.qlora_trainer import QLoRATrainer
+from content_arena.training.restorer import Restorer
 from content_arena.training.thresholds import Thresholds
 
 pytestmark = [pytest.mark.slow, pytest.mark.long(90)]
@@ -180,13 +181,13 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}, {here!r}]
 import tiny_models as t
 import test_restored as r
-from content_arena.training import blend, normaliser, two_readers
+from content_arena.training import blend, restorer, two_readers
 def hang(*args, **kwargs):
     print("here", flush=True)
     time.sleep(600)
 blend.Ablation.earns = property(lambda self: True)
 if {stage!r} == "restorer fit":
-    normaliser.Restorer.fit = hang
+    restorer.Restorer.fit = hang
 else:
     two_readers.CharacterBranch.fit = hang
 r.train(t.tiny_settings(Path({base!r}), tracking_uri={uri!r}, **r.MORE), Path({folder!r}) / "work")
@@ -209,7 +210,7 @@ def test_kill_9_while_it_learns_to_restore_and_after(trained, tmp_path, monkeypa
     assert not json.loads((work / "training.json").read_text())["finished"]
     assert (work / "restorer").exists() == (stage == "after it") and not (work / "model").exists()
     if stage == "after it":  # what was learnt is not learnt again
-        monkeypatch.setattr(normaliser.Restorer, "fit", lambda *args, **more: pytest.fail("again"))
+        monkeypatch.setattr(Restorer, "fit", lambda *args, **more: pytest.fail("again"))
     train(tiny_settings(root, tracking_uri=uri, **MORE), work)
     ours, theirs = (read_manifest(f / "model") for f in (work, trained[1]))
     assert ours == theirs
