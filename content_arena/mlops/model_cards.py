@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from .decision_records import DecisionChain
+from .mixed_evidence import flagged_sentence
 from .registry_reader import RegistryReader, Version
 
 # %% ../../nbs/08_mlops/55_model_cards.ipynb #8a63b4b9
@@ -58,6 +59,12 @@ def comparisons_of(chain: DecisionChain, number: str) -> list[dict[str, Any]]:
 def _number(figure: Any) -> str:
     return "–" if figure is None else f"{figure:.4f}"
 
+def _flagged(entry: Mapping[str, Any]) -> list[str]:
+    "What it does to clean comments in both forms; empty: there was no mix, or none was kept."
+    role, compared = entry["role"], entry["comparison"]
+    pairs = ((compared.get("mix") or {}).get(role) or {}).get("clean_pairs")
+    return [flagged_sentence(f"Version {compared[role]['version']}", pairs), ""] if pairs else []
+
 def _slices(entry: Mapping[str, Any], fewest: int = 30) -> list[str]:
     role, names = entry["role"], ("f1", "precision", "recall", "accuracy")
     c = entry["comparison"]
@@ -86,7 +93,7 @@ def evaluation_section(entries: list[dict[str, Any]]) -> str:
              f"Compared as {first['role']}{against} on {first['time'][:10]}: **{c['verdict']}**."
              f" Test set `{test['sha256'][:12]}`, {test['rows']:,} rows, {test['toxic']:,} toxic,"
              f" none of them in its training data; decision `{first['id'][:12]}`.", "",
-             *[f"- {r}" for r in c["reasons"]], "", *_slices(first)]
+             *[f"- {r}" for r in c["reasons"]], "", *_flagged(first), *_slices(first)]
     more = [f"- {e['time'][:10]}, as {e['role']}: {e['comparison']['verdict']}, F1"
             f" {_number(e['comparison'][e['role']].get('f1'))}" for e in entries[1:]]
     return "\n".join([*lines, *(["", "Earlier comparisons:", "", *more] if more else [])])

@@ -136,12 +136,13 @@ def training_summary(run: Any) -> str:
 def training_facts(run: Any) -> dict[str, Any]:
     "What the summary of a page says of a training (`reports.summary`), from its MLflow run."
     m = run.data.metrics
+    gap, hidden = (m.get(f"best_valid_{k}") for k in (
+        "false_positive_gap", "disguised_false_positive_rate"))
     return {"mlflow_run_id": run.info.run_id, "f1": m.get("best_valid_f1", m["valid_f1"]),
             "baseline": _baseline_f1(run.data), "clean": m.get("best_valid_clean_f1"),
-            "disguised": m.get("best_valid_disguised_f1"),
-            "gap": m.get("best_valid_false_positive_gap"),
-            "flagged": m.get("best_valid_clean_false_positive_rate"),
-            "flagged_disguised": m.get("best_valid_disguised_false_positive_rate")}
+            "disguised": m.get("best_valid_disguised_f1"), "gap": gap,
+            "flagged": None if None in (gap, hidden) else max(0.0, hidden - gap),  # of the same ones
+            "flagged_disguised": hidden}
 
 def training_figure(run_id: str) -> Figure:
     "Loss and validation F1 by optimiser step of an MLflow run; a line where the model was kept."

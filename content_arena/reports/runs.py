@@ -15,6 +15,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from ..core.progress import for_people
+from ..mlops.mixed_evidence import SHARES, rates_of
 from .summary import facts_of, outcome_of
 
 # %% ../../nbs/12_reports/50_runs.ipynb #7fc1a694
@@ -45,18 +46,6 @@ def is_worked_on(folder: Path) -> bool:
             return False
     except (Timeout, OSError):
         return True
-
-def _rates(compared: Mapping[str, Any]) -> dict[str, float | None]:
-    "What the new version of a comparison catches and flags, as written and in disguise."
-    counts = np.array(compared.get("counts") or [0] * 8)
-    share = lambda part: float(part[1::2].sum() / part.sum()) if part.sum() else None
-    mix = (compared.get("mix") or {}).get("challenger") or {}
-    plain = mix.get("clean") or {"recall": share(counts[4:]),
-                                 "false_positive_rate": share(counts[:4])}
-    hidden = mix.get("disguised") or {}
-    return {"caught": plain["recall"], "flagged": plain["false_positive_rate"],
-            "caught_disguised": hidden.get("recall"),
-            "flagged_disguised": hidden.get("false_positive_rate")}
 
 def _began(run: Mapping[str, Any], name: str) -> str:
     "When a run began, ISO 8601; of one from before that was noted, what its name says."
@@ -97,7 +86,8 @@ def run_row(folder: Path) -> dict[str, Any]:
             "version": new.get("version") or facts["registered"].get("version"),
             "champion": (compared.get("champion") or {}).get("version"),
             "f1": new.get("f1"), "f1_low": low, "f1_high": high, "precision": new.get("precision"),
-            **_rates(compared), "reason": run.get("reason") or (compared.get("headline") or None),
+            **dict.fromkeys(SHARES), **rates_of(compared, "challenger"),
+            "reason": run.get("reason") or (compared.get("headline") or None),
             "decision": compared.get("decision") or None, "mlflow": run.get("mlflow_run_id"),
             "page": f"{pages[0]}.html" if pages else None}
 

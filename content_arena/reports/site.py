@@ -180,7 +180,8 @@ def index_page(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = (),
             + _tools(rows, language)
             + f'<div class="scroll" tabindex="0"><table id="runs"><thead><tr><th>{word("run")}</th>'
               f"{heads}</tr></thead><tbody>"
-            + "".join(run_cells(row, language) for row in rows) + "</tbody></table></div>")
+            + "".join(run_cells(row, language) for row in rows) + "</tbody></table></div>"
+            + (f"<p>{word('counted')}</p>" if any(r["flagged_disguised"] for r in rows) else ""))
     return _page(text("runs"), body, language, script=True)
 
 # %% ../../nbs/12_reports/60_site.ipynb #9ba13a0e

@@ -23,7 +23,7 @@ from ..mlops.alerting import Notifier
 from ..mlops.decision_records import DecisionChain
 from ..mlops.registry_reader import RegistryReader
 from ..monitoring.run_metrics import publish
-from ..reports.summary import rates_of
+from ..mlops.mixed_evidence import rates_of
 
 # %% ../../nbs/13_workflows/10_run_outcome.ipynb #98380055
 def report_link(settings: Settings, run: str, mlflow_run_id: str | None,

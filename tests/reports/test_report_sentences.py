@@ -6,11 +6,17 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+from report_pages import comparison, run_folder
 
 from content_arena.reports import battle as battle_reports, evaluation as reports
 from content_arena.mlops.evaluator import evidence_record
 from content_arena.mlops.lineage import Certificate
-from content_arena.mlops.mixed_evidence import disguise_headline, mix_record
+from content_arena.mlops.mixed_evidence import disguise_headline, mix_record, rates_of
+from content_arena.mlops.model_cards import evaluation_section
+from content_arena.reports.runs import run_row
+from content_arena.reports.site import run_cells
+from content_arena.reports import summary
+from content_arena.workflows.run_labels import figures_of, run_note
 
 SIDES = {
     "champion": dict(auc=0.871, detection_rate=0.896, false_positive_rate=0.426, attacked=503),
@@ -180,3 +186,49 @@ def test_what_was_not_measured_is_not_given_a_number():
     for mix in (None, mix_record(toxic_only, (0.5, 0.5), {}), {"challenger": {"clean": {}}}):
         said = disguise_headline(record | {"mix": mix})
         assert "was not asked" in said and "of 100" not in said
+
+
+def half_disguised() -> dict:
+    """A comparison in which every share over all comments as written is another one than over those that were also
+    asked in disguise: of these 14 and 16 % of the clean ones are flagged, 85 and 82 % of the toxic ones caught."""
+    before = {"clean": (28, 32), "toxic": (170, 178)}  # of 200 in disguise, of 200 that are not
+    now = {"clean": 32, "toxic": 164}
+    hits = lambda n: [0.9] * n + [0.1] * (200 - n)
+    table = pd.DataFrame(
+        {
+            "label": np.repeat([0, 1], 400),
+            "disguised": (["True"] * 200 + ["False"] * 200) * 2,
+            "challenger": [p for k in before for p in hits(now[k]) + hits(before[k][1])],
+            "challenger_undisguised": [p for k in before for n in before[k] for p in hits(n)],
+            "champion": np.nan,
+            "champion_undisguised": np.nan,
+        }
+    )
+    return comparison("bootstrap", champion=False) | {"mix": mix_record(table, (0.5, 0.5), {})}
+
+
+def test_whoever_says_how_many_are_flagged_says_the_same(tmp_path):
+    "The page, in both languages, the command line, the list of runs, MLflow, the serving note and the card."
+    compared = half_disguised()
+    assert compared["mix"]["challenger"]["clean"]["false_positive_rate"] == 0.15  # of all: nobody's
+    files = {"comparison": compared, "run": {"status": "finished"}}
+    row = run_row(run_folder(tmp_path / "run", files, [], "03_evaluate", "en").parent)
+    entry = {"role": "challenger", "time": "2026-01-02", "id": "ab" * 32, "comparison": compared}
+    compared["test_set"] |= {"sha256": "cd" * 32, "rows": 800}
+    serving = {"version": "2", "tested": rates_of(compared, "challenger")}
+    said = {
+        "page": summary.numbers_of(compared)[0],
+        "Korean page": summary.numbers_of(compared, "ko")[0],
+        "serving": summary.tested_of({"serving": serving})[0],
+        "command line": disguise_headline(compared),
+        "list": run_cells(row),
+        "MLflow": run_note(row, "report.html"),
+        "card": evaluation_section([entry]),
+    }
+    for where, text in said.items():
+        numbers = re.findall(r"\d+(?:\.\d)?", text)
+        assert {"14", "16"} <= {n.removesuffix(".0") for n in numbers}, (where, text)
+        assert not {"15", "15.0"} & set(numbers), (where, text)
+    counted = summary.numbers_of(compared)[1]
+    assert "400 test comments, asked in both forms" in counted and "10 to 19 flagged" in counted
+    assert figures_of(row)["test_clean_flagged"] == 0.14

@@ -14,6 +14,8 @@ def comparison(verdict: str, champion: bool = True) -> dict:
     "A record as the evaluator leaves it, as far as pages read it."
     part = METRICS | {"false_positive_rate": 0.32}
     mixed = {"clean": part, "disguised": part | {"recall": 0.81, "false_positive_rate": 0.41}}
+    for name, before, now in (("toxic_pairs", 210, 202), ("clean_pairs", 80, 103)):
+        mixed[name] = {"comments": 250, "undisguised": before, "disguised": now}
     return {
         "verdict": verdict,
         "should_promote": verdict in ("promote", "bootstrap"),
