@@ -4041,6 +4041,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'content_arena/serving/pages.py'),
                                              'content_arena.serving.pages._page': ( '11_serving/pages.html#_page',
                                                                                     'content_arena/serving/pages.py'),
+                                             'content_arena.serving.pages.address_of': ( '11_serving/pages.html#address_of',
+                                                                                         'content_arena/serving/pages.py'),
                                              'content_arena.serving.pages.docs_page': ( '11_serving/pages.html#docs_page',
                                                                                         'content_arena/serving/pages.py'),
                                              'content_arena.serving.pages.example_of': ( '11_serving/pages.html#example_of',

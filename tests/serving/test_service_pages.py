@@ -40,3 +40,18 @@ def test_every_question_is_on_the_page_with_a_body_that_is_accepted(client):
     assert "/docs" not in described["paths"] and "POST /classify<" in text
     assert "&#x27;{&quot;text&quot;:" in text
     assert client.get("/redoc").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("host", ["filter.example:8000", "127.0.0.1:8000", "[::1]:8000"])
+def test_a_command_can_be_pasted_as_it_stands(client, path, host):
+    text = client.get(path, headers={"host": host}).text
+    assert f"curl -X POST http://{host}/classify -H" in text and "HOST:PORT" not in text
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("host", ["x;reboot", "$(reboot)", "x'\"><script>alert(1)</script>", "a b"])
+def test_what_is_no_host_is_not_repeated(client, path, host):
+    text = client.get(path, headers={"host": host}).text
+    assert "http://HOST:PORT/classify" in text
+    assert "reboot" not in text and "alert" not in text and "a b/" not in text
