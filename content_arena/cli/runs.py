@@ -97,6 +97,12 @@ def runs_watch(
 # %% ../../nbs/14_cli/75_runs.ipynb #d20a65ee
 site_app = typer.Typer(no_args_is_help=True, help="Pages of all runs and versions.")
 
+def _told(notes: list[str]) -> int:
+    "Say on stderr what of the site could not be read; how many parts that were."
+    for note in notes:
+        print(f"not read: {note}", file=sys.stderr, flush=True)
+    return len(notes)
+
 @site_app.command("build")
 def site_build(
     p: Parameter = None, as_json: AsJson = False,
@@ -105,7 +111,8 @@ def site_build(
     fetch: Annotated[bool, typer.Option(
         "--fetch", help="first bring the runs in MLflow that are not in runs_dir")] = False,
 ) -> None:
-    "Write the site into runs_dir; with --to, publish it if nothing private is in the reports."
+    """Write the site into runs_dir; with --to, publish it if nothing private is in the reports. What
+    can't be read is named on the page and on stderr, and the exit code is 1."""
     from content_arena.reports.site import build_site, publish_site
     settings, fetched = settings_from(None, p), []
     if fetch:
@@ -118,11 +125,11 @@ def site_build(
     def show(console: Console) -> None:
         console.print(f"{value['runs']} runs, {value['versions']} versions; {value['pages']} pages"
                       f" written\n{value['index']}", markup=False)
-        for note in value["notes"]:
-            console.print(f"note: {note}", markup=False)
         if to:
             console.print(f"{value['published']} files in {to}", markup=False)
     show_result(as_json, value, show)
+    if _told(value["notes"]):
+        raise typer.Exit(1)
 
 # %% ../../nbs/14_cli/75_runs.ipynb #528e906b
 @site_app.command("serve")
@@ -133,7 +140,7 @@ def site_serve(
     "Build the site and show it on this machine's loopback until stopped."
     from content_arena.reports.site import build_site, site_server
     settings = settings_from(None, p)
-    build_site(settings)
+    _told(build_site(settings)["notes"])
     with site_server(settings, port) as server:
         print(f"http://127.0.0.1:{server.server_port}/index.html", file=sys.stderr, flush=True)
         try:

@@ -29,6 +29,7 @@ from .page import page_html
 from .publish import Hit, faults_of, scan_notebook, without
 from .site_data import read_runs, test_sets
 from .texts import say, sentences
+from .unread import Unread
 from ..versions.shelf import VersionStore
 
 # %% ../../nbs/12_reports/60_site.ipynb #538d0f01
@@ -270,10 +271,7 @@ def _card(registry: RegistryReader, version: Version, file: Path) -> str:
             return kept["card"]
     except (OSError, ValueError, KeyError):
         pass
-    try:
-        card = version_card(registry, version)
-    except Exception as e:                       # a page that can't show the card shows the rest
-        return f"The card can't be read: {type(e).__name__}"
+    card = version_card(registry, version)
     write_bytes(file, json.dumps({"state": state, "card": card}).encode())
     return card
 
@@ -284,18 +282,22 @@ def _written(file: Path, page: bytes) -> bool:
     write_bytes(file, page)
     return True
 
-def _version_pages(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+def _version_pages(settings: Settings, rows: Sequence[Mapping[str, Any]], unread: Unread
+                   ) -> tuple[int, int]:
     "Write the pages of all versions; how many there are, and how many were written."
     store = sqlite_file(settings.mlflow_uri())
     if store and not store.exists():                     # nothing was registered, no store is made
         return 0, 0
     registry, folder = RegistryReader(settings), settings.path("runs_dir")
-    battles, shelf = list_battles(battles_dir(settings)), VersionStore(settings, registry).shelf()
-    versions, written = registry.versions(), 0
+    versions, written = unread.tried("versions", registry.versions, []), 0
+    battles = unread.tried("battles", lambda: list_battles(battles_dir(settings)), [])
+    snapshots = lambda: list(VersionStore(settings, registry).shelf().snapshots.values())
+    shelf = unread.tried("snapshots", snapshots, []) if versions else []
     for v in versions:
         own = [b for b in battles if b.get("model_sha256") == v.sha256]
-        kept = [s for s in shelf.snapshots.values() if s.model_sha256 == v.sha256]
-        card = _card(registry, v, folder / ".site" / f"card-{v.version}.json")
+        kept = [s for s in shelf if s.model_sha256 == v.sha256]
+        file = folder / ".site" / f"card-{v.version}.json"
+        card = unread.tried("card", partial(_card, registry, v, file), "–", name=v.version)
         page = version_page(v, rows, own, kept, card, settings.report_language)
         written += _written(folder / "versions" / f"{v.version}.html", page)
     return len(versions), written
@@ -303,15 +305,13 @@ def _version_pages(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> tup
 # %% ../../nbs/12_reports/60_site.ipynb #8ba1b9af
 def build_site(settings: Settings) -> dict[str, Any]:
     """Write the site into `runs_dir`; returns index (its path), runs, versions, pages (written) and
-    notes. Raises OSError."""
-    folder = settings.path("runs_dir")
+    notes: what could not be read, and what to do. Raises OSError."""
+    folder, unread = settings.path("runs_dir"), Unread(_own(settings))
     folder.mkdir(parents=True, exist_ok=True)
-    entries, notes, written, versions = read_runs(folder), [], 0, 0
+    entries = read_runs(folder, unread)
     rows = [e["row"] for e in entries]
-    try:
-        versions, written = _version_pages(settings, rows)
-    except Exception as e:                       # a registry that is away, or not there yet
-        notes.append(say(settings.report_language, "site.no_registry", error=type(e).__name__))
+    versions, written = _version_pages(settings, rows, unread)
+    notes = unread.notes(settings.report_language)
     pages = {"compare.html": compare_page(entries, settings.report_language),
              "index.html": index_page(rows, notes, settings.report_language)}
     written += sum(_written(folder / name, page) for name, page in pages.items())

@@ -9,6 +9,7 @@ __all__ = ['MEMORY', 'FORMAT', 'MOST_TEXTS', 'packed', 'own_settings', 'read_run
 import base64
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..core.settings import join_names
 from ..core.config import Settings
 from ..core.text import mask
 from .runs import run_folders, run_row
+from .unread import Unread
 
 # %% ../../nbs/12_reports/56_site_data.ipynb #a4a99a60
 def packed(bits: np.ndarray) -> str:
@@ -75,8 +77,10 @@ def _marks(folder: Path) -> str:
             marks.append("-")
     return " ".join(marks)
 
-def read_runs(runs_dir: Path) -> list[dict[str, Any]]:
-    "`read_run` of every run in `runs_dir`, the newest first; unchanged ones from memory."
+def read_runs(runs_dir: Path, unread: Unread | None = None) -> list[dict[str, Any]]:
+    """`read_run` of every run in `runs_dir`, the newest first; unchanged ones from memory. One that
+    can't be read is left out, and noted in `unread`."""
+    unread = Unread() if unread is None else unread
     memory = _json(Path(runs_dir) / MEMORY)
     known = memory.get("runs", {}) if memory.get("format") == FORMAT else {}
     entries, kept = [], {}
@@ -84,7 +88,10 @@ def read_runs(runs_dir: Path) -> list[dict[str, Any]]:
         marks, old = _marks(folder), known.get(folder.name)
         fresh = old is None or old["marks"] != marks or \
             old["entry"]["row"]["outcome"] in ("running", "interrupted")
-        entry = read_run(folder) if fresh else old["entry"]
+        entry = unread.tried("run", partial(read_run, folder), name=folder.name) if fresh else \
+            old["entry"]
+        if entry is None:
+            continue
         kept[folder.name] = {"marks": marks, "entry": entry}
         entries.append(entry)
     if kept != known:

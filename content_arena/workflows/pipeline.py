@@ -356,7 +356,8 @@ def _tell_readers(settings: Settings, folder: Path, mlflow_run_id: str, say) -> 
     if problem := label_run(settings, folder, mlflow_run_id):
         say(problem)
     try:
-        build_site(settings)
+        for note in build_site(settings)["notes"]:
+            say(f"the pages of all runs: {note}")
     except Exception as e:
         say(f"the pages of all runs were not written: {type(e).__name__}: {e}")
 

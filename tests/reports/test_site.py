@@ -3,12 +3,17 @@
 import json
 import re
 import subprocess
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 from site_runs import invent_run, invent_runs
 
+from content_arena.cli import runs as commands
+from content_arena.mlops.registry_reader import Version
+from content_arena.reports import site as pages_of_runs
 from content_arena.reports.site import PublishError, build_site, publish_site
 
 
@@ -139,3 +144,50 @@ def test_where_a_run_was_made_is_not_published(tmp_path):
     publish_site(settings, tmp_path / "public")
     published = (tmp_path / "public" / run.name / "01_prepare.ipynb").read_text()
     assert "runner" not in published and f"./{run.name}" in published
+
+
+class Registry:
+    "One that lists two versions and can do nothing else, or not even that."
+
+    def __init__(self, away: str = ""):
+        self.away = away
+
+    def versions(self) -> list[Version]:
+        if self.away:
+            raise ConnectionError(self.away)
+        when = datetime(2026, 11, 29, tzinfo=timezone.utc)
+        return [Version("content-filter", n, "run", (), {}, "ab" * 32, when) for n in ("7", "8")]
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_what_cannot_be_read_is_named_and_the_rest_is_written(tmp_path, monkeypatch, language):
+    settings = invent_runs(tmp_path, 3, rows=20).model_copy(update={"report_language": language})
+    (tmp_path / "mlflow.db").touch()
+    monkeypatch.setattr(pages_of_runs, "RegistryReader", lambda settings: Registry())
+    broken, *others = sorted((tmp_path / "runs").glob("2026*"), reverse=True)
+    (broken / "comparison.json").write_text('{"counts": "many"}')
+    built = build_site(settings)
+    index = (tmp_path / "runs" / "index.html").read_text()
+    assert built["runs"] == 2 and all(r.name in index for r in others)
+    run, cards = built["notes"]
+    assert broken.name in run and "ValueError" in run
+    assert "7, 8" in cards and "AttributeError" in cards and "decisions verify" in cards
+    assert all(note.partition(" (")[0].replace("'", "&#x27;") in index for note in built["notes"])
+    for version in ("7", "8"):
+        assert "ab" * 32 in (tmp_path / "runs" / "versions" / f"{version}.html").read_text()
+
+
+def test_a_registry_that_is_away_is_said_on_stderr_with_the_next_command(
+    tmp_path, monkeypatch, capsys
+):
+    settings = invent_runs(tmp_path, 2, rows=20)
+    (tmp_path / "mlflow.db").touch()
+    away = Registry(f"http://me:{'secret'}1@mlflow:5000/api/versions: refused")
+    monkeypatch.setattr(pages_of_runs, "RegistryReader", lambda settings: away)
+    monkeypatch.setattr(commands, "settings_from", lambda profile, p: settings)
+    with pytest.raises(typer.Exit) as ended:
+        commands.site_build()
+    said = capsys.readouterr()
+    assert ended.value.exit_code == 1 and "2 runs, 0 versions" in said.out
+    assert "not read: " in said.err and "(ConnectionError)" in said.err
+    assert "content-arena doctor" in said.err and "secret" not in said.err
