@@ -127,6 +127,7 @@ def pipeline_run(
     that was killed."""
     from content_arena.workflows.pipeline import run_pipeline
     from content_arena.workflows.live import Voice
+    from content_arena.workflows.run_outcome import TRAININGS
     from content_arena.workflows.scheduled_runs import check_start
     settings = _settings(profile, p)
     check_start(settings)
@@ -141,7 +142,8 @@ def pipeline_run(
             console.print(f"  {reason}")
         console.print(f"report   {result['report_html']}\nrun      {result['run_dir']}")
         console.print(f"MLflow   mlflow ui --backend-store-uri {settings.tracking_uri}"
-                      f"   (run {result['mlflow_run_id']})")
+                      f"   (run {result['mlflow_run_id']}), then open"
+                      f" http://127.0.0.1:5000/#/experiments{TRAININGS}")
         console.print("serve    content-arena serve")
     _out(as_json, result, show)
     finish(result, settings)

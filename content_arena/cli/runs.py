@@ -111,8 +111,8 @@ def site_build(
     fetch: Annotated[bool, typer.Option(
         "--fetch", help="first bring the runs in MLflow that are not in runs_dir")] = False,
 ) -> None:
-    """Write the site into runs_dir; with --to, publish it if nothing private is in the reports. What
-    can't be read is named on the page and on stderr, and the exit code is 1."""
+    """Write the site into runs_dir; with --to, publish it if nothing private is in the reports.
+    What can't be read is named on the page and on stderr, and the exit code is 1."""
     from content_arena.reports.site import build_site, publish_site
     settings, fetched = settings_from(None, p), []
     if fetch:

@@ -50,7 +50,7 @@ class MlflowSettings(_Section):
     experiment: str = Field("content-arena", min_length=1, description="MLflow experiment name")
     registered_model: str = Field("content-filter", pattern=r"^[\w.-]+$",
         description="name in the model registry")
-    system_metrics: bool = Field(False,
+    system_metrics: bool = Field(True,
         description="log processor, memory and GPU of a training to its MLflow run")
 
 # %% ../../nbs/01_core/30_settings.ipynb #e0c71f53

@@ -100,7 +100,8 @@ def rates_of(record: Mapping[str, Any], role: str) -> dict[str, float | None]:
             out |= {name: mixed["clean"][key], f"{name}_disguised": mixed["disguised"][key]}
         else:
             own = counts[first:first + 4]
-            out[name] = sum(n for i, n in enumerate(own) if i & bit) / sum(own) if sum(own) else None
+            hits = sum(n for i, n in enumerate(own) if i & bit)
+            out[name] = hits / sum(own) if sum(own) else None
     return out
 
 # %% ../../nbs/08_mlops/48_mixed_evidence.ipynb #093f38fe

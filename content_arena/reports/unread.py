@@ -30,8 +30,8 @@ class Unread:
         return type(error).__name__ + ("" if not first or any(faults_of(first)) else f": {first}")
 
     def tried(self, part: str, call: Callable[[], Any], instead: Any = None, name: str = "") -> Any:
-        """What `call` returns; if it raises, `instead`, and `part`, a sentence `site.unread.*` of the
-        texts, is noted with the fault and with which (`name`: a run, a version)."""
+        """What `call` returns; if it raises, `instead`, and `part`, a sentence `site.unread.*` of
+        the texts, is noted with the fault and with which (`name`: a run, a version)."""
         try:
             return call()
         except Exception as e:                   # whatever a server, a disk or a record may raise

@@ -99,10 +99,18 @@ def curved(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qlora_trainer, "_validator", watched)
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
         run_id = train(tiny_settings(folder, characters="off"), folder / "work")
     summary = json.loads(mlflow_text(folder, "training_summary.json"))
     assert summary["best_step"] < max(curve) == summary["steps"]
     return run_id, summary, folder, curve
+
+
+def test_a_training_says_what_it_took_of_the_machine(curved):
+    run_id, *_ = curved
+    taken = mlflow.MlflowClient().get_run(run_id).data.metrics
+    assert taken["system/system_memory_usage_megabytes"] > 0
+    assert taken["system/cpu_utilization_percentage"] >= 0
 
 
 def test_every_point_of_a_curve_is_its_own_steps(curved):
