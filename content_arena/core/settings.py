@@ -330,6 +330,8 @@ class ServeSettings(_Section):
         "", pattern="^[A-Za-z0-9-]*$", description="header in which trusted_proxies name clients,"
         " e.g. X-Forwarded-For; empty: a client is the address that connects"
     )
+    prepare_timeout_s: float = Field(600, gt=0, description="seconds in which a process beside"
+        " the service makes what the machine lacks of a version; then torch computes it")
     probe_tolerance: float = Field(0.05, gt=0, le=1,
         description="probability by which served and trained model may differ")
     log_requests: bool = Field(True, description="one line of JSON on stderr per request")

@@ -22,12 +22,13 @@ from fastcore.basics import patch
 
 from ..core.config import cores, load_settings
 from .backends import TORCH, Files, Network, TorchNetwork, open_chosen
+from .graphs import base_of
 from .network_folders import tokenizer_lock
 from .cascade import cascade_of
 from ..core.text import TEXT_FORM, text_form, tokenizer_input
 from ..training.blend import Blend, blend_of
 from ..training.character_branch import CharacterBranch
-from ..training.model_files import BadModel, ModelError, read_spec, verify_model
+from ..training.model_files import BadModel, read_spec, verify_model
 from ..training.tokens import encode
 from ..training.normaliser import Normaliser, altered, read_again
 from ..training.openvino_network import BackendError
@@ -91,19 +92,22 @@ class Engine:
 def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias: str = "",
          dtype: str = "auto", threads: int = 0, expected_sha256: str | None = None,
          probe_tolerance: float = 0.05, backend: str = TORCH, listed: Sequence[str] = (TORCH,),
-         serving: int = 0) -> Engine:
+         serving: int = 0, apart: float = 0) -> Engine:
     """Verify `folder`, merge it into its base and check the probe sentences.
 
     `dtype`: torch's, auto (what is fast here), bfloat16 or float32; `threads`: to compute with, 0
     leaves them; `probe_tolerance`: allowed |difference| of a probability; `backend`: what computes,
     a name or auto, among those `listed` for the version (`inference.backends`); `serving`: threads
-    of who will score, if others than load. Raises ModelError if anything does not fit."""
+    of who will score, if others than load; `apart`: seconds in which a process beside makes what
+    this machine lacks of the version, 0: it is made here. Raises ModelError if anything does not
+    fit."""
     sha256, spec = verify_model(folder, expected_sha256), read_spec(folder)
     if spec.get("kind") == "ensemble":
         return _load_ensemble(cls, spec, Path(cache_dir), probe_tolerance, version=version,
                               alias=alias, sha256=sha256, dtype=dtype, threads=threads)
-    base = partial(_base_of, spec, cache_dir, version or folder.name)
-    files = Files(folder, sha256, base, Path(cache_dir), dtype, threads, serving)
+    base = partial(base_of, spec, cache_dir, version or folder.name)
+    files = Files(folder, sha256, base, Path(cache_dir), dtype, threads, serving,
+                  apart)
     network, tokenizer, name = open_chosen(files, spec, backend, listed, version)
     engine = cls(network, tokenizer, spec, version=version, alias=alias, sha256=sha256,
                  backend=name, **_load_rest(folder, spec))
@@ -118,15 +122,6 @@ def load(cls: Engine, folder: Path, *, cache_dir: Path, version: str = "", alias
     return engine
 
 # %% ../../nbs/06_inference/30_engine.ipynb #58121bd9
-def _base_of(spec: dict, cache_dir: Path, version: str) -> Any:
-    "The base model of a version, which is needed only where its merged network is not kept."
-    from content_arena.training.base_models import BaseModelError, resolve_base_model
-    try:
-        return resolve_base_model(spec["base_model"], cache_dir, progress=False,
-                                  expected_sha256=spec["base_model_sha256"])
-    except BaseModelError as e:
-        raise ModelError(f"version {version} needs its base model: {e}") from e
-
 def _load_rest(folder: Path, spec: dict) -> dict[str, Any]:
     "What a version has beside its network."
     try:

@@ -106,7 +106,8 @@ class Job:
         self.texts, self.client, self.by, self.each, self.over = texts, client, by, each, False
         self.todo = deque(sorted((Unit(self, i, c) for i, c in enumerate(costs)),
                                  key=lambda unit: -unit.cost))
-        self.cost, self.had = sum(costs), 0.0                  # tokens in `todo`; tokens it had
+        self.whole = self.cost = sum(costs)                    # tokens, at first; still in `todo`
+        self.had = 0.0                                         # tokens it had
         self.scores, self.errors = np.full(len(texts), np.nan), {}
         self.left = len(texts)                                 # texts without an answer
         self._read, self._done = {}, done

@@ -64,7 +64,13 @@ class RegistryLoader:
                            alias=alias, dtype=s.dtype, threads=1, backend=s.backend,
                            serving=(s.threads or cores()) if alias == "champion" else 1,
                            listed=listed_backends(version.tags),
-                           expected_sha256=version.sha256, probe_tolerance=s.probe_tolerance)
+                           expected_sha256=version.sha256, probe_tolerance=s.probe_tolerance,
+                           apart=s.prepare_timeout_s)
+
+    def close(self) -> None:
+        "Nothing is loaded any more: end what makes something for a load."
+        from content_arena.inference.backends import end_children
+        end_children()
 
 # %% ../../nbs/11_serving/30_model_host.ipynb #f962d4fc
 def step_back(nice: int) -> None:
@@ -369,6 +375,7 @@ async def close(self: ModelHost) -> None:
     self._forget_retry()
     for load in list(self._loads):
         load.cancel()
+    getattr(self.loader, "close", list)()
     self.settled.clear()
     slot, self.slot, self.problem = self.slot, None, "the service is shutting down"
     await asyncio.gather(*self._retiring, *([slot.retire()] if slot else []))

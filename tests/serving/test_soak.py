@@ -28,3 +28,9 @@ def test_no_request_gets_a_5xx(tmp_path):
 def test_reloads_fail_no_request_and_say_what_memory_they_take(tmp_path):
     said = soak(tmp_path, "reload", "--times", "4")
     assert "4 reloads" in said and "during a reload" in said
+
+
+def test_a_version_that_this_machine_has_not_made_brings_no_torch_into_the_service(tmp_path):
+    said = soak(tmp_path, "reload", "--times", "1", "--unprepared", "--quiet", "1")
+    assert "torch in the service: before False, afterwards False" in said
+    assert "answers meanwhile: {200: " in said
