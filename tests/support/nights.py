@@ -35,6 +35,7 @@ from content_arena.testing.tiny_base import make_tiny_base
 
 KEY = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 TOKENS = {"CONTENT_ARENA_API_TOKEN": "t0ken"}
+LABELLED = "xqvjzkwpthbc awful zxcvbk"
 
 
 class Notices(Slack):
@@ -181,9 +182,20 @@ class World:
         wait_until(lambda: answers(f"{self.service_url}/health"), "the service answers", 300)
         return process
 
-    def better_comments(self) -> None:
-        "From now on the comments are right about every word."
+    def first_night(self, ordinary: bool = False) -> Path:
+        """Its folder: it makes the first champion, which the service loads, and what lasts is remembered.
+
+        From then on the comments are right about every word."""
+        self.start_service()
+        code, into = self.night(
+            *["--input", "allow_bootstrap=true", "--input", "profile=smoke"],
+            event="workflow_dispatch",
+            ordinary=ordinary,
+        )
+        assert code == 0, self.said(into)
         write_night_comments(self.folder / "train.csv", 400, seed=1)
+        self.keep()
+        return into
 
     def night(
         self,
@@ -277,9 +289,17 @@ class World:
     def champion(self):
         return self.registry.get_champion()
 
-    def reload(self) -> None:
+    def post(self, path: str, body: dict | None = None) -> None:
         token = {"Authorization": f"Bearer {TOKENS['CONTENT_ARENA_API_TOKEN']}"}
-        httpx.post(f"{self.service_url}/reload", headers=token, timeout=60).raise_for_status()
+        httpx.post(
+            f"{self.service_url}{path}", json=body, headers=token, timeout=60
+        ).raise_for_status()
+
+    def label(self) -> None:
+        "As a moderator."
+        self.post(
+            "/feedback", {"text": LABELLED, "label": 1, "source": "moderator", "reviewer": "kim"}
+        )
 
     def keep(self) -> None:
         "Remember MLflow's and the store's rows; models in S3 only become more."
@@ -308,7 +328,7 @@ class World:
                     sql.SQL("copy {} from stdin").format(sql.Identifier(name))
                 ) as into:
                     into.write(rows)
-        self.reload()
+        self.post("/reload")
 
     def close(self) -> None:
         for process in self.processes:
@@ -319,6 +339,44 @@ class World:
             door.close()
         self.s3.stop()
         self.slack.close()
+
+
+def json_of(world: World, into: Path) -> dict:
+    "The last line of JSON that the night's command printed."
+    lines = world.said(into).splitlines()
+    return json.loads([line for line in lines if line.startswith('{"')][-1])
+
+
+def is_right(world: World, into: Path, code: int, champion: str = "") -> None:
+    """What has to hold after a night that was not disturbed, whatever happened in the nights before.
+
+    Its own outcome, and the registry's, the service's, the labels' and the leases' state. `champion`: its hash, if it is
+    another one than the night's own model."""
+    assert code == 0, world.said(into)
+    said = json_of(world, into)
+    assert said["labels"] == 1 and said["start"] == "new_samples"
+    versions, now = world.registry.versions(), world.champion()
+    assert len({v.run_id for v in versions}) == len(versions)  # none was registered twice
+    statuses = [v.status for v in versions]
+    assert statuses.count("champion") == 1, statuses
+    assert statuses.count("challenger") == bool(world.registry.get_challenger())
+    assert world.served()["model_version"] == now.version != "1"
+    own = world.registry.get_version(said["model_version"])
+    assert now.sha256 == (champion or own.sha256)
+    from content_arena.store.events import EventStore
+    from content_arena.store.lease import Lease
+    from content_arena.workflows.retraining import AutoRetrain
+
+    with EventStore(world.settings) as store:
+        for name in ("retrain", "deploy"):
+            assert Lease(store, name, 10).held_by() is None
+        assert store.read("deployments").state.isin(["done", "rolled_back", "superseded"]).all()
+        assert "running" not in set(store.read("retrain_events").status)
+        assert AutoRetrain(store, world.settings, pipeline=None).decide()["start"] is None
+    learnt = [
+        file.read_text().count(LABELLED) for file in (into / "clone/var/retrain").glob("*.jsonl")
+    ]
+    assert learnt == [1]
 
 
 def copy_sqlite(source: Path, target: Path) -> None:
