@@ -22,7 +22,8 @@ from ..core.config import Settings
 from ..core.progress import Tracked
 from ..core.text import as_read, language
 from .families import Variant, split_families
-from .rules import Rule, pick, seeded
+from .noise import kinds_beside, noised
+from .rules import RULES, Rule, pick, seeded
 from .targets import target_spans
 from .validity import invalid
 
@@ -68,18 +69,22 @@ SEED = 20260201                              # of validation and gate; training 
 @dataclass(frozen=True)
 class DeclaredMix:
     """A recipe: `share` (0..1) of the comments are disguised, by up to `depth` rules at `intensity`
-    (0, 1]; `held_out_rules` (see `split_families`) and `excludes` (names) are left out."""
+    (0, 1]; `held_out_rules` (see `split_families`) and `excludes` (names) are left out. Of those
+    `noise` (0..1) are noised instead (see `disguises.noise`), unlike any rule of `excludes`."""
     share: float
     seed: int = SEED
     intensity: float = INTENSITY
     depth: int = DEPTH
     held_out_rules: int = 5
     excludes: tuple[str, ...] = ()
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1 or not 0 < self.intensity <= 1 or self.depth < 1:
-            raise ValueError(f"a mix needs a share in [0, 1], an intensity in (0, 1] and a depth"
-                             f" from 1 on, not {self.share}, {self.intensity}, {self.depth}")
+        if not 0 <= self.share <= 1 or not 0 <= self.noise <= 1:
+            raise ValueError(f"a share of a mix is in [0, 1], not {self.share}, {self.noise}")
+        if not 0 < self.intensity <= 1 or self.depth < 1:
+            raise ValueError(f"a mix needs an intensity in (0, 1] and a depth from 1 on,"
+                             f" not {self.intensity}, {self.depth}")
         if not self.rules:
             raise ValueError("a mix needs a rule: fewer in train_excludes, or in held_out_rules")
 
@@ -89,10 +94,24 @@ class DeclaredMix:
         known = split_families(0, self.held_out_rules).rules(held_out=False)
         return tuple(r for r in known if r.name not in self.excludes)
 
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        "The kinds of noise that may be used."
+        return kinds_beside(self.excludes, list(RULES.values()))
+
     def to_dict(self) -> dict[str, Any]:
         "For a record: all that determines the mix."
+        noise = {"noise": self.noise, "kinds": list(self.kinds)} if self.noise else {}
         return {"share": self.share, "seed": self.seed, "intensity": self.intensity,
-                "depth": self.depth, "rules": [r.name for r in self.rules]}
+                "depth": self.depth, "rules": [r.name for r in self.rules], **noise}
+
+    def disguise(self, text: str) -> Variant:
+        "What becomes of a `text` that is chosen."
+        if seeded("noised", self.seed, text).random() < self.noise:
+            made = noised(text, self.seed, self.kinds)
+            if made != text:
+                return Variant(text, made, ("noise",))
+        return layered(text, self.rules, self.seed, self.intensity, self.depth)
 
     @property
     def id(self) -> str:
@@ -116,7 +135,7 @@ def apply(self: DeclaredMix, frame: pd.DataFrame, progress: bool = False) -> pd.
     disguised = self.chosen(texts) & ~np.array([isinstance(a, str) and bool(a) for a in attacks],
                                                bool)
     for i in Tracked(np.flatnonzero(disguised), "disguises", unit="rows", shown=progress):
-        variant = layered(texts[i], self.rules, self.seed, self.intensity, self.depth)
+        variant = self.disguise(texts[i])
         texts[i], disguised[i] = variant.text, variant.outcome == "made"
         attacks[i] = "+".join(variant.rules) or None
     column = pd.Series(attacks, frame.index, dtype=object)
@@ -147,7 +166,8 @@ def train_mixes(settings: Settings) -> list[DeclaredMix]:
     if not settings.disguised_share:
         return []
     return [DeclaredMix(settings.disguised_share, DRAWS * settings.seed + draw,
-                        held_out_rules=settings.held_out_rules, excludes=settings.train_excludes)
+                        held_out_rules=settings.held_out_rules, excludes=settings.train_excludes,
+                        noise=settings.noise_share)
             for draw in range(min(settings.epochs, DRAWS))]
 
 # %% ../../nbs/04_disguises/97_mix.ipynb #9d4f4ded
