@@ -81,7 +81,8 @@ class DeclaredMix:
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1 or not 0 <= self.noise <= 1:
-            raise ValueError(f"a share of a mix is in [0, 1], not {self.share}, {self.noise}")
+            raise ValueError(f"a mix needs a share in [0, 1], and one of noise, not {self.share} and"
+                             f" {self.noise}")
         if not 0 < self.intensity <= 1 or self.depth < 1:
             raise ValueError(f"a mix needs an intensity in (0, 1] and a depth from 1 on,"
                              f" not {self.intensity}, {self.depth}")

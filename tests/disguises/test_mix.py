@@ -51,6 +51,17 @@ def test_no_rule_that_is_held_out_is_ever_used():
     assert not set(some.train_excludes) & set(valid_mix(some).to_dict()["rules"])
 
 
+def test_noise_stands_in_both_classes_and_resembles_nothing_that_is_held_out():
+    some = load_settings(env={}, train_excludes="punctuation,initial_replacement", noise_share=0.5)
+    [mix] = train_mixes(some)[:1]
+    assert set(mix.kinds) == {"smudge", "lost", "double"}  # neither signs and gaps nor parts
+    mixed = mix.apply(CORPUS)
+    noisy = mixed.attack == "noise"
+    shares = noisy[mixed.disguised].groupby(CORPUS.label[mixed.disguised]).mean()
+    assert shares.sub(0.5).abs().max() < 0.1, shares
+    assert not (valid_mix(some).apply(CORPUS[:200]).attack == "noise").any()
+
+
 def test_rules_stand_on_top_of_one_another():
     deep = DeclaredMix(1, depth=3).apply(CORPUS[:300]).attack.dropna().str.count(r"\+").add(1)
     assert set(deep) == {1, 2, 3} and deep.value_counts(normalize=True).min() > 0.2
