@@ -198,7 +198,7 @@ def show_fixed_battle(comparison: Mapping[str, Any]) -> Any:
     fought = comparison["evidence"]["battle"]
     if not fought["present"]:
         return Markdown(f"*Battle: {fought['sentence']} ([gate] gate_battle_rounds).*")
-    equal = f"detected where {fought['cost']:.1%} of the clean are flagged"
+    equal = f"detected at the same cost (clean flagged), {fought['cost']:.1%}"
     rows = {role: {"AUC, toxic against clean": f"{r['auc']:.3f}",
                    equal: f"{100 * r['detection_at_cost']:.1f} %",
                    "detected, own threshold": percent(r, "detection_rate"),

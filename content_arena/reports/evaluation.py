@@ -24,6 +24,7 @@ from ..core.text import mask
 from ..mlops.mixed_evidence import disguise_headline
 from ..mlops.model_cards import base_name
 from .page import Chart
+from .reasons import in_words
 from .tables import Table
 from .texts import ability, kind_of_comment, name_of, say
 
@@ -141,7 +142,8 @@ def training_facts(run: Any) -> dict[str, Any]:
     return {"mlflow_run_id": run.info.run_id, "f1": m.get("best_valid_f1", m["valid_f1"]),
             "baseline": _baseline_f1(run.data), "clean": m.get("best_valid_clean_f1"),
             "disguised": m.get("best_valid_disguised_f1"), "gap": gap,
-            "flagged": None if None in (gap, hidden) else max(0.0, hidden - gap),  # of the same ones
+            # of the same comments as in disguise
+            "flagged": None if None in (gap, hidden) else max(0.0, hidden - gap),
             "flagged_disguised": hidden}
 
 def training_figure(run_id: str) -> Figure:
@@ -190,11 +192,11 @@ def verdict_banner(record: Mapping[str, Any]) -> str:
     )
 
 def gate_table(record: Mapping[str, Any], language: str = "en") -> pd.DataFrame:
-    "The questions of the gate with their answers; * marks a condition. Records are in English."
+    "The questions of the gate with their answers; * marks a condition."
     rows = [(say(language, f"checks.{c['name']}") + " *" * bool(c["condition"]),
-             say(language, f"results.{c['result']}"), c["sentence"]) for c in record["checks"]]
-    table = pd.DataFrame(rows, columns=["question", "answer", "in words"])
-    return table if language == "en" else table.drop(columns="in words")
+             say(language, f"results.{c['result']}"), in_words(c, language))
+            for c in record["checks"]]
+    return pd.DataFrame(rows, columns=["question", "answer", "in words"])
 
 def metrics_table(scored: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     "Metrics by model, one row each, in per cent; the best of each column is marked."

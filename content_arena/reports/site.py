@@ -178,10 +178,10 @@ def index_page(rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = (),
             + "".join(f"<blockquote>{html.escape(n)}</blockquote>" for n in notes)
             + f'<div class="trends">{trend(rows, {"f1": "F1"}, text("f1_trend"), language)}'
             + trend(rows, hidden, text("flagged_trend"), language) + "</div>"
-            + _tools(rows, language)
-            + f'<div class="scroll" tabindex="0"><table id="runs"><thead><tr><th>{word("run")}</th>'
-              f"{heads}</tr></thead><tbody>"
-            + "".join(run_cells(row, language) for row in rows) + "</tbody></table></div>"
+            + (f'{_tools(rows, language)}<div class="scroll" tabindex="0"><table id="runs"><thead>'
+               f"<tr><th>{word('run')}</th>{heads}</tr></thead><tbody>"
+               + "".join(run_cells(row, language) for row in rows) + "</tbody></table></div>"
+               if rows else "")
             + (f"<p>{word('counted')}</p>" if any(r["flagged_disguised"] for r in rows) else ""))
     return _page(text("runs"), body, language, script=True)
 
@@ -199,9 +199,11 @@ def compare_page(entries: Sequence[Mapping[str, Any]], language: str = "en") -> 
             for e in newest]
     word = lambda key, **values: html.escape(say(language, f"site.{key}", **values))
     body = (f'<nav><ul><li><a href="index.html">{word("all_runs")}</a></li></ul></nav>'
-            f'<h1>{word("two")}</h1><form id="pair"><label>{word("one")} <select id="a"></select>'
-            f'</label> <label>{word("other")} <select id="b"></select></label></form>'
-            f'<div id="result"><p>{word("needs_script")}</p></div>'
+            f'<h1>{word("two")}</h1>'
+            + (f'<form id="pair"><label>{word("one")} <select id="a"></select></label>'
+               f' <label>{word("other")} <select id="b"></select></label></form>'
+               f'<div id="result"><p>{word("needs_script")}</p></div>'
+               if entries else f"<p>{word('no_run')}</p>")
             + (f"<p>{word('newest', shown=COMPARABLE, all=len(entries))}</p>"
                if len(entries) > COMPARABLE else "")
             + _data({"runs": runs, "tests": test_sets(newest)}))
@@ -225,7 +227,7 @@ def _decisions(number: str, rows: Sequence[Mapping[str, Any]], language: str
         f'{html.escape(r["run"])}</a>' if r["page"] else html.escape(r["run"])
     return [{"run": link(r),
              "as": say(language, f"site.{'as_new' if r['version'] == number else 'as_champion'}"),
-             "against": r["champion"] if r["version"] == number else r["version"],
+             "against": (r["champion"] if r["version"] == number else r["version"]) or "–",
              "outcome": outcome_word(r["outcome"], language),
              "decision": (r["decision"] or "")[:16], "why": r["reason"] or ""}
             for r in rows if number in (r["version"], r["champion"])]

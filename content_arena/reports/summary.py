@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'REFUSALS', 'FEWEST', 'MOST', 'SHOWN', 'facts_of', 'outcome_of', 'Summary', 'numbers_of', 'worst_slice',
-           'worst_example', 'worst_of', 'worse_of', 'since_of', 'tested_of', 'why_of', 'run_summary', 'data_summary',
+           'worst_example', 'worst_of', 'worse_of', 'since_of', 'tested_of', 'run_summary', 'data_summary',
            'training_summary_of', 'battle_lines', 'week_lines', 'page_summary', 'summary_html']
 
 # %% ../../nbs/12_reports/06_summary.ipynb #237252bb
@@ -20,6 +20,7 @@ from typing import Any
 from ..core.statistics import wilson_interval
 from ..core.text import mask
 from ..mlops.mixed_evidence import counted_on, rates_of, served_role
+from .reasons import why_of
 from .texts import kind_of_comment, name_of, say, sentences
 
 # %% ../../nbs/12_reports/06_summary.ipynb #4bff2b14
@@ -232,6 +233,10 @@ def _longer(values: Mapping[str, Any]) -> str:
         return " -p max_train_rows=0"
     return f" -p epochs={int(values.get('epochs') or 2) + 1}"
 
+def _cause(error: str, said: str) -> str:
+    "What an error says, with its name unless it is a refusal of the project: `MemoryError: 4 GB`."
+    return said if error in REFUSALS else f"{error}: {said}"
+
 def _values(facts: Mapping[str, Any], stage: str, language: str) -> dict[str, str]:
     "What the sentences of an ending may name."
     run, compared = facts["run"], facts["comparison"]
@@ -242,21 +247,11 @@ def _values(facts: Mapping[str, Any], stage: str, language: str) -> dict[str, st
     return {"version": new.get("version", "?"),
             "old": (compared.get("champion") or {}).get("version", "?"),
             "floor": f"{(compared.get('settings') or {}).get('floor_f1', 0):g}",
-            "reason": (raised[2] if raised else run.get("reason")
+            "reason": (_cause(*raised.groups()) if raised else run.get("reason")
                        or facts["deployment"].get("reason") or "").strip(),
             "profile": f" --profile {profile}" if profile else "",
             "longer": _longer(facts["settings"].get("values") or {}),
             "stage": say(language, f"pages.{where}") if where[:2].isdigit() else where}
-
-def why_of(comparison: Mapping[str, Any], language: str = "en") -> list[str]:
-    """The reasons of a verdict. Records are in English; in another language each is the question
-    of the gate with its answer: those that were not passed, or all conditions."""
-    if language == "en" or not comparison:
-        return list(comparison.get("reasons", ()))
-    checks = [c for c in comparison.get("checks", ()) if c["result"] in ("fail", "undecided")] or [
-        c for c in comparison.get("checks", ()) if c["condition"]]
-    return [f"{say(language, 'checks.' + c['name'])}: {say(language, 'results.' + c['result'])}"
-            for c in checks]
 
 def run_summary(facts: Mapping[str, Any], stage: str = "", language: str = "en") -> Summary:
     "The summary of a pipeline run from its facts; `stage`: where it is, if it has not ended."
@@ -296,8 +291,9 @@ def training_summary_of(facts: Mapping[str, Any], language: str = "en") -> Summa
     if None not in (m.get("flagged"), m.get("flagged_disguised")):
         numbers.append(say(language, "training.flagged", **{
             k: _hundred(m[k], language) for k in ("flagged", "flagged_disguised")}))
-    worst = say(language, "training.worst", gap=f"{100 * m['gap']:.0f}") \
-        if m.get("gap") is not None else say(language, "training.worst_none")
+    gap = m.get("gap")
+    key = "worst_none" if gap is None else "worst" if gap >= 0.005 else "worst_less"
+    worst = say(language, f"training.{key}", gap=f"{100 * (gap or 0):.0f}")
     return Summary("training", say(language, f"training.{'better' if gain >= 0 else 'worse'}",
                                    **figures), say(language, "training.means"), (),
                    tuple(numbers), (worst,), say(language, "training.now"),

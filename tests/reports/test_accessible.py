@@ -32,12 +32,11 @@ def tab(tmp_path_factory):
 
 
 def grave(tab, page: str, fragment: str = "") -> list[tuple]:
-    "What axe-core calls serious or critical on a page, in the light and in the dark: (rule, dark, where)."
-    tab.open(page + fragment)
-    tab.ask(AXE.read_text(encoding="utf-8"))
+    "What axe-core calls serious or critical on a page, on a light desktop and on a dark phone: (rule, dark, where)."
     hits = []
-    for dark in (False, True):
-        tab.paint(dark)
+    for dark, width in ((False, 1280), (True, 390)):
+        tab.open(page + fragment, width, dark=dark)
+        tab.ask(AXE.read_text(encoding="utf-8"))
         said = json.loads(tab.ask("axe.run().then(r => JSON.stringify(r.violations))"))
         hits += [
             (v["id"], dark, v["nodes"][0]["html"][:200])

@@ -1,6 +1,7 @@
 """The sentences of a report, read back against the record that they were made from."""
 
 import re
+from dataclasses import asdict
 from itertools import product
 
 import numpy as np
@@ -10,9 +11,12 @@ from report_pages import comparison, run_folder
 
 from content_arena.reports import battle as battle_reports, evaluation as reports
 from content_arena.mlops.evaluator import evidence_record
+from content_arena.core.config import load_settings
+from content_arena.mlops.gate import CONDITIONS, FIRST_CONDITIONS, FURTHER, Evidence, Slice
 from content_arena.mlops.lineage import Certificate
 from content_arena.mlops.mixed_evidence import disguise_headline, mix_record, rates_of
 from content_arena.mlops.model_cards import evaluation_section
+from content_arena.reports.reasons import _NUMBERS, in_words
 from content_arena.reports.runs import run_row
 from content_arena.reports.site import run_cells
 from content_arena.reports import summary
@@ -232,3 +236,31 @@ def test_whoever_says_how_many_are_flagged_says_the_same(tmp_path):
     counted = summary.numbers_of(compared)[1]
     assert "400 test comments, asked in both forms" in counted and "10 to 19 flagged" in counted
     assert figures_of(row)["test_clean_flagged"] == 0.14
+
+
+def test_what_the_gate_found_is_said_in_korean_with_the_numbers_of_the_record():
+    "Every check that the gate can make has a Korean sentence, and no number in it that is not the record's."
+    counts = [700, 40, 60, 200, 100, 80, 60, 760]
+    side = {"auc": 0.9, "auc_error": 0.01, "detection_rate": 0.8, "false_positive_rate": 0.2}
+    side["detection_at_cost"] = 0.8
+    fought = {"sha256": "0f" * 32, "toxic": 500, "clean": 500, "champion": side, "cost": 0.2}
+    fought |= {"challenger": side, "auc_change": 0.0, "auc_change_error": 0.01}
+    evidence = Evidence(
+        counts,
+        slices=(Slice("lang", "ko", counts),),
+        clean=counts,
+        battle=fought,
+        restoring={"rows": 2000, "flips": 3, "clean": 1000, "clean_flips": 1},
+        shadow={"rows": 90, "labelled": 30, "won": 4, "lost": 3, "better": "neither"},
+        latency_ms=12.0,
+        size_mb=130.0,
+    )
+    settings = load_settings(
+        env={}, latency_budget_ms=50, size_budget_mb=200, guarded_slices="lang"
+    )
+    made = [check(evidence, settings) for check in (*CONDITIONS, *FURTHER, *FIRST_CONDITIONS)]
+    assert {c.name for c in made} == set(_NUMBERS) and not [c for c in made if c.result == "off"]
+    for check in made:
+        said = in_words(asdict(check), "ko")
+        assert re.search("[가-힣]", said) or check.name == "precision", check
+        assert not re.search("[{}]|nan|None", said), said

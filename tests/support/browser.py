@@ -66,18 +66,14 @@ class Tab:
             deviceScaleFactor=1,
             mobile=width < 600,
         )
-        self.paint(dark, media)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.call("Page.navigate", url="about:blank")
         self.asked, self.errors = [], []
         self.call("Page.navigate", url=url)
         while self._note(json.loads(self.socket.recv())) != "Page.loadEventFired":
             pass
         return self
-
-    def paint(self, dark: bool, media: str = "") -> None:
-        "Let the page that is open, and those after it, be dark or light, on a screen or as `media`."
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
 
     def ask(self, script: str) -> Any:
         "The value of `script`, JSON-able, in the page; a promise is waited for."

@@ -9,6 +9,8 @@ from content_arena.reports.page import write_page
 
 METRICS = {"f1": 0.8, "precision": 0.8, "recall": 0.84, "accuracy": 0.8}
 
+GAIN = {"champion": 0.8, "challenger": 0.795, "gain": -0.005, "needed": 0.01}
+
 
 def comparison(verdict: str, champion: bool = True) -> dict:
     "A record as the evaluator leaves it, as far as pages read it."
@@ -26,7 +28,7 @@ def comparison(verdict: str, champion: bool = True) -> dict:
         "counts": [400, 50, 30, 220, 80, 60, 20, 340],
         "settings": {"floor_f1": 0.7},
         "reasons": ["F1 0.8000 against 0.7900: +0.0100"],
-        "checks": [{"name": "f1", "result": "fail", "condition": True}],
+        "checks": [{"name": "f1", "result": "fail", "condition": True, "numbers": GAIN}],
         "decision": "ab" * 32,
         "mix": {"champion": mixed if champion else None, "challenger": mixed},
         "slices": [

@@ -80,7 +80,7 @@ const percent = x => x === null || x === undefined || !isFinite(x) ? "–" : (10
 const signed = x => (x > 0 ? "+" : "") + (100 * x).toFixed(1);
 
 function table(heads, lines) {
-  const box = make("div", "", { className: "scroll" }), t = make("table", ""), head = t.createTHead().insertRow(), body = t.createTBody();
+  const box = make("div", "", { className: "scroll", tabIndex: 0 }), t = make("table", ""), head = t.createTHead().insertRow(), body = t.createTBody();
   heads.forEach(h => head.append(make("th", h)));
   lines.forEach(line => { const row = body.insertRow(); line.forEach(cell => row.append(cell instanceof Node ? cell : make("td", cell))); });
   box.append(t); return box;
@@ -99,7 +99,7 @@ function pair() {
     $("a").value = one ? names[0] : ""; $("b").value = other ? names[1] : "";
     out.replaceChildren();
     if (!one || !other) { out.append(make("p", say("choose"))); return; }
-    const rows = [["ended", r => outcome(r.outcome)], ["began", r => r.started], ["data", r => r.data], ["dataset", r => (r.dataset || "").slice(0, 16)], ["trigger", r => r.trigger], ["number", r => r.version]];
+    const rows = [["ended", r => outcome(r.outcome)], ["began", r => (r.started || "").slice(0, 16).replace("T", " ")], ["data", r => r.data], ["dataset", r => (r.dataset || "").slice(0, 16)], ["trigger", r => r.trigger], ["number", r => r.version]];
     out.append(make("h2", say("what")), table(["", names[0], names[1]], rows.map(([n, f]) => [say(n), f(one.row) || "–", f(other.row) || "–"])));
     out.append(make("h2", say("good")));
     const a = one.verdicts, b = other.verdicts, same = a && b && a.test && a.test === b.test && data.tests[a.test];
