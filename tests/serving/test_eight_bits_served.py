@@ -31,7 +31,7 @@ def test_made_judged_chosen_served(tmp_path):
     registry = ModelRegistry(settings)
     version = registry.register_challenger(train(settings, tmp_path / "work"))
     assert (registry.download(version) / f"{INT8}.bin").exists()
-    test = comments(200)[120:].assign(text=lambda t: t.text + " again")
+    test = comments(3200)[200:].assign(text=lambda t: t.text + " again")  # fewer would not show it
     log = DecisionLog(registry)
     found = log.decide(ChampionChallengerEvaluator(registry, settings), test)
     assert found["backends"][INT8]["listed"], found["backends"]
