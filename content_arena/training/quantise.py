@@ -83,7 +83,8 @@ def eight_bit(graph: Any, ids: Sequence[Sequence[int]], alpha: float, kind: str 
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its progress bars
             return nncf.quantize(graph.clone(), nncf.Dataset(list(ids), item),
                                  model_type=nncf.ModelType.TRANSFORMER,
-                                 subset_size=len(ids), advanced_parameters=advanced)
+                                 subset_size=len(ids), advanced_parameters=advanced,
+                                 ignored_scope=nncf.IgnoredScope(types=["Gather"], validate=False))
     except Exception as e:               # nncf's own, and OpenVINO's
         why = (str(e).strip().splitlines() or [""])[0]
         raise BackendError(f"NNCF can't quantise this network: {type(e).__name__}: {why}") from e

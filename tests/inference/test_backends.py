@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from content_arena.data.embedded_corpus import neutral_test
-from content_arena.inference import backends
+from content_arena.inference import backends, graphs
 from content_arena.inference.backends import listed_backends
 from content_arena.inference.engine import Engine
 from content_arena.testing.tiny_base import make_tiny_base
@@ -57,6 +57,10 @@ def version(tmp_path_factory, comments) -> Path:
     judging = Judging(comments, labels, sigmoid, lambda t, s: s, 2.0, PROBE_TEXTS)
     with pytest.MonkeyPatch.context() as patch:  # the labels mean nothing here
         patch.setattr("content_arena.training.quantise.MAX_AP_CHANGE", 1.0)
+        small = partial(
+            openvino_network.write_graph, least=100
+        )  # tables of this size are large here
+        patch.setattr("content_arena.training.quantise.write_graph", small)
         _, facts = quantise(work / "model", base, comments[:40], judging, [(0.8, "mean")])
     assert facts["kept"], facts["why"]
     return work / "model"
@@ -89,7 +93,7 @@ def test_a_table_left_out_of_the_graph_is_the_networks_own(version, comments, mo
     cache = version.parent / "cache_of_small_tables"
     cache.mkdir()
     (cache / "base_models").symlink_to(version.parent / "cache" / "base_models")
-    monkeypatch.setattr(backends, "write_graph", partial(openvino_network.write_graph, least=100))
+    monkeypatch.setattr(graphs, "write_graph", partial(openvino_network.write_graph, least=100))
     engine = Engine.load(
         version, cache_dir=cache, dtype="float32", threads=1, backend="openvino-float32", listed=ALL
     )
@@ -122,6 +126,7 @@ def test_eight_bits_are_a_file_of_the_version(version, comments):
     moved = np.abs(engine.scores(comments) - load(version, "torch").scores(comments))
     assert 0 < moved.mean() < 0.1
     assert engine.size_mb < load(version, "openvino-float32").size_mb
+    assert "table:network." in (version / f"{INT8}.xml").read_text()  # the merged network's own
     facts = read_spec(version)["backends"][INT8]
     assert {"alpha", "range", "line", "flips", "ap_change", "probe", "comments"} <= set(facts)
     files = json.loads((version / "manifest.json").read_text())["files"]
