@@ -70,7 +70,11 @@ def long_text(characters: int) -> str:
     "A harmless text of so many `characters`."
     return (WORDS * (characters // len(WORDS) + 1))[:characters]
 
-def largest_batch(ready: Mapping[str, Any], characters: int = 20_000) -> dict[str, list[str]]:
-    "A batch of texts of up to `characters` with nearly as many tokens as `ready` says may be sent."
-    whole, rest = divmod(int(ready["largest_request_tokens"] * 0.8 * 2 * 3 / 4), characters)
+def largest_batch(ready: Mapping[str, Any], characters: int = 20_000,
+                  body: int = 1_000_000) -> dict[str, list[str]]:
+    """A batch of texts of up to `characters` with nearly as many tokens as `ready` says may be sent,
+    and at most about `body` bytes in UTF-8."""
+    letters = int(ready["largest_request_tokens"] * 0.8 * 2 * 3 / 4)
+    letters = min(letters, int(body * len(WORDS) / len(WORDS.encode())))
+    whole, rest = divmod(letters, characters)
     return {"texts": [long_text(characters)] * whole + [long_text(max(rest, 1))]}
