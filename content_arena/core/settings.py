@@ -224,11 +224,9 @@ class TrainSettings(_Section):
     quantise: Literal["none", "int8"] = Field("none", description="int8: a version gets an"
         " eight-bit network too, if it changes few verdicts on validation rows; needs OpenVINO")
     disguised_share: float = Field(0.4, ge=0, le=1,
-        description="share of training rows that stand in disguise, other ones in every epoch;"
-                    " 0: none")
+        description="share of training rows in disguise, other ones in every epoch; 0: none")
     noise_share: float = Field(0.4, ge=0, le=1,
-        description="share of these that is noise instead, which hides no word: that odd is not"
-                    " toxic; 0: none")
+        description="share of these that is noise, which hides no word; 0: none")
 
 # %% ../../nbs/01_core/30_settings.ipynb #d6bdf243
 class GateSettings(_Section):

@@ -81,8 +81,8 @@ class DeclaredMix:
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1 or not 0 <= self.noise <= 1:
-            raise ValueError(f"a mix needs a share in [0, 1], and one of noise, not {self.share} and"
-                             f" {self.noise}")
+            raise ValueError(f"a mix needs a share in [0, 1], and one of noise, not {self.share}"
+                             f" and {self.noise}")
         if not 0 < self.intensity <= 1 or self.depth < 1:
             raise ValueError(f"a mix needs an intensity in (0, 1] and a depth from 1 on,"
                              f" not {self.intensity}, {self.depth}")
@@ -106,14 +106,6 @@ class DeclaredMix:
         return {"share": self.share, "seed": self.seed, "intensity": self.intensity,
                 "depth": self.depth, "rules": [r.name for r in self.rules], **noise}
 
-    def disguise(self, text: str) -> Variant:
-        "What becomes of a `text` that is chosen."
-        if seeded("noised", self.seed, text).random() < self.noise:
-            made = noised(text, self.seed, self.kinds)
-            if made != text:
-                return Variant(text, made, ("noise",))
-        return layered(text, self.rules, self.seed, self.intensity, self.depth)
-
     @property
     def id(self) -> str:
         "sha256 (hex) of the recipe."
@@ -125,6 +117,15 @@ def chosen(self: DeclaredMix, texts: Sequence[str]) -> np.ndarray:
     "Which of n `texts` are to be disguised: (n,) bool."
     return np.array([seeded("disguised", self.seed, t).random() < self.share
                      for t in as_read(texts)], bool)
+
+@patch
+def disguise(self: DeclaredMix, text: str) -> Variant:
+    "What becomes of a `text` that is chosen."
+    if seeded("noised", self.seed, text).random() < self.noise:
+        made = noised(text, self.seed, self.kinds)
+        if made != text:
+            return Variant(text, made, ("noise",))
+    return layered(text, self.rules, self.seed, self.intensity, self.depth)
 
 @patch
 def apply(self: DeclaredMix, frame: pd.DataFrame, progress: bool = False) -> pd.DataFrame:

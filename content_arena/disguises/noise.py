@@ -16,10 +16,10 @@ from .rules import Rule, pick, seeded
 MARKS = ("._-~^*/|,", "abcdefghijklmnopqrstuvwxyz", "0123456789", "ㄱㄴㄷㄹㅁㅂㅅㅇㅈㅎㅏㅓㅗㅜㅡㅣ",
          "♥★♪→■○△♡☆●", "αβγδλμπσφω", "бгджзилфцшя", "アイウエオカキノメロ", "人大口日月山水火木工")
 
-def _part(c: str, rng: random.Random, marks: str) -> str:
-    if not is_syllable(c):
-        return c
-    lead, vowel, tail = split(c)
+def _part(letter: str, rng: random.Random, marks: str) -> str:
+    if not is_syllable(letter):
+        return letter
+    lead, vowel, tail = split(letter)
     changed = pick("lvt", rng)
     return join(pick(LEADS, rng) if changed == "l" else lead,
                 pick(VOWELS, rng) if changed == "v" else vowel,

@@ -36,7 +36,7 @@ def report_link(settings: Settings, run: str, mlflow_run_id: str | None,
     return f"{address}/artifacts/reports/{page}{mode}" if address else \
         f"{settings.runs_dir}/{run}/{page}"
 
-TRAININGS = "?workflowType=machine_learning"            # MLflow's pages for trainings, not for chats
+TRAININGS = "?workflowType=machine_learning"      # MLflow's pages for trainings, not for chats
 
 def tracking_link(settings: Settings, mlflow_run_id: str | None) -> str:
     "The address of a run's page on the MLflow server; empty if the store is a file."
