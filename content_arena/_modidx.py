@@ -914,6 +914,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'content_arena/core/config.py'),
                                            'content_arena.core.config._unknown': ( '01_core/config.html#_unknown',
                                                                                    'content_arena/core/config.py'),
+                                           'content_arena.core.config.child_environment': ( '01_core/config.html#child_environment',
+                                                                                            'content_arena/core/config.py'),
                                            'content_arena.core.config.cores': ('01_core/config.html#cores', 'content_arena/core/config.py'),
                                            'content_arena.core.config.find_settings_file': ( '01_core/config.html#find_settings_file',
                                                                                              'content_arena/core/config.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENV_PREFIX', 'SECTIONS', 'SECRETS', 'RECIPE', 'Settings', 'find_settings_file', 'profiles_of', 'load_settings',
            'parse_parameters', 'Secrets', 'load_secrets', 'Actions', 'github_actions', 'spare_loopback',
-           'quiet_libraries', 'unattended', 'run_trigger', 'wait_briefly', 'cores']
+           'quiet_libraries', 'unattended', 'run_trigger', 'wait_briefly', 'child_environment', 'cores']
 
 # %% ../../nbs/01_core/40_config.ipynb #0c9fd7e0
 import difflib
@@ -348,6 +348,16 @@ def wait_briefly(env: MutableMapping[str, str] | None = None) -> None:
     env = os.environ if env is None else env
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & {*env}:
         env.update(GOMP_SPINCOUNT="1000", KMP_BLOCKTIME="0")     # GNU's library, LLVM's and Intel's
+
+# %% ../../nbs/01_core/40_config.ipynb #75ce7237
+def child_environment(env: Mapping[str, str] | None = None, **more: str) -> dict[str, str]:
+    """What a child process of ours is started with, to find this package where this process did:
+    `env` (default: the process's) and `more`."""
+    import content_arena
+    env = os.environ if env is None else env
+    root = str(Path(content_arena.__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
+    return {**env, "PYTHONPATH": path, **more}
 
 # %% ../../nbs/01_core/40_config.ipynb #b18e80e4
 def cores(env: Mapping[str, str] | None = None) -> int:

@@ -80,12 +80,11 @@ class DeclaredMix:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1 or not 0 <= self.noise <= 1:
-            raise ValueError(f"a mix needs a share in [0, 1], and one of noise, not {self.share}"
-                             f" and {self.noise}")
+        if not 0 <= min(self.share, self.noise) <= max(self.share, self.noise) <= 1:
+            raise ValueError(f"a mix needs a share in [0, 1], not {self.share}, {self.noise}")
         if not 0 < self.intensity <= 1 or self.depth < 1:
-            raise ValueError(f"a mix needs an intensity in (0, 1] and a depth from 1 on,"
-                             f" not {self.intensity}, {self.depth}")
+            raise ValueError("a mix needs an intensity in (0, 1] and a depth from 1 on, not"
+                             f" {self.intensity}, {self.depth}")
         if not self.rules:
             raise ValueError("a mix needs a rule: fewer in train_excludes, or in held_out_rules")
 

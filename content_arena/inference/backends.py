@@ -26,8 +26,7 @@ from typing import Any, Protocol
 import numpy as np
 from filelock import FileLock
 
-import content_arena
-from ..core.config import cores
+from ..core.config import child_environment, cores
 from ..core.files import write_json
 from .graphs import base_of, load_graph, make_graph
 from ..training.model_files import read_spec
@@ -269,9 +268,7 @@ _CHILD = ("import os; getattr(os, 'nice', int)(10);"
 
 def _run_child(command: list[str], timeout_s: float) -> tuple[int, str, str]:
     "Exit status, output and errors of a child process. Raises NotMade if it takes too long."
-    root = Path(content_arena.__file__).resolve().parents[1]     # where this one found the package
-    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    env = child_environment(OMP_NUM_THREADS="1")
     with subprocess.Popen(command, env=env, text=True, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         _CHILDREN.add(child)

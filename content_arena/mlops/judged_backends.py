@@ -55,18 +55,18 @@ def backend_figures(labels: Sequence[int], judged: np.ndarray, scores: np.ndarra
            "kept_in_draws": share}
     return out | _outcome(out)
 
-def _outcome(seen: dict[str, Any]) -> dict[str, Any]:
+def _outcome(figures: dict[str, Any]) -> dict[str, Any]:
     "What follows from these figures, and why."
-    said = (f"F1 changes by {seen['f1_change']:+.4f} and precision by"
-            f" {seen['precision_change']:+.4f} on {seen['rows']} rows; they may lose {MAX_F1_LOSS}"
-            f" and {MAX_PRECISION_LOSS}, and do not in {seen['kept_in_draws']:.0%} of draws"
+    said = (f"F1 changes by {figures['f1_change']:+.4f} and precision by"
+            f" {figures['precision_change']:+.4f} on {figures['rows']} rows; they may lose {MAX_F1_LOSS}"
+            f" and {MAX_PRECISION_LOSS}, and do not in {figures['kept_in_draws']:.0%} of draws"
             f" ({SHOWN:.0%} are asked for)")
-    if seen["flips"] > MAX_FLIPS:
-        why = f"worse: {seen['flips']:.2%} of the verdicts are others, {MAX_FLIPS:.0%} may be"
-    elif seen["kept_in_draws"] >= SHOWN:
+    if figures["flips"] > MAX_FLIPS:
+        why = f"worse: {figures['flips']:.2%} of the verdicts are others, {MAX_FLIPS:.0%} may be"
+    elif figures["kept_in_draws"] >= SHOWN:
         why = ""
     else:
-        few = seen["kept_in_draws"] > 1 - SHOWN
+        few = figures["kept_in_draws"] > 1 - SHOWN
         why = f"{'too few rows' if few else 'worse'}: {said}"
     return {"outcome": why.partition(":")[0] or "kept", "listed": not why, "why": why}
 

@@ -72,8 +72,8 @@ def long_text(characters: int) -> str:
 
 def largest_batch(ready: Mapping[str, Any], characters: int = 20_000,
                   body: int = 1_000_000) -> dict[str, list[str]]:
-    """A batch of texts of up to `characters` with nearly as many tokens as `ready` says may be sent,
-    and at most about `body` bytes in UTF-8."""
+    """A batch of texts of up to `characters`, with nearly as many tokens as `ready` says may be
+    sent, and at most about `body` bytes in UTF-8."""
     letters = int(ready["largest_request_tokens"] * 0.8 * 2 * 3 / 4)
     letters = min(letters, int(body * len(WORDS) / len(WORDS.encode())))
     whole, rest = divmod(letters, characters)
