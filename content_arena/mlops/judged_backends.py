@@ -58,9 +58,9 @@ def backend_figures(labels: Sequence[int], judged: np.ndarray, scores: np.ndarra
 def _outcome(figures: dict[str, Any]) -> dict[str, Any]:
     "What follows from these figures, and why."
     said = (f"F1 changes by {figures['f1_change']:+.4f} and precision by"
-            f" {figures['precision_change']:+.4f} on {figures['rows']} rows; they may lose {MAX_F1_LOSS}"
-            f" and {MAX_PRECISION_LOSS}, and do not in {figures['kept_in_draws']:.0%} of draws"
-            f" ({SHOWN:.0%} are asked for)")
+            f" {figures['precision_change']:+.4f} on {figures['rows']} rows; they may lose"
+            f" {MAX_F1_LOSS} and {MAX_PRECISION_LOSS}, and do not in"
+            f" {figures['kept_in_draws']:.0%} of draws ({SHOWN:.0%} are asked for)")
     if figures["flips"] > MAX_FLIPS:
         why = f"worse: {figures['flips']:.2%} of the verdicts are others, {MAX_FLIPS:.0%} may be"
     elif figures["kept_in_draws"] >= SHOWN:

@@ -17,13 +17,13 @@ def world(postgres, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def first(world) -> Path:
+def night_one(world) -> Path:
     "Night 1: nobody is champion yet, and a person allows the first one."
     return world.first_night()
 
 
 @pytest.fixture
-def second(world, first: Path):
+def second(world, night_one: Path):
     "The evening before night 2: a moderator has labelled a comment, and the next model will be better."
     world.restore()
     world.label()

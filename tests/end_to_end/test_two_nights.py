@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long(240), pytest.mark.needs("postgr
 
 
 @pytest.fixture(scope="module")
-def first(world: World) -> Path:
+def night_one(world: World) -> Path:
     "As a runner does it, with nothing loaded before."
     return world.first_night(ordinary=True)
 
@@ -21,17 +21,17 @@ def test_a_scheduled_run_does_not_make_the_first_champion(world: World):
     assert result_of(into)["steps"][-1]["code"] is None  # no report to keep
 
 
-def test_the_first_night_leaves_a_champion_that_is_served(world: World, first: Path):
-    outputs = result_of(first)["outputs"]
+def test_the_first_night_leaves_a_champion_that_is_served(world: World, night_one: Path):
+    outputs = result_of(night_one)["outputs"]
     assert (outputs["status"], outputs["outcome"], outputs["model_version"]) == (
         *("bootstrapped", "done"),
         "1",
     )
     assert world.served()["model_version"] == "1"
-    kept = {f.name for f in (first / "artifacts").rglob("*") if f.is_file()}
+    kept = {f.name for f in (night_one / "artifacts").rglob("*") if f.is_file()}
     assert {"03_evaluate.ipynb", "03_evaluate.html"} <= kept
     assert not any(name.endswith((".safetensors", ".pt", ".bin")) for name in kept)
-    assert "✅ bootstrapped" in (first / "summary.md").read_text()
+    assert "✅ bootstrapped" in (night_one / "summary.md").read_text()
     assert outputs["report"].startswith(world.mlflow_door.url)
 
 
@@ -56,7 +56,7 @@ def test_without_a_gpu_the_gpu_profile_does_not_train(world: World):
     assert checked["code"]
 
 
-def test_the_week_the_pages_and_the_notice_are_made_of_what_lasts(world: World, first: Path):
+def test_the_week_the_pages_and_the_notice_are_made_of_what_lasts(world: World, night_one: Path):
     "The other jobs that need no more than the URLs, each on an empty disk."
     world.restore()
     for workflow, job, page in (

@@ -36,6 +36,7 @@ from content_arena.testing.tiny_base import make_tiny_base
 KEY = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 TOKENS = {"CONTENT_ARENA_API_TOKEN": "t0ken"}
 LABELLED = "xqvjzkwpthbc awful zxcvbk"
+API = "/api/2.0/mlflow"
 
 
 class Notices(Slack):
@@ -393,6 +394,11 @@ def answers(url: str) -> bool:
 
 def result_of(into: Path) -> dict:
     return json.loads((into / "result.json").read_text())
+
+
+def call(begin: str, word: str = ""):
+    "Whether a call through a door is `begin` (method and path), with `word` in what is sent."
+    return lambda line, body: line == begin and word.encode() in body
 
 
 def reached(stop: Stop, process: subprocess.Popen, seconds: float = 600) -> None:
