@@ -103,7 +103,7 @@ def _let_in(self: MicroBatcher, job: Job, admit: bool) -> None:
         raise RuntimeError(f"version {self.scorer.version} was closed")
     if admit:
         self._admit(job)
-        if job.whole <= self.step_tokens:
+        if len(job.texts) == 1 and job.whole <= self.step_tokens:
             self._little_at = time.monotonic()
     self.turns.add(job)
     self.idle.clear()
@@ -164,7 +164,7 @@ def _in_a_hurry(self: MicroBatcher) -> Job | None:
     self._hurried = (self._hurried + 1) % 4 if late else 0
     return min(late, key=lambda job: job.by) if late and self._hurried else None
 
-LITTLE_S = 1.0          # so long after a small request the next one is expected
+LITTLE_S = 1.0          # so long after a single comment the next one is expected
 
 @patch
 def _long(self: MicroBatcher, unit: Unit) -> bool:
