@@ -94,21 +94,23 @@ class DeclaredMix:
         known = split_families(0, self.held_out_rules).rules(held_out=False)
         return tuple(r for r in known if r.name not in self.excludes)
 
-    @cached_property
-    def kinds(self) -> tuple[str, ...]:
-        "The kinds of noise that may be used."
-        return kinds_beside(self.excludes, list(RULES.values()))
+# %% ../../nbs/04_disguises/97_mix.ipynb #fa626f47
+@patch(as_prop=True)
+def kinds(self: DeclaredMix) -> tuple[str, ...]:
+    "The kinds of noise that may be used."
+    return kinds_beside(self.excludes, list(RULES.values()))
 
-    def to_dict(self) -> dict[str, Any]:
-        "For a record: all that determines the mix."
-        noise = {"noise": self.noise, "kinds": list(self.kinds)} if self.noise else {}
-        return {"share": self.share, "seed": self.seed, "intensity": self.intensity,
-                "depth": self.depth, "rules": [r.name for r in self.rules], **noise}
+@patch
+def to_dict(self: DeclaredMix) -> dict[str, Any]:
+    "For a record: all that determines the mix."
+    noise = {"noise": self.noise, "kinds": list(self.kinds)} if self.noise else {}
+    return {"share": self.share, "seed": self.seed, "intensity": self.intensity,
+            "depth": self.depth, "rules": [r.name for r in self.rules], **noise}
 
-    @property
-    def id(self) -> str:
-        "sha256 (hex) of the recipe."
-        return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()
+@patch(as_prop=True)
+def id(self: DeclaredMix) -> str:
+    "sha256 (hex) of the recipe."
+    return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()
 
 # %% ../../nbs/04_disguises/97_mix.ipynb #e995609f
 @patch
@@ -126,6 +128,7 @@ def disguise(self: DeclaredMix, text: str) -> Variant:
             return Variant(text, made, ("noise",))
     return layered(text, self.rules, self.seed, self.intensity, self.depth)
 
+# %% ../../nbs/04_disguises/97_mix.ipynb #57465af4
 @patch
 def apply(self: DeclaredMix, frame: pd.DataFrame, progress: bool = False) -> pd.DataFrame:
     """`frame` (a column `text`, maybe `attack`) with some texts in disguise, and with the columns

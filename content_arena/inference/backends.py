@@ -224,6 +224,7 @@ class Files:
             return make_apart(self, [name])
         make_graph(name, self.folder, self.sha256, self.base, self.cache_dir)
 
+# %% ../../nbs/06_inference/25_backends.ipynb #859cfa43
 def _open_torch(files: Files) -> tuple[Any, Any]:
     import torch                               # seconds: not where another backend has it all
     from content_arena.inference.merged_cache import load_merged
@@ -281,6 +282,7 @@ def _run_child(command: list[str], timeout_s: float) -> tuple[int, str, str]:
         finally:
             _CHILDREN.discard(child)
 
+# %% ../../nbs/06_inference/25_backends.ipynb #7eb2ad93
 def make_apart(files: Files, names: Sequence[str]) -> None:
     """Have a child process open backend `names` of a version, and measure them if there are
     several, so that all that it takes is there. Raises NotMade."""

@@ -79,6 +79,7 @@ def largest(self: MicroBatcher) -> float:
     "Tokens of the largest request that is let in, by nobody else's leave."
     return max(SHARES["any"] * self.timeout_s * self.tokens_per_s, self.step_tokens)
 
+# %% ../../nbs/06_inference/40_batching.ipynb #161396b6
 @patch
 def _admit(self: MicroBatcher, job: Job) -> None:
     "Raise QueueFull or TooLarge unless `job` may wait."

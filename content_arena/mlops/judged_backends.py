@@ -93,6 +93,7 @@ def judge_backends(names: Sequence[str], load: Callable[[str], LoadedModel], row
         logger.info("%s: %s", name, out[name])
     return out
 
+# %% ../../nbs/08_mlops/47_judged_backends.ipynb #fb006d06
 def judge_version(registry: RegistryReader, version: Version, settings: Settings,
                   rows: pd.DataFrame, judged: np.ndarray, threshold: float
                   ) -> dict[str, dict[str, Any]]:

@@ -198,6 +198,7 @@ def gate_table(record: Mapping[str, Any], language: str = "en") -> pd.DataFrame:
             for c in record["checks"]]
     return pd.DataFrame(rows, columns=["question", "answer", "in words"])
 
+# %% ../../nbs/12_reports/10_evaluation.ipynb #ea810af8
 def metrics_table(scored: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     "Metrics by model, one row each, in per cent; the best of each column is marked."
     table = 100 * pd.DataFrame(scored).T

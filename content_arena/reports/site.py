@@ -284,6 +284,7 @@ def _written(file: Path, page: bytes) -> bool:
     write_bytes(file, page)
     return True
 
+# %% ../../nbs/12_reports/60_site.ipynb #7912d56c
 def _version_pages(settings: Settings, rows: Sequence[Mapping[str, Any]], unread: Unread
                    ) -> tuple[int, int]:
     "Write the pages of all versions; how many there are, and how many were written."

@@ -11,7 +11,6 @@ __all__ = ['logger', 'Partial', 'CHALLENGER_S', 'Service', 'scores_of', 'classif
 import asyncio
 import logging
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -456,7 +455,6 @@ def run(settings: Settings, *, secrets: Secrets | None = None,
     """Serve until SIGTERM or Ctrl-C; prints where. Raises ServeError if it can't listen, and what
     keeps its parts from starting."""
     log_as_json()
-    sys.setswitchinterval(0.001)         # the event loop waits less for a model's thread
     app = create_app(settings, secrets, loader)
     with listen(settings.host, settings.port) as sock:
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host

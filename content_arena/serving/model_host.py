@@ -375,7 +375,8 @@ async def close(self: ModelHost) -> None:
     self._forget_retry()
     for load in list(self._loads):
         load.cancel()
-    getattr(self.loader, "close", list)()
+    if end := getattr(self.loader, "close", None):       # a loader may be a plain function
+        end()
     self.settled.clear()
     slot, self.slot, self.problem = self.slot, None, "the service is shutting down"
     await asyncio.gather(*self._retiring, *([slot.retire()] if slot else []))

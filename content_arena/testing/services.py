@@ -43,6 +43,7 @@ class Running:
                 time.sleep(0.05)
         return answer.json()
 
+# %% ../../nbs/15_testing/30_services.ipynb #9922837c
 @contextmanager
 def service(command: Sequence[str] = SERVE, ready: bool = True) -> Iterator[Running]:
     """The service that `command` starts, which prints its URL; `ready`: a model is loaded.

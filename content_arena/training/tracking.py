@@ -54,6 +54,7 @@ def _of_trainings(experiment: mlflow.entities.Experiment) -> None:
         with suppress(mlflow.MlflowException):          # another's experiment: not worth a run
             mlflow.MlflowClient().set_experiment_tag(experiment.experiment_id, *KIND)
 
+# %% ../../nbs/05_training/70_tracking.ipynb #4ce1da3f
 def connect(settings: Settings) -> str:
     """Point MLflow at `settings.tracking_uri` and return the id of the experiment, creating it if
     needed.

@@ -82,6 +82,7 @@ def test_set_input(compared: Mapping[str, Any]) -> DatasetInput:
                     profile=json.dumps(profile))
     return DatasetInput(named, [InputTag("mlflow.data.context", "test")])
 
+# %% ../../nbs/13_workflows/18_run_labels.ipynb #76d75306
 def label_run(settings: Settings, folder: Path, mlflow_run_id: str) -> str:
     "Label the MLflow run of the run in `folder`, and its version; returns what failed, or \"\"."
     try:

@@ -238,8 +238,8 @@ def test_whoever_says_how_many_are_flagged_says_the_same(tmp_path):
     assert figures_of(row)["test_clean_flagged"] == 0.14
 
 
-def test_what_the_gate_found_is_said_in_korean_with_the_numbers_of_the_record():
-    "Every check that the gate can make has a Korean sentence, and no number in it that is not the record's."
+def test_what_the_gate_found_is_said_in_korean():
+    "Every check that the gate can make has a Korean sentence, and nothing in it is left open."
     counts = [700, 40, 60, 200, 100, 80, 60, 760]
     side = {"auc": 0.9, "auc_error": 0.01, "detection_rate": 0.8, "false_positive_rate": 0.2}
     side["detection_at_cost"] = 0.8
