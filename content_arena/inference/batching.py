@@ -269,21 +269,21 @@ def _read_aside(self: MicroBatcher, unit: Unit) -> None:
 
 # %% ../../nbs/06_inference/40_batching.ipynb #d0b96b88
 @patch
-def _score(self: MicroBatcher, parts: list[Unit]) -> None:
-    "Score `parts`, and hand out what is complete with them."
-    who, whole = f"version {self.scorer.version}", []
+def _score(self: MicroBatcher, parts: list[Unit]) -> list[tuple[Unit, float | Exception]]:
+    "Score `parts`: the results of the texts that failed, or are complete with them."
+    who, failed, whole = f"version {self.scorer.version}", [], []
     work = lambda some: check_scores(np.asarray(self.model.part_scores(some), dtype=float),
                                      len(some), who)
     for unit, p in zip(parts, each_alone(work, [unit.part for unit in parts])):
         if isinstance(p, Exception):
-            self._answer(unit.job, unit.index, p)
+            failed.append((unit, p))
         elif (complete := unit.job.scored(unit, p)) is not None:
             whole.append((unit, *complete))
     join = lambda some: check_scores(
         np.asarray(self.model.joined([r for _, r, _ in some], [s for _, _, s in some]),
                    dtype=float), len(some), who)
-    for (unit, _, _), p in zip(whole, each_alone(join, whole) if whole else []):
-        self._answer(unit.job, unit.index, p)
+    joined = each_alone(join, whole) if whole else []
+    return failed + [(unit, p) for (unit, _, _), p in zip(whole, joined)]
 
 @patch
 def _answer(self: MicroBatcher, job: Job, index: int, result: float | Exception,
@@ -314,9 +314,10 @@ def _run(self: MicroBatcher) -> None:
         began = time.perf_counter()
         parts = [unit for unit in step if unit.part is not None]
         parts = self._within(parts + self._read([unit for unit in step if unit.part is None]))
-        if parts:
-            self._score(parts)
-        self._note(parts, time.perf_counter() - began)
+        results = self._score(parts) if parts else []
+        self._note(parts, time.perf_counter() - began)      # who has an answer can rely on it
+        for unit, result in results:
+            self._answer(unit.job, unit.index, result)
     self._reader.shutdown()
 
 @patch

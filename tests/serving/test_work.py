@@ -71,6 +71,23 @@ def served(folder, rate=20_000.0, **explicit):
     return app, stage.serving(app)
 
 
+async def tokens_learnt(monkeypatch):
+    noted, learnt = MicroBatcher._note, []
+    monkeypatch.setattr(MicroBatcher, "_note", lambda self, *a: (time.sleep(0.02), noted(self, *a)))
+    scores = lambda texts: (time.sleep(1e-5 * len(texts[0])), np.zeros(1))[1]
+    batcher = MicroBatcher(SimpleNamespace(version="1", scores=scores))
+    monkeypatch.setattr(batcher.speed, "learn", lambda steps: learnt.extend(n for n, _ in steps))
+    await batcher.measure()
+    await asyncio.to_thread(batcher.close)
+    return learnt
+
+
+def test_the_speed_is_learnt_from_the_step_of_each_text(monkeypatch):
+    "Though the model's thread is interrupted between a step and the note of it."
+    short, long = asyncio.run(tokens_learnt(monkeypatch))
+    assert short < 10 and long > 300
+
+
 def post(url, path="/classify", **body):
     "The answer, and the seconds it took."
     began = time.perf_counter()
