@@ -24,7 +24,7 @@ from ..core.text import mask
 from ..mlops.mixed_evidence import disguise_headline
 from ..mlops.model_cards import base_name
 from .page import Chart
-from .reasons import in_words
+from .reasons import in_words, why_of
 from .tables import Table
 from .texts import ability, kind_of_comment, name_of, say
 
@@ -82,7 +82,8 @@ def manifest_tables(manifest: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     for column in ("label", "source", "lang", "functionality"):
         by_split = {s: c[column] for s, c in manifest["counts"].items() if column in c}
         if by_split:
-            tables[f"Rows by {column}"] = pd.DataFrame(by_split).fillna(0).astype(int)
+            rows = pd.DataFrame(by_split).fillna(0).astype(int)
+            tables[f"Rows by {column}"] = rows.rename({"0": "clean", "1": "toxic"})
     tables["Licences"] = pd.DataFrame({"licence": manifest["licences"]})
     return tables
 
@@ -350,10 +351,11 @@ def how_to_roll_back(record: Mapping[str, Any]) -> str:
             f"needs a previous champion; version {new} is the first")
     return f"```\ncontent-arena registry rollback --reason \"what went wrong\"\n```\n{back}."
 
-def deployment_summary(result: Mapping[str, Any]) -> str:
-    "The outcome of a deployment in a few sentences (Markdown)."
+def deployment_summary(result: Mapping[str, Any], language: str = "en") -> str:
+    "The outcome of a deployment in a few sentences (Markdown), its reasons in `language`."
+    why = "; ".join(why_of(result.get("comparison") or {}, language)) if language != "en" else ""
     service, version = result.get("service"), result.get("model_version")
     return (f"## {str(result['status']).replace('_', ' ').capitalize()}\n\n"
-            f"{result.get('reason') or ''}\n\n"
+            f"{why or result.get('reason') or ''}\n\n"
             + (f"Version {version} is champion" if version else "No version is champion")
             + (f"; service: {service}" if service else "") + ".")

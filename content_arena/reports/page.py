@@ -29,9 +29,10 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator
 from nbconvert.exporters import TemplateExporter
 
+from .phrases import prose_in
 from .summary import facts_of, page_summary, summary_html
 from .tables import dressed, word
-from .texts import LANGUAGES, say, sentences, term_of, terms
+from .texts import LANGUAGES, as_html, say, sentences, term_of, terms
 
 # %% ../../nbs/12_reports/08_page.ipynb #e0a2b4a1
 def _part(name: str) -> str:
@@ -96,8 +97,9 @@ def _draw_again(figure: Figure, change: Callable[[str], str]) -> None:
         for kind in ("xlabel", "ylabel", "title"):
             getattr(axes, f"set_{kind}")(change(getattr(axes, f"get_{kind}")()))
         for axis in (axes.xaxis, axes.yaxis):
-            if isinstance(axis.get_major_locator(), FixedLocator):
-                axis.set_ticklabels([change(t.get_text()) for t in axis.get_ticklabels()])
+            labels = [t.get_text() for t in axis.get_ticklabels()]
+            if isinstance(axis.get_major_locator(), FixedLocator) and any(labels):
+                axis.set_ticklabels([change(t) for t in labels])     # a shared axis has no own
         for text in axes.get_legend().get_texts() if axes.get_legend() else ():
             text.set_text(change(text.get_text()))
 
@@ -143,8 +145,9 @@ def picture(output: Mapping[str, Any], language: str = "en") -> str:
                   say(language, "header.figure") for k in ("title", "alt"))
     caption = f"<figcaption>{html.escape(title)}</figcaption>" if known else ""
     image = "".join(output["data"]["image/png"].split())
-    return (f'<figure>{caption}<img alt="{html.escape(alt)}" src="data:image/png;base64,'
-            f'{html.escape(image)}"></figure>')
+    return (f'<figure>{caption}<div class="scroll" tabindex="0" role="group" aria-label='
+            f'"{html.escape(title)}"><img alt="{html.escape(alt)}" src="data:image/png;base64,'
+            f'{html.escape(image)}"></div></figure>')
 
 # %% ../../nbs/12_reports/08_page.ipynb #5c80633e
 STAGE_PAGES = ("01_prepare", "02_train", "03_evaluate", "04_deploy", "05_battle", "06_monitor")
@@ -156,6 +159,8 @@ def _moment(text: str, language: str) -> str:
         return "–"
     when = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
     here = when.astimezone()
+    if not here.utcoffset():
+        return f"{when:%Y-%m-%d %H:%M} UTC"
     local = say(language, "header.local", local=f"{here:%Y-%m-%d %H:%M}", zone=f"UTC{here:%z}")
     return f"{when.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC; {local}"
 
@@ -186,13 +191,14 @@ def head_facts(facts: Mapping[str, Any], began: str, language: str = "en") -> di
             "data": (facts["dataset"].get("id") or "")[:16], "versions": versions,
             "software": _software(run), "tracking": tracking,
             "decision": (compared.get("decision") or "")[:16] and
-            f"content-arena decisions show {compared['decision'][:16]}"}
+            f"`content-arena decisions show {compared['decision'][:16]}`"}
     return {say(language, f"header.{k}"): str(v) for k, v in rows.items() if v}
 
 # %% ../../nbs/12_reports/08_page.ipynb #e9ccf5b1
 def _linked(text: str) -> str:
     safe = html.escape(text)
-    return f'<a href="{safe}">{safe}</a>' if text.startswith(("http://", "https://")) else safe
+    link = text.startswith(("http://", "https://"))
+    return f'<a href="{safe}">{safe}</a>' if link else as_html(text)
 
 def _nav(facts: Mapping[str, Any], stage: str, language: str) -> str:
     "Links to the pages of the run, the newest battle, and the list of all runs, if they are there."
@@ -227,9 +233,10 @@ def _translated() -> dict[str, dict[str, str]]:
     return tomllib.loads(text.read_text(encoding="utf-8"))
 
 def _said(text: str, language: str) -> str:
-    "Markdown of an output. Records are in English; on another page that is folded, and said so."
-    made = prose(text, language)
-    if language == "en" or re.search("[가-힣]", text):
+    "Markdown of an output. On another page than an English one, what is not known is folded."
+    known = prose_in(text, language)
+    made = prose(text if known is None else known, language)
+    if known is not None or len(re.findall("[가-힣]", text)) > len(re.findall("[a-z]", text)):
         return made
     return (f'<details><summary>{say(language, "header.record")}</summary>'
             f'<div lang="en">{made}</div></details>')

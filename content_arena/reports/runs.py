@@ -16,7 +16,9 @@ from filelock import FileLock, Timeout
 
 from ..core.progress import for_people
 from ..mlops.mixed_evidence import SHARES, rates_of
-from .summary import facts_of, outcome_of
+from .reasons import why_of
+from .summary import facts_of, outcome_of, run_summary
+from .texts import LANGUAGES
 
 # %% ../../nbs/12_reports/50_runs.ipynb #7fc1a694
 def f1_of(counts: np.ndarray, bit: int) -> np.ndarray:
@@ -66,6 +68,15 @@ def _seconds(run: Mapping[str, Any], began: str) -> float | None:
     return None
 
 # %% ../../nbs/12_reports/50_runs.ipynb #484148f5
+def _reasons(facts: Mapping[str, Any]) -> dict[str, str]:
+    "Why a run ended as it did, by language; English is what the record says."
+    run, compared = facts["run"], facts["comparison"]
+    made = {LANGUAGES[0]: run.get("reason") or compared.get("headline") or ""}
+    for other in LANGUAGES[1:]:
+        why = [] if run.get("reason") else why_of(compared, other)
+        made[other] = (why or [run_summary(facts, "", other).means])[0] if made["en"] else ""
+    return made
+
 def run_row(folder: Path) -> dict[str, Any]:
     """What there is to say of the run in `folder`, as JSON values; what is not known is None.
 
@@ -88,6 +99,7 @@ def run_row(folder: Path) -> dict[str, Any]:
             "f1": new.get("f1"), "f1_low": low, "f1_high": high, "precision": new.get("precision"),
             **dict.fromkeys(SHARES), **rates_of(compared, "challenger"),
             "reason": run.get("reason") or (compared.get("headline") or None),
+            "reasons": _reasons(facts),
             "decision": compared.get("decision") or None, "mlflow": run.get("mlflow_run_id"),
             "page": f"{pages[0]}.html" if pages else None}
 

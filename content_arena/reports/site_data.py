@@ -63,7 +63,7 @@ def read_run(folder: Path) -> dict[str, Any]:
             "dataset": _json(folder / "dataset.json").get("folder")}
 
 # %% ../../nbs/12_reports/56_site_data.ipynb #982cb5a7
-MEMORY, FORMAT = ".site/runs.json", 1
+MEMORY, FORMAT = ".site/runs.json", 2
 _FILES = ("run.json", "comparison.json", "deployment.json", "scores.parquet", "03_evaluate.html")
 
 def _marks(folder: Path) -> str:

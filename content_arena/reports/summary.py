@@ -20,8 +20,9 @@ from typing import Any
 from ..core.statistics import wilson_interval
 from ..core.text import mask
 from ..mlops.mixed_evidence import counted_on, rates_of, served_role
+from .phrases import in_language
 from .reasons import why_of
-from .texts import kind_of_comment, name_of, say, sentences
+from .texts import as_html, kind_of_comment, name_of, say, sentences
 
 # %% ../../nbs/12_reports/06_summary.ipynb #4bff2b14
 FACTS = ("run", "settings", "dataset", "losses", "training", "registered", "comparison", "worst",
@@ -149,7 +150,9 @@ def worst_example(comparison: Mapping[str, Any], test: Any, scores: Any, limit: 
 def worst_of(facts: Mapping[str, Any], language: str = "en") -> list[str]:
     "The worst failure with its example, and harmless sentences that are flagged."
     compared, out = facts["comparison"], []
-    worst = facts["worst"] or worst_slice(compared) if compared else None
+    if not compared:
+        return [say(language, "worst.not_measured")]
+    worst = facts["worst"] or worst_slice(compared)
     if worst:
         kind = kind_of_comment(worst["column"], worst["value"], language)
         share = _hundred(worst["wrong"] / worst["rows"], language)
@@ -243,12 +246,13 @@ def _values(facts: Mapping[str, Any], stage: str, language: str) -> dict[str, st
     raised = _RAISED.search(run.get("reason", ""))
     profile = run.get("profile") or facts["settings"].get("profile") or ""
     where = run.get("failed") or stage
+    why = (_cause(*raised.groups()) if raised else run.get("reason")
+           or facts["deployment"].get("reason") or "").strip()
     new = compared.get("challenger") or facts["registered"] or {}
     return {"version": new.get("version", "?"),
             "old": (compared.get("champion") or {}).get("version", "?"),
             "floor": f"{(compared.get('settings') or {}).get('floor_f1', 0):g}",
-            "reason": (_cause(*raised.groups()) if raised else run.get("reason")
-                       or facts["deployment"].get("reason") or "").strip(),
+            "reason": in_language(why, language) or why,
             "profile": f" --profile {profile}" if profile else "",
             "longer": _longer(facts["settings"].get("values") or {}),
             "stage": say(language, f"pages.{where}") if where[:2].isdigit() else where}
@@ -259,9 +263,10 @@ def run_summary(facts: Mapping[str, Any], stage: str = "", language: str = "en")
     texts = {k: say(language, f"outcome.{ended}.{k}", **values)
              for k in ("title", "means", "now", "command")}
     compared = facts["comparison"] if ended not in ("failed", "refused", "cancelled") else {}
+    numbers = numbers_of(facts["comparison"], language) if facts["comparison"] or \
+        ended != "running" else [say(language, "numbers.not_yet")]
     return Summary(ended, texts["title"], texts["means"], tuple(why_of(compared, language)),
-                   tuple(numbers_of(facts["comparison"], language)),
-                   tuple(worst_of(facts, language)), texts["now"], texts["command"],
+                   tuple(numbers), tuple(worst_of(facts, language)), texts["now"], texts["command"],
                    tuple(worse_of(facts, language)), tuple(since_of(facts, language)))
 
 # %% ../../nbs/12_reports/06_summary.ipynb #26ec18a5
@@ -271,10 +276,12 @@ def data_summary(facts: Mapping[str, Any], language: str = "en") -> Summary:
     shown = {k: f"{lost[k]:,}" for k in ("read", "used", "quarantined", "duplicates", "cut")}
     fates = say(language, "data.fates", **shown) if lost["used"] < lost["read"] else ""
     numbers = say(language, "data.losses", lost=fates) if fates else say(language, "data.nothing")
-    worst = [say(language, "data.worst_warning", warning=w) for w in lost.get("warnings", ())]
+    worst = [say(language, "data.worst_warning", warning=in_language(w, language) or w)
+             for w in lost.get("warnings", ())]
     if reasons := lost.get("reasons"):
         reason = max(reasons, key=reasons.get)
-        worst.append(say(language, "data.worst_reason", reason=reason, rows=f"{reasons[reason]:,}"))
+        worst.append(say(language, "data.worst_reason", rows=f"{reasons[reason]:,}",
+                         reason=in_language(reason, language) or reason))
     return Summary("data", say(language, "data.decision", **shown), "", (), (numbers,),
                    tuple(worst) or (say(language, "data.worst_none"),), say(language, "data.now"),
                    say(language, "data.command"))
@@ -403,14 +410,13 @@ SHOWN = 1                                                # reasons; the others a
 
 def summary_html(summary: Summary, language: str = "en") -> str:
     "The four lines as HTML, everything escaped."
-    said = lambda texts: "".join(f"<p>{html.escape(t)}</p>" for t in texts if t)
+    said = lambda texts: "".join(f"<p>{as_html(t)}</p>" for t in texts if t)
     line = lambda key, texts: f"<dt>{say(language, f'summary.{key}')}</dt><dd>{said(texts)}</dd>"
     first, rest = summary.why[:SHOWN], summary.why[SHOWN:]
     more = (f"<details><summary>{say(language, 'summary.more', n=len(rest))}</summary>{said(rest)}"
             "</details>") if rest else ""
     why = line("why", first).removesuffix("</dd>") + more + "</dd>" if first else ""
-    command = (f"<p>{html.escape(summary.now)}</p><pre><code>{html.escape(summary.command)}"
-               "</code></pre>")
+    command = f"<p>{as_html(summary.now)}</p><pre><code>{as_html(summary.command)}</code></pre>"
     return (f'<section class="summary {summary.outcome}"><h2>{html.escape(summary.decision)}</h2>'
             f"<dl>{line('decision', [summary.means]) if summary.means else ''}"
             f"{why}{line('numbers', summary.numbers)}"

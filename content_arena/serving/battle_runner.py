@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Path as Part, Query, Request
 from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -291,18 +291,19 @@ def battle_routes(runner: BattleRunner, guard: Callable[[Request], None],
             raise Problem("invalid-input", str(e), "see /openapi.json for what is accepted") from e
 
     @routes.get("")
-    def battles(limit: int = Query(50, ge=1, le=1000)) -> list[BattleState]:
+    def battles(limit: int = Query(50, ge=1, le=1000, description="battles at most")
+                ) -> list[BattleState]:
         "The newest battles of this machine."
         known = [r for r in list_battles(runner.folder) if "strategy" in r]
         return [_state(r) for r in known[:limit]]
 
     @routes.get("/{id}")
-    def battle(id: str) -> BattleState:
+    def battle(id: str = _ID) -> BattleState:
         "One battle."
         return _state(runner.open(id).record)
 
     @routes.post("/{id}/stop", status_code=202)
-    async def stop(id: str, request: Request) -> BattleState:
+    async def stop(request: Request, id: str = _ID) -> BattleState:
         "End it before its next step; what was fought is kept and counted."
         guard(request)
         return _state(runner.stop(id))
@@ -311,16 +312,19 @@ def battle_routes(runner: BattleRunner, guard: Callable[[Request], None],
     return routes
 
 # %% ../../nbs/11_serving/50_battle_runner.ipynb #d94ce332
+_ID = Part(description="of a battle, as its order was answered")
+
 def _reading_routes(routes: APIRouter, runner: BattleRunner) -> None:
     @routes.get("/{id}/stats")
-    def stats(id: str) -> dict[str, Any]:
+    def stats(id: str = _ID) -> dict[str, Any]:
         "All its numbers, with intervals, by rule, class, family and language; so far if it runs."
         battle = runner.open(id)
         return battle.record | (battle.measured() if "split" in battle.record else {})
 
     @routes.get("/{id}/rounds")
-    def rounds(id: str, offset: int = Query(0, ge=0),
-               limit: int = Query(100, ge=1, le=1000)) -> dict[str, Any]:
+    def rounds(id: str = _ID, offset: int = Query(0, ge=0, description="rounds to leave out"),
+               limit: int = Query(100, ge=1, le=1000, description="rounds at most")
+               ) -> dict[str, Any]:
         "Its rounds, without the comments."
         attempts = runner.open(id).attempts
         return {"total": len(attempts), "offset": offset, "rounds": [

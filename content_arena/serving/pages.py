@@ -55,12 +55,13 @@ LINKS = {"docs": "every question that can be asked, with an example",
          "metrics": "counters and times, for Prometheus",
          "openapi.json": "the interface, for programs"}
 
+_SENT = " \\\n  -H 'Content-Type: application/json' \\\n "      # no line ends within an option
+
 def home_page(title: str, version: str, about: str, address: str = UNKNOWN) -> HTMLResponse:
     "What this is, and where to go; `address` of the service, see `address_of`."
     items = "".join(f'<dt><a href="{path}">/{path}</a></dt><dd>{html.escape(what)}</dd>'
                     for path, what in LINKS.items())
-    curl = (f"curl -X POST {address}/classify -H 'Content-Type: application/json'"
-            " -d '{\"text\": \"have a nice day\"}'")
+    curl = f"curl -X POST {address}/classify{_SENT} -d '{{\"text\": \"have a nice day\"}}'"
     return _page(title, f"<h1>{html.escape(title)} {html.escape(version)}</h1>"
                  f'<p class="lead">{html.escape(about)}</p><dl>{items}</dl>'
                  f"<p>Ask it:</p><pre tabindex=\"0\">{html.escape(curl)}</pre>")
@@ -97,7 +98,7 @@ def _operation(path: str, method: str, operation: Mapping[str, Any], known: Mapp
     "One question: what it is for, a command to `address`, its answers."
     body, say = _body_of(operation, known), html.escape
     curl = f"curl{'' if method == 'get' else ' -X ' + method.upper()} {address}{path}" + (
-        f" -H 'Content-Type: application/json' -d '{body}'" if body else "")
+        f"{_SENT} -d '{body}'" if body else "")
     options = "".join(f"<dt>{say(p['name'])} ({say(p['in'])})</dt><dd>"
                       f"{say(p.get('description', ''))}</dd>"
                       for p in operation.get("parameters", ()))

@@ -10,10 +10,10 @@ import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from report_pages import ENDINGS, comparison, run_folder
+from report_pages import ENDINGS, comparison, display, facts, flat, run_folder
 
 from content_arena.reports.page import Chart, notebook_page, page_html, write_page
-from content_arena.reports.summary import FACTS, Summary, page_summary, run_summary
+from content_arena.reports.summary import page_summary, run_summary
 from content_arena.reports.tables import Table, table_html
 from content_arena.reports.texts import LANGUAGES, sentences, terms
 
@@ -29,22 +29,6 @@ HOSTILE = [
     "</title></style><script>document.body.dataset.ran = 6</script>",
     "<math><mi//xlink:href='data:x,<script>alert(1)</script>'>",
 ]
-
-
-def facts(ending: str) -> dict:
-    return dict.fromkeys(("id", *FACTS), {}) | ENDINGS[ending]
-
-
-def flat(summary: Summary) -> str:
-    return "\n".join(
-        [summary.decision, summary.means, *summary.numbers, *summary.worst, summary.now]
-        + [*summary.worse, *summary.since]
-    )
-
-
-def display(html: str = "", **more: str):
-    data = {"text/html": html} if html else {}
-    return nbformat.v4.new_output("display_data", data=data | more)
 
 
 def test_every_sentence_is_there_in_both_languages_with_the_same_names():

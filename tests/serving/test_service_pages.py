@@ -42,11 +42,18 @@ def test_every_question_is_on_the_page_with_a_body_that_is_accepted(client):
     assert client.get("/redoc").status_code == 404
 
 
+def test_every_parameter_says_what_it_is(client):
+    described = client.get("/openapi.json").json()
+    operations = [o for methods in described["paths"].values() for o in methods.values()]
+    parts = [p for o in operations for p in o.get("parameters", ())]
+    assert len(parts) > 5 and [p["name"] for p in parts if not p.get("description")] == []
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 @pytest.mark.parametrize("host", ["filter.example:8000", "127.0.0.1:8000", "[::1]:8000"])
 def test_a_command_can_be_pasted_as_it_stands(client, path, host):
     text = client.get(path, headers={"host": host}).text
-    assert f"curl -X POST http://{host}/classify -H" in text and "HOST:PORT" not in text
+    assert f"curl -X POST http://{host}/classify \\\n  -H" in text and "HOST:PORT" not in text
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 
 from content_arena.reports.page import write_page
+from content_arena.reports.summary import FACTS, Summary
 
 METRICS = {"f1": 0.8, "precision": 0.8, "recall": 0.84, "accuracy": 0.8}
 
@@ -149,6 +150,25 @@ WORST = {
     "of": "clean",
     "example": "•" * 110,
 }
+
+
+def facts(ending: str) -> dict:
+    "What is known of a run that ended so, as summaries read it."
+    return dict.fromkeys(("id", *FACTS), {}) | ENDINGS[ending]
+
+
+def flat(summary: Summary) -> str:
+    "All that a summary says."
+    return "\n".join(
+        [summary.decision, summary.means, *summary.numbers, *summary.worst, summary.now]
+        + [*summary.worse, *summary.since]
+    )
+
+
+def display(html: str = "", **more: str):
+    "An output of a cell: HTML, or more by its kind."
+    data = {"text/html": html} if html else {}
+    return nbformat.v4.new_output("display_data", data=data | more)
 
 
 def lost(record: dict) -> dict:

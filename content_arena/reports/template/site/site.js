@@ -99,7 +99,7 @@ function pair() {
     $("a").value = one ? names[0] : ""; $("b").value = other ? names[1] : "";
     out.replaceChildren();
     if (!one || !other) { out.append(make("p", say("choose"))); return; }
-    const rows = [["ended", r => outcome(r.outcome)], ["began", r => (r.started || "").slice(0, 16).replace("T", " ")], ["data", r => r.data], ["dataset", r => (r.dataset || "").slice(0, 16)], ["trigger", r => r.trigger], ["number", r => r.version]];
+    const rows = [["ended", r => outcome(r.outcome)], ["began", r => (r.started || "").slice(0, 16).replace("T", " ")], ["data", r => r.data], ["dataset", r => (r.dataset || "").slice(0, 16)], ["trigger", r => r.trigger && (words["trigger." + r.trigger.replaceAll(" ", "_")] ?? r.trigger)], ["number", r => r.version]];
     out.append(make("h2", say("what")), table(["", names[0], names[1]], rows.map(([n, f]) => [say(n), f(one.row) || "–", f(other.row) || "–"])));
     out.append(make("h2", say("good")));
     const a = one.verdicts, b = other.verdicts, same = a && b && a.test && a.test === b.test && data.tests[a.test];
