@@ -176,6 +176,9 @@ class ModelSettings(_Section):
     cascade: Literal["auto", "off"] = Field("auto",
         description="the character branch alone answers the comments of which it is sure; auto: if"
                     " validation rows say that nothing is lost by it")
+    novelty_guard: Literal["auto", "off"] = Field("auto",
+        description="the character branch answers for the network where a comment is unlike all"
+                    " that this was trained on; auto: if validation rows say that nothing is lost")
     threshold_rule: str = Field("best_f1",
         pattern=r"^(best_(macro_)?f1|(precision|fpr)=0?\.\d*[1-9]\d*)$",
         description="how validation rows choose the threshold: best_f1, best_macro_f1, a precision"

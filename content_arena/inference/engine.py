@@ -30,7 +30,7 @@ from ..training.blend import Blend, blend_of
 from ..training.character_branch import CharacterBranch
 from ..training.model_files import BadModel, read_spec, verify_model
 from ..training.tokens import encode
-from ..training.normaliser import Normaliser, altered, read_again
+from ..training.normaliser import Normaliser, altered
 from ..training.openvino_network import BackendError
 from ..training.thresholds import Thresholds
 
@@ -197,19 +197,24 @@ def _windows(self: Engine, texts: Sequence[str]) -> tuple[list[list[int]], np.nd
         return tokenize_windows(self.tokenizer, texts, self.max_length, self._text_form)
 
 @patch
-def _readings(self: Engine, texts: Sequence[str], batch_tokens: int, restored: bool = True
+def _readings(self: Engine, texts: Sequence[str], batch_tokens: int, alone: bool = False
               ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    "Log odds (m,) for each window, named as in `Blend`, and the index of its text (m,)."
+    """Log odds (m,) for each window, named as in `Blend`, and the index of its text (m,); `alone`:
+    what each reader says for itself, of what is there."""
     ids, owner, parts = self._windows(texts)
-    return self._odds(ids, parts, batch_tokens, restored), owner
+    return self._odds(ids, parts, batch_tokens, not alone, guarded=not alone), owner
 
 @patch
 def _odds(self: Engine, ids: list[list[int]], parts: list[str], batch_tokens: int,
-          restored: bool = True, said: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    "Log odds (m,) of windows, named as in `Blend`; `said`: the branch's, where they are known."
-    odds = {"network": self._network(ids, batch_tokens)}
+          restored: bool = True, said: np.ndarray | None = None,
+          guarded: bool = True) -> dict[str, np.ndarray]:
+    """Log odds (m,) of windows, named as in `Blend`; `said`: the branch's, where they are known; not
+    `guarded`: the network's of all."""
+    said = self.branch.logits(parts) if self.branch and said is None else said
+    odds = {"network": self._guarded(ids, parts, said, batch_tokens) if guarded
+            else self._network(ids, batch_tokens)}
     if self.branch:
-        odds["characters"] = self.branch.logits(parts) if said is None else said
+        odds["characters"] = said
     if restored and self.blend.restores:
         odds |= self._restored(parts, odds, batch_tokens)
     return odds
@@ -221,19 +226,31 @@ def _network(self: Engine, ids: list[list[int]], batch_tokens: int) -> np.ndarra
     return logits[:, 1] - logits[:, 0]
 
 @patch
+def _guarded(self: Engine, ids: list[list[int]], parts: list[str], said: np.ndarray | None,
+             batch_tokens: int) -> np.ndarray:
+    "Log odds (m,) that count as the network's, where the branch says `said` (m,)."
+    if not (guard := self.branch and self.branch.guard):
+        return self._network(ids, batch_tokens)
+    return guard.odds(parts, said,
+                      lambda which: self._network([ids[i] for i in which], batch_tokens))
+
+@patch
 def _restored(self: Engine, parts: list[str], odds: dict[str, np.ndarray],
               batch_tokens: int) -> dict[str, np.ndarray]:
     "Log odds (m,) of restored `parts`, by the readers whose word about them counts."
-    def network(texts: list[str]) -> np.ndarray:
+    again, said = self.normaliser.restored(parts, parts), {}
+    which = [i for i, (old, new) in enumerate(zip(parts, again)) if old != new]
+    texts, of_texts = [again[i] for i in which], None
+    if self.blend.characters_restored or self.branch and self.branch.guard:
+        of_texts = self.branch.logits(texts) if texts else np.zeros(0)
+        said["characters_restored"] = np.array(odds["characters"], dtype=np.float64)
+        said["characters_restored"][which] = of_texts
+    if self.blend.network_restored:
+        said["network_restored"] = np.array(odds["network"], dtype=np.float64)
+    if self.blend.network_restored and texts:
         with self._tokenizer_lock:
             ids = encode(self.tokenizer, texts, self.max_length, self._text_form)
-        return self._network(ids, batch_tokens)
-    again, said = self.normaliser.restored(parts, parts), {}
-    if self.blend.network_restored:
-        said["network_restored"] = read_again(odds["network"], parts, again, network)
-    if self.blend.characters_restored:
-        said["characters_restored"] = read_again(odds["characters"], parts, again,
-                                                 self.branch.logits)
+        said["network_restored"][which] = self._guarded(ids, texts, of_texts, batch_tokens)
     return said
 
 # %% ../../nbs/06_inference/30_engine.ipynb #4adf7e33
@@ -324,7 +341,7 @@ def reader_scores(self: Engine, texts: Sequence[str], batch_tokens: int = 4096
     if not (self.branch and len(texts)):
         return {}
     texts = self.read(texts)
-    odds, owner = self._readings(texts, batch_tokens, restored=False)
+    odds, owner = self._readings(texts, batch_tokens, alone=True)
     alone = {}
     for name, logits in odds.items():
         reader = self.spec["readers"][name]

@@ -22,6 +22,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import normalize
 
 from ..core.text import TEXT_FORM, text_form, tokenizer_input
+from .novelty import Guard, of_arrays, to_arrays
 
 # %% ../../nbs/05_training/55_character_branch.ipynb #2c9668ac
 def letters(text: str) -> str:
@@ -53,10 +54,17 @@ class CharacterBranch:
     """Hashed n-grams of two views and a linear model; make one with `fit` or `load`.
 
     `idf`, `weights`: (views x BUCKETS,) float32; `bias`: float; `form`: in which it reads texts,
-    see `text.text_form`."""
+    see `text.text_form`; `guard`: where it answers for the network (`training.novelty`)."""
+    guard: Guard | None = None
+
     def __init__(self, idf: np.ndarray, weights: np.ndarray, bias: float, form: str = TEXT_FORM):
         self.idf, self.weights, self.bias, self.form = idf, weights, bias, form
-        self.size_mb = (idf.nbytes + weights.nbytes) / 1e6
+
+    @property
+    def size_mb(self) -> float:
+        "Memory, MB."
+        own = (self.idf.nbytes + self.weights.nbytes) / 1e6
+        return own + (self.guard.size_mb if self.guard else 0)
 
     @staticmethod
     def _features(counts: csr_matrix, idf: np.ndarray) -> csr_matrix:
@@ -145,8 +153,9 @@ _KIND = {"kind": "character-branch", "version": 1, "buckets": BUCKETS}
 def save(self: CharacterBranch, folder: Path) -> Path:
     "Write `BRANCH_FILE` into `folder`; the same model gives the same bytes. Returns its path."
     arrays = {"idf": self.idf, "weights": self.weights, "bias": np.array([self.bias])}
-    about = json.dumps(_KIND | {"text_form": self.form}, sort_keys=True)
-    save_file(arrays, Path(folder) / BRANCH_FILE, {"about": about})   # of several the order varies
+    known, guard = to_arrays(self.guard)
+    about = json.dumps(_KIND | {"text_form": self.form} | guard, sort_keys=True)
+    save_file(arrays | known, Path(folder) / BRANCH_FILE, {"about": about})   # one: they'd vary
     return Path(folder) / BRANCH_FILE
 
 @patch(cls_method=True)
@@ -161,9 +170,12 @@ def load(cls: CharacterBranch, folder: Path) -> CharacterBranch:
             if {k: about.get(k) for k in _KIND} != _KIND:
                 raise ValueError(f"it is no {_KIND['kind']} of version {_KIND['version']}")
             idf, weights, bias = (f.get_tensor(k) for k in ("idf", "weights", "bias"))
+            known = f.get_tensor("known") if "known" in f.keys() else None
         if idf.shape != (len(VIEWS) * BUCKETS,) or weights.shape != idf.shape:
             raise ValueError(f"its arrays have shapes {idf.shape} and {weights.shape}")
-        return cls(idf, weights, float(bias[0]), text_form(about))
+        branch = cls(idf, weights, float(bias[0]), text_form(about))
+        branch.guard = of_arrays(known, about)
+        return branch
     except (OSError, ValueError, KeyError, SafetensorError) as e:
         raise ValueError(f"{file} can't be loaded: {e}; restore or retrain the version") from e
 

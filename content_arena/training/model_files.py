@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPEC_FILE', 'MANIFEST_FILE', 'CARD_FILE', 'FORMAT', 'MIGRATIONS', 'ModelError', 'BadModel', 'write_manifest',
-           'read_part', 'read_manifest', 'one_reader', 'one_threshold', 'no_normaliser', 'of_today', 'read_spec',
-           'verify_model']
+           'read_part', 'read_manifest', 'one_reader', 'one_threshold', 'no_normaliser', 'no_guard', 'of_today',
+           'read_spec', 'verify_model']
 
 # %% ../../nbs/05_training/22_model_files.ipynb #0f84177d
 import hashlib
@@ -27,7 +27,7 @@ class BadModel(ModelError):
 
 # %% ../../nbs/05_training/22_model_files.ipynb #ca897f22
 SPEC_FILE, MANIFEST_FILE, CARD_FILE = "content_filter.json", "manifest.json", "README.md"
-FORMAT = 5
+FORMAT = 6
 
 def _tree_sha256(files: dict[str, str]) -> str:
     return hashlib.sha256("".join(f"{n}\0{files[n]}\n" for n in sorted(files)).encode()).hexdigest()
@@ -77,8 +77,14 @@ def no_normaliser(spec: dict) -> dict:
     Format 4 has `normaliser` (`training.normaliser`): what ignores it would read otherwise."""
     return {"normaliser": "none", **spec, "format": 4}
 
+def no_guard(spec: dict) -> dict:
+    """A description of format 5 as format 6 has it: the network is asked about every comment.
+
+    Format 6 has `guard`, in words; the guard itself lies with the branch (`training.novelty`)."""
+    return {"guard": "not asked for", **spec, "format": 6}
+
 MIGRATIONS = {1: one_reader, 2: one_threshold, 3: no_normaliser,       # to the next; 5: a cascade
-              4: lambda spec: {"cascade": None, **spec, "format": 5}}
+              4: lambda spec: {"cascade": None, **spec, "format": 5}, 5: no_guard}
 
 def of_today(spec: dict) -> dict:
     "A description in the format of today, whatever format it says that it has."

@@ -219,12 +219,15 @@ Odds = Callable[[Sequence[str]], np.ndarray]              # texts -> log odds (n
 
 def filter_odds(texts: Sequence[str], network: Odds, branch: CharacterBranch | None,
                 normaliser: Normaliser) -> dict[str, np.ndarray]:
-    "What a filter's readers say of `texts` (exact forms), by the names of a `Blend`'s weights."
+    """What a filter's readers say of `texts` (exact forms), by the names of a `Blend`'s weights; the
+    network no more than a guard lets it."""
     restored = normaliser.restored(texts, texts)
     readers = {"network": network} | ({"characters": branch.logits} if branch else {})
     odds = {name: score(texts) for name, score in readers.items()}
-    return odds | {f"{name}_restored": read_again(odds[name], texts, restored, score)
-                   for name, score in readers.items()}
+    odds |= {f"{name}_restored": read_again(odds[name], texts, restored, score)
+             for name, score in readers.items()}
+    guard = branch.guard if branch else None
+    return guard.over(odds, texts, restored) if guard else odds
 
 def _plain_scores(rows: MixedRows, written: list[str], readers: Filter, network: Odds,
                   normaliser: Normaliser) -> np.ndarray:
@@ -295,7 +298,7 @@ def _read(self: QLoRATrainer, rows: MixedRows, written: Sequence[str], odds: Odd
     start = CharacterBranch.of_version(ancestor) if ancestor else None
     changed = None if s.cascade == "off" else altered(written, rows.valid["text"].tolist())
     readers = read_twice(rows.branch, rows.valid, logits, s.characters, start, s.threshold_rule,
-                         restored, changed)
+                         restored, changed, s.novelty_guard)
     if restored is None:
         readers.spec["restoring"] = why
     elif not readers.blend.restores:
@@ -358,7 +361,7 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     mlflow.log_metrics(readers.metrics, step=summary["best_step"])
     mlflow.set_tags({"readers": "+".join(spec["readers"]), "ablation": spec["ablation"],
                      "restoring": spec["restoring"], "normaliser": normaliser.kind,
-                     "cascade": spec["cascading"],
+                     "cascade": spec["cascading"], "guard": spec["guard"],
                      "attack_rules": json.dumps(rows.record["attack_rules"])})
     plain = _plain_scores(rows, written.plain, readers, odds, normaliser)
     baseline = self._baseline(train, written.valid, work)

@@ -79,9 +79,9 @@ def test_a_folder_of_format_1_is_read_as_one_reader(trained, tmp_path):
     (folder / BRANCH_FILE).unlink()
     file = folder / "content_filter.json"
     spec = json.loads(file.read_text())
-    assert spec["format"] == 5
+    assert spec["format"] == 6
     new = ("blend", "readers", "ablation", "thresholds", "threshold_rule", "threshold_facts")
-    new += ("normaliser", "cascade")
+    new += ("normaliser", "cascade", "guard")
     old = {k: v for k, v in spec.items() if k not in new}
     file.write_text(json.dumps(old | {"format": 1}))
     write_manifest(folder)
@@ -97,9 +97,9 @@ def test_a_folder_of_format_1_is_read_as_one_reader(trained, tmp_path):
     assert list(odds) == ["network"]
     network = odds["network"] / spec["temperature"]
     assert np.allclose(engine.scores(texts), 1 / (1 + np.exp(-network)))
-    file.write_text(json.dumps(old | {"format": 6}))
+    file.write_text(json.dumps(old | {"format": 7}))
     write_manifest(folder)
-    with pytest.raises(ModelError, match="format 6 is none of 1 to 5"):
+    with pytest.raises(ModelError, match="format 7 is none of 1 to 6"):
         load(settings, folder)
 
 
