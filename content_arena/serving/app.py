@@ -32,7 +32,7 @@ from ..inference.batching import MicroBatcher, QueueFull, TooLarge
 from ..mlops.metrics import Metrics, exposition
 from ..monitoring.run_metrics import metrics_folder
 from .battle_runner import BattleRunner, battle_routes
-from .clients import client_of, has_token, is_loopback, trusted_networks
+from .clients import Refusals, client_of, has_token, is_loopback, trusted_networks
 from .logs import AccessLog, log_as_json
 from .model_host import (
     LoadFailed, Loader, ModelHost, ModelSlot, RegistryLoader)
@@ -59,7 +59,7 @@ class Service:
         self.settings, self.token = s, reveal(secrets.api_token)
         self.feedback_token = reveal(secrets.feedback_token)
         self.metrics, self.secrets, self.events = Metrics(), secrets, None
-        self.proxies = trusted_networks(s)
+        self.proxies, self.refusals = trusted_networks(s), Refusals()
         batching = dict(size=s.serve_batch_texts, wait_ms=s.batch_wait_ms, limit=s.max_queue_items,
                         step_ms=s.step_ms)
         self.host = ModelHost(loader, self.metrics, "champion", self._listen("champion"),
@@ -167,7 +167,9 @@ async def scores_of(service: Service, slot: ModelSlot, texts: list[str], client:
         async with asyncio.timeout(limit):
             return await (slot.score_each if each else slot.score)(texts, client)
     except (QueueFull, TooLarge) as e:
-        raise _refused(service, e) from e
+        problem = _refused(service, e)
+        await service.refusals.turn(client)
+        raise problem from e
     except TimeoutError as e:
         service.metrics.refused.labels("timeout").inc()
         service.metrics.failed(slot.alias, len(texts))
