@@ -32,7 +32,8 @@ from ..inference.batching import MicroBatcher, QueueFull, TooLarge
 from ..mlops.metrics import Metrics, exposition
 from ..monitoring.run_metrics import metrics_folder
 from .battle_runner import BattleRunner, battle_routes
-from .clients import Refusals, client_of, has_token, is_loopback, trusted_networks
+from .clients import (Refusals, client_of, has_token, is_loopback,
+                                           trusted_networks)
 from .logs import AccessLog, log_as_json
 from .model_host import (
     LoadFailed, Loader, ModelHost, ModelSlot, RegistryLoader)

@@ -54,8 +54,8 @@ def client_of(request: Request, header: str, trusted: list[Network]) -> str:
 
 # %% ../../nbs/11_serving/77_clients.ipynb #e1753aa7
 class Refusals:
-    """When a refused client hears of it: `BURST` times at once, then `PER_S` times a second, at most
-    `LONGEST_S` later. Of `MANY` clients those that are longest silent are forgotten."""
+    """When a refused client hears of it: `BURST` times at once, then `PER_S` times a second, at
+    most `LONGEST_S` later. Of `MANY` clients those that are longest silent are forgotten."""
     BURST, PER_S, LONGEST_S, MANY = 20, 20.0, 1.0, 10_000
 
     def __init__(self):
@@ -64,7 +64,8 @@ class Refusals:
     async def turn(self, client: str) -> None:
         "Wait until `client` may hear of a refusal."
         now = time.monotonic()
-        free_at = max(self._free_at.pop(client, 0.0), now - self.BURST / self.PER_S) + 1 / self.PER_S
+        earliest = now - self.BURST / self.PER_S
+        free_at = max(self._free_at.pop(client, 0.0), earliest) + 1 / self.PER_S
         self._free_at[client] = min(free_at, now + self.LONGEST_S)      # the last one is the newest
         if len(self._free_at) > self.MANY:
             del self._free_at[next(iter(self._free_at))]

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.text import language, tokenizer_input
 
-# %% ../../nbs/05_training/53_novelty.ipynb #bba9a752
+# %% ../../nbs/05_training/53_novelty.ipynb #9ee03290
 PLACES = 2 ** 23
 _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
 
@@ -26,10 +26,10 @@ def trigrams(text: str) -> np.ndarray:
 
 def table_of(texts: Sequence[str], known: np.ndarray | None = None) -> np.ndarray:
     "The table (PLACES / 8,) uint8 of the trigrams of `texts`, and those that were `known`."
-    seen = np.zeros(PLACES, bool) if known is None else np.unpackbits(known).astype(bool)
+    bits = np.zeros(PLACES, bool) if known is None else np.unpackbits(known).astype(bool)
     for text in tokenizer_input(texts):
-        seen[trigrams(text)] = True
-    return np.packbits(seen)
+        bits[trigrams(text)] = True
+    return np.packbits(bits)
 
 # %% ../../nbs/05_training/53_novelty.ipynb #17fb52c3
 class Guard:

@@ -219,8 +219,8 @@ Odds = Callable[[Sequence[str]], np.ndarray]              # texts -> log odds (n
 
 def filter_odds(texts: Sequence[str], network: Odds, branch: CharacterBranch | None,
                 normaliser: Normaliser) -> dict[str, np.ndarray]:
-    """What a filter's readers say of `texts` (exact forms), by the names of a `Blend`'s weights; the
-    network no more than a guard lets it."""
+    """What a filter's readers say of `texts` (exact forms), by the names of a `Blend`'s weights;
+    the network no more than a guard lets it."""
     restored = normaliser.restored(texts, texts)
     readers = {"network": network} | ({"characters": branch.logits} if branch else {})
     odds = {name: score(texts) for name, score in readers.items()}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tiny_models import random_version
-from content_arena.inference.engine import Engine, token_guess
+from content_arena.inference.engine import Engine
+from content_arena.inference.windows import token_guess
 from content_arena.inference.ensemble import Combination, Recipe
 from content_arena.testing.tiny_base import make_tiny_base
 from content_arena.training.blend import Blend
