@@ -160,7 +160,8 @@ def _try_guard(train: pd.DataFrame, valid: pd.DataFrame, odds: dict, blend: Blen
         precision = average_precision_score(labels, blend.probability(**own))
         said = (f"of comments of which more than {guard.limit:.0%} is new,"
                 f" {guard.new(texts).mean():.0%} here, the characters answer for the network;"
-                f" average precision {without:.4f} -> {precision:.4f} (at most -{MIN_GAIN} is allowed)")
+                f" average precision {without:.4f} -> {precision:.4f} (at most -{MIN_GAIN} is"
+                " allowed)")
         if precision >= without - MIN_GAIN:
             branch.guard = guard
             return own, f"{said}: kept"
