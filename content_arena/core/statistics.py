@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import binom, binomtest, norm, rankdata
+import scipy                                  # loads its parts when they are first used
 
 # %% ../../nbs/01_core/50_statistics.ipynb #9241125c
 METRICS = ("f1", "precision", "recall", "accuracy")
@@ -57,7 +56,7 @@ def differences(counts) -> np.ndarray:
 # %% ../../nbs/01_core/50_statistics.ipynb #64ac1bfd
 def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     "Two-sided Wilson interval of `k` successes in `n` >= 1 trials; ValueError if not 0 <= k <= n."
-    low, high = binomtest(int(k), int(n)).proportion_ci(confidence, method="wilson")
+    low, high = scipy.stats.binomtest(int(k), int(n)).proportion_ci(confidence, method="wilson")
     return float(low), float(high)
 
 # %% ../../nbs/01_core/50_statistics.ipynb #708e6dc3
@@ -108,7 +107,7 @@ def swap_test(counts) -> float:
         enough = gain(a, middle) >= observed
         low = np.where(enough | (low >= high), low, middle + 1)
         high = np.where(enough, middle, high)
-    return float(min(1.0, binom.pmf(a, m1, 0.5) @ binom.sf(low - 1, m0, 0.5)))
+    return float(min(1.0, scipy.stats.binom.pmf(a, m1, 0.5) @ scipy.stats.binom.sf(low - 1, m0, 0.5)))
 
 # %% ../../nbs/01_core/50_statistics.ipynb #e8306f74
 class McNemar(NamedTuple):
@@ -121,7 +120,7 @@ def mcnemar(counts) -> McNemar:
     "Exact McNemar test of `counts` (8,): binomial, on the rows where exactly one model is right."
     c = np.asarray(counts)
     old, new = int(c[1] + c[6]), int(c[2] + c[5])
-    return McNemar(old, new, float(binomtest(new, old + new).pvalue) if old + new else 1.0)
+    return McNemar(old, new, float(scipy.stats.binomtest(new, old + new).pvalue) if old + new else 1.0)
 
 # %% ../../nbs/01_core/50_statistics.ipynb #119a5dbc
 class Auc(NamedTuple):
@@ -131,7 +130,7 @@ class Auc(NamedTuple):
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         "Lower and upper bound, each of one-sided `confidence`."
-        half = float(norm.ppf(confidence)) * self.error
+        half = float(scipy.stats.norm.ppf(confidence)) * self.error
         return self.value - half, self.value + half
 
 def placements(label, scores) -> np.ndarray:
@@ -143,9 +142,9 @@ def placements(label, scores) -> np.ndarray:
         raise ValueError(f"need one finite score for each of {toxic.size} rows, got {scores.shape}")
     if toxic.all() or not toxic.any():
         raise ValueError("an AUC needs toxic and clean rows; all are of one class")
-    lower = rankdata(scores)                                    # rows ranked lower, ties half
+    lower = scipy.stats.rankdata(scores)                                    # rows ranked lower, ties half
     for one in (toxic, ~toxic):
-        lower[one] -= rankdata(scores[one])                     # of these, those of the other class
+        lower[one] -= scipy.stats.rankdata(scores[one])                     # of these, those of the other class
     return np.where(toxic, lower / (~toxic).sum(), 1 - lower / toxic.sum())
 
 # %% ../../nbs/01_core/50_statistics.ipynb #644d9d89
@@ -185,7 +184,7 @@ def model_pair(toxic_share: float, f1: float, gain: float = 0.0,
 
     if not (0 < f1 < 1 and 0 <= gain <= 1 - f1 and alarm <= 1):
         raise ValueError(f"no such pair of models: {toxic_share=}, {f1=}, {gain=}")
-    shrink = brentq(lambda s: f1_at(s) - f1 - gain, 0, 1) if gain else 1.0
+    shrink = scipy.optimize.brentq(lambda s: f1_at(s) - f1 - gain, 0, 1) if gain else 1.0
     p = np.zeros(8)
     for y, share, e in ((0, 1 - toxic_share, alarm), (1, toxic_share, miss)):
         one, two = e, e * shrink
@@ -248,13 +247,13 @@ def detection_power(counts, effect: float, n: int | None = None, alpha: float = 
                     min_gain: float = 0.01) -> float:
     "Chance that a challenger whose true F1 gain is `effect` is found, on `n` rows like these."
     se = standard_error(counts, n)
-    return float(norm.sf((max(min_gain, norm.isf(CALIBRATION * alpha) * se) - effect) / se))
+    return float(scipy.stats.norm.sf((max(min_gain, scipy.stats.norm.isf(CALIBRATION * alpha) * se) - effect) / se))
 
 def detectable_effect(counts, n: int | None = None, alpha: float = 0.05, power: float = 0.8,
                       min_gain: float = 0.01) -> float:
     "Smallest true F1 gain that is found with probability `power` on `n` rows like these."
     se = standard_error(counts, n)
-    return float(max(min_gain, norm.isf(CALIBRATION * alpha) * se) + norm.ppf(power) * se)
+    return float(max(min_gain, scipy.stats.norm.isf(CALIBRATION * alpha) * se) + scipy.stats.norm.ppf(power) * se)
 
 def required_samples(counts, effect: float, alpha: float = 0.05, power: float = 0.8,
                      min_gain: float = 0.01) -> int:
@@ -263,7 +262,7 @@ def required_samples(counts, effect: float, alpha: float = 0.05, power: float = 
     ValueError if `effect` <= `min_gain`: no number of rows shows a gain that is not wanted."""
     if effect <= min_gain:
         raise ValueError(f"an effect of {effect} is not above the wanted gain of {min_gain}")
-    sd, z, zb = standard_error(counts, 1), norm.isf(CALIBRATION * alpha), norm.ppf(power)
+    sd, z, zb = standard_error(counts, 1), scipy.stats.norm.isf(CALIBRATION * alpha), scipy.stats.norm.ppf(power)
     return int(np.ceil(max(((z + zb) * sd / effect) ** 2, (zb * sd / (effect - min_gain)) ** 2)))
 
 # %% ../../nbs/01_core/50_statistics.ipynb #91710391

@@ -13,9 +13,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from datasketch import LeanMinHash, MinHash, MinHashLSH
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ..core.progress import Tracked
 from ..core.text import canonical, skeleton
@@ -43,6 +40,7 @@ def fingerprints(texts: Sequence[str], progress: bool = False) -> pd.DataFrame:
     """What can be compared without the text, one row per text.
 
     Columns: canonical_sha and skeleton_sha (hex), signature (128 uint32 each)."""
+    from datasketch import MinHash                # as below: slow, and no service needs it
     views = [canonical(t) for t in Tracked(texts, "text views", shown=progress)]
     sets = map(shingles, Tracked(views, "signatures", shown=progress))
     hashes = MinHash.generator(sets, num_perm=NUM_PERM, seed=1, hashfunc=zlib.crc32,
@@ -67,18 +65,19 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 # %% ../../nbs/03_data/70_grouping.ipynb #5e4acd10
 BANDS, BAND_ROWS = 32, 4
 
-def _minhash(signature: np.ndarray) -> LeanMinHash:
-    return LeanMinHash(seed=1, hashvalues=signature, scheme="affine32")
+
 
 def _candidate_pairs(indexed: np.ndarray, asking: np.ndarray | None = None
                      ) -> Iterator[tuple[int, int]]:
     "Pairs (row of `indexed`, row of `asking`, else later row of `indexed`) that share a band."
+    from datasketch import LeanMinHash, MinHashLSH
+    minhash = lambda signature: LeanMinHash(seed=1, hashvalues=signature, scheme="affine32")
     index = MinHashLSH(num_perm=NUM_PERM, params=(BANDS, BAND_ROWS))
-    for i, row in enumerate(map(_minhash, indexed)):
+    for i, row in enumerate(map(minhash, indexed)):
         if asking is None:
             yield from ((j, i) for j in index.query(row))
         index.insert(i, row, check_duplication=False)
-    for i, row in enumerate(map(_minhash, [] if asking is None else asking)):
+    for i, row in enumerate(map(minhash, [] if asking is None else asking)):
         yield from ((j, i) for j in index.query(row))
 
 # %% ../../nbs/03_data/70_grouping.ipynb #0a333ee1
@@ -105,6 +104,8 @@ def _near(indexed: np.ndarray, asking: np.ndarray | None, threshold: float,
 
 # %% ../../nbs/03_data/70_grouping.ipynb #50e68599
 def _components(n: int, edges: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
     a, b = (np.concatenate(side) for side in zip(*edges))
     graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(n, n))
     labels = connected_components(graph, directed=False)[1]

@@ -207,7 +207,8 @@ folder, cache, backend, listed, texts = json.loads(sys.argv[1])
 engine = Engine.load(Path(folder), cache_dir=Path(cache), version="7", dtype="float32", threads=1,
                      backend=backend, listed=listed)
 engine.take_cores(1)
-slow = [m for m in ("torch", "transformers", "peft") if m in sys.modules]
+slow = ("torch", "transformers", "peft", "sklearn", "scipy.stats", "scipy.optimize")
+slow = [m for m in slow if m in sys.modules]
 print(json.dumps([engine.backend, engine.scores(texts).tolist(), slow]))
 """
 
