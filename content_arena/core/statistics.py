@@ -107,7 +107,8 @@ def swap_test(counts) -> float:
         enough = gain(a, middle) >= observed
         low = np.where(enough | (low >= high), low, middle + 1)
         high = np.where(enough, middle, high)
-    return float(min(1.0, scipy.stats.binom.pmf(a, m1, 0.5) @ scipy.stats.binom.sf(low - 1, m0, 0.5)))
+    binom = scipy.stats.binom
+    return float(min(1.0, binom.pmf(a, m1, 0.5) @ binom.sf(low - 1, m0, 0.5)))
 
 # %% ../../nbs/01_core/50_statistics.ipynb #e8306f74
 class McNemar(NamedTuple):
@@ -120,7 +121,8 @@ def mcnemar(counts) -> McNemar:
     "Exact McNemar test of `counts` (8,): binomial, on the rows where exactly one model is right."
     c = np.asarray(counts)
     old, new = int(c[1] + c[6]), int(c[2] + c[5])
-    return McNemar(old, new, float(scipy.stats.binomtest(new, old + new).pvalue) if old + new else 1.0)
+    tested = scipy.stats.binomtest(new, old + new).pvalue if old + new else 1.0
+    return McNemar(old, new, float(tested))
 
 # %% ../../nbs/01_core/50_statistics.ipynb #119a5dbc
 class Auc(NamedTuple):
@@ -142,9 +144,10 @@ def placements(label, scores) -> np.ndarray:
         raise ValueError(f"need one finite score for each of {toxic.size} rows, got {scores.shape}")
     if toxic.all() or not toxic.any():
         raise ValueError("an AUC needs toxic and clean rows; all are of one class")
-    lower = scipy.stats.rankdata(scores)                                    # rows ranked lower, ties half
+    rankdata = scipy.stats.rankdata
+    lower = rankdata(scores)                                    # rows ranked lower, ties half
     for one in (toxic, ~toxic):
-        lower[one] -= scipy.stats.rankdata(scores[one])                     # of these, those of the other class
+        lower[one] -= rankdata(scores[one])                     # of these, those of the other class
     return np.where(toxic, lower / (~toxic).sum(), 1 - lower / toxic.sum())
 
 # %% ../../nbs/01_core/50_statistics.ipynb #644d9d89
@@ -246,14 +249,14 @@ def standard_error(counts, n: int | None = None) -> float:
 def detection_power(counts, effect: float, n: int | None = None, alpha: float = 0.05,
                     min_gain: float = 0.01) -> float:
     "Chance that a challenger whose true F1 gain is `effect` is found, on `n` rows like these."
-    se = standard_error(counts, n)
-    return float(scipy.stats.norm.sf((max(min_gain, scipy.stats.norm.isf(CALIBRATION * alpha) * se) - effect) / se))
+    se, norm = standard_error(counts, n), scipy.stats.norm
+    return float(norm.sf((max(min_gain, norm.isf(CALIBRATION * alpha) * se) - effect) / se))
 
 def detectable_effect(counts, n: int | None = None, alpha: float = 0.05, power: float = 0.8,
                       min_gain: float = 0.01) -> float:
     "Smallest true F1 gain that is found with probability `power` on `n` rows like these."
-    se = standard_error(counts, n)
-    return float(max(min_gain, scipy.stats.norm.isf(CALIBRATION * alpha) * se) + scipy.stats.norm.ppf(power) * se)
+    se, norm = standard_error(counts, n), scipy.stats.norm
+    return float(max(min_gain, norm.isf(CALIBRATION * alpha) * se) + norm.ppf(power) * se)
 
 def required_samples(counts, effect: float, alpha: float = 0.05, power: float = 0.8,
                      min_gain: float = 0.01) -> int:
@@ -262,7 +265,8 @@ def required_samples(counts, effect: float, alpha: float = 0.05, power: float = 
     ValueError if `effect` <= `min_gain`: no number of rows shows a gain that is not wanted."""
     if effect <= min_gain:
         raise ValueError(f"an effect of {effect} is not above the wanted gain of {min_gain}")
-    sd, z, zb = standard_error(counts, 1), scipy.stats.norm.isf(CALIBRATION * alpha), scipy.stats.norm.ppf(power)
+    norm = scipy.stats.norm
+    sd, z, zb = standard_error(counts, 1), norm.isf(CALIBRATION * alpha), norm.ppf(power)
     return int(np.ceil(max(((z + zb) * sd / effect) ** 2, (zb * sd / (effect - min_gain)) ** 2)))
 
 # %% ../../nbs/01_core/50_statistics.ipynb #91710391

@@ -36,15 +36,15 @@ _GAPS = re.compile(r"\s\s+")
 
 def ngrams(text: str, shortest: int, longest: int) -> list[str]:
     "The n-grams within each word of `text`, a space at its ends; a word too short for one is one."
-    found = []
+    grams = []
     for word in _GAPS.sub(" ", text).split():
         word = f" {word} "
         for n in range(shortest, longest + 1):
-            found.append(word[:n])
+            grams.append(word[:n])
             if n >= len(word):
                 break
-            found += [word[i:i + n] for i in range(1, len(word) - n + 1)]
-    return found
+            grams += [word[i:i + n] for i in range(1, len(word) - n + 1)]
+    return grams
 
 def _counted(text: str, view: str) -> tuple[np.ndarray, np.ndarray]:
     "Buckets (k,) int64 that the n-grams of one `view` of `text` fall into, and how often (k,)."
