@@ -226,6 +226,24 @@ def _glossary(body: str, language: str) -> str:
     return (f'<details class="glossary"><summary>{say(language, "header.glossary")}</summary>'
             f"<dl>{items}</dl></details>") if used else ""
 
+# %% ../../nbs/12_reports/08_page.ipynb #8fa3f0a2
+def _cells_that_ran(cells: list[Any]) -> list[Any]:
+    "Those up to an error or to what was not begun, without the heads of what did not come."
+    kept: list[Any] = []
+    for cell in cells:
+        if "papermill-error-cell-tag" in cell.metadata.get("tags", ()):
+            continue
+        if cell.metadata.get("papermill", {}).get("status") == "pending":
+            break
+        kept.append(cell)
+        if any(o.output_type == "error" for o in cell.get("outputs", ())):
+            return kept
+    else:
+        return kept
+    while len(kept) > 1 and kept[-1].cell_type == "markdown":
+        kept.pop()
+    return kept
+
 # %% ../../nbs/12_reports/08_page.ipynb #8fa3f2d5
 @cache
 def _translated() -> dict[str, dict[str, str]]:
@@ -255,6 +273,7 @@ class PageExporter(TemplateExporter):
 def _cells_for_readers(nb: Any, stage: str, language: str) -> tuple[str, str]:
     "Take the title cell out of `nb`, put its prose into `language`; returns title and lead."
     own = _translated().get(stage, {}) if language == "ko" else {}
+    nb.cells = _cells_that_ran(nb.cells)
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             cell.source = own.get(cell.get("id", ""), cell.source)

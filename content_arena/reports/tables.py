@@ -136,7 +136,7 @@ def _aligned(table: Tag, language: str) -> None:
         texts = [c.get_text(strip=True) for c in cells]
         words = all(named(t, language) or _NUMBER.fullmatch(t) for t in texts)
         for cell, text in zip(cells, texts) if language != "en" else ():
-            known = named(text, language) if words else in_language(text, language)
+            known = (named(text, language) if words else "") or in_language(text, language)
             if known:
                 cell.string = known
             elif is_english(text):

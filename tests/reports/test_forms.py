@@ -19,7 +19,7 @@ from content_arena.reports.page import notebook_page, translated, write_page
 from content_arena.reports.phrases import is_english
 from content_arena.reports.site import build_site, version_page
 from content_arena.reports.summary import run_summary
-from content_arena.reports.tables import Table, table_html
+from content_arena.reports.tables import Table, dressed, table_html
 from content_arena.reports.texts import LANGUAGES, as_html
 from content_arena.workflows.weekly_report import show_triggers
 
@@ -94,7 +94,23 @@ def test_what_is_folded_is_on_paper_and_a_dump_says_that_it_is_not(tab, report):
     assert style(tab, "details.dump", "display") == "block" and size(tab, ".paper", "height") == 0
     tab.open(report.as_uri(), media="print")
     assert size(tab, ".summary details", "height") > 3 * folded
+    assert style(tab, ".summary", "breakInside") == "auto", "a long one leaves a sheet empty"
     assert style(tab, "details.dump", "display") == "none" and size(tab, ".paper", "height") > 10
+
+
+@pytest.mark.slow
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_words_of_a_drawing_lie_on_each_other(tab, tmp_path, width):
+    build_site(invent_runs(tmp_path, 6, rows=40))
+    tab.open((tmp_path / "runs" / "index.html").as_uri(), width)
+    texts = """[...document.querySelectorAll('svg')].map(s => [...s.querySelectorAll('text')].map(
+        t => t.getBoundingClientRect()).map(b => [b.left, b.top, b.right, b.bottom]))"""
+    for boxes in tab.ask(texts):
+        for i, (left, top, right, bottom) in enumerate(boxes):
+            for a, b, c, d in boxes[i + 1 :]:
+                across, down = min(c, right) - max(a, left), min(d, bottom) - max(b, top)
+                assert min(across, down) <= 2, (boxes, width)
 
 
 @pytest.mark.slow
@@ -122,6 +138,39 @@ def test_a_command_in_a_sentence_is_code(tmp_path, language):
         said = [c.text for c in soup.select(".summary p code")]
         assert len(said) == 1 and said[0].startswith("content-arena "), ending
         assert "(가)" not in soup.text and "`" not in soup.text
+
+
+def test_a_failed_page_shows_the_error_once_and_no_markup(tmp_path):
+    error = nbformat.v4.new_output("error", ename="KeyError", evalue="'x'", traceback=["here"])
+    known = {k: v for k, v in ENDINGS["failed"].items() if v}
+    notebook = run_folder(tmp_path / "run", known, [error], "03_evaluate", "en")
+    nb = nbformat.read(notebook, as_version=4)
+    for text in ('<span style="color:red">An Exception</span>', '<span id="e">here</span>'):
+        cell = nbformat.v4.new_markdown_cell(text)  # as papermill puts them in
+        cell.metadata["tags"] = ["papermill-error-cell-tag"]
+        nb.cells.insert(0, cell)
+    nbformat.write(nb, notebook)
+    soup = BeautifulSoup(notebook_page(notebook), "html.parser")
+    assert "<span" not in soup.text and "An Exception" not in soup.text
+    assert soup.h1.text == "Title" and len(soup.select("p.error")) == 1
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_page_ends_where_its_notebook_ended(tmp_path, failed):
+    known = {k: v for k, v in ENDINGS["failed"].items() if v}
+    error = nbformat.v4.new_output("error", ename="E", evalue="x", traceback=["here"])
+    outputs = [error] if failed else [display(**{"text/markdown": "What was shown."})]
+    notebook = run_folder(tmp_path / "run", known, outputs, "02_train", "en")
+    nb = nbformat.read(notebook, as_version=4)
+    nb.cells += [
+        nbformat.v4.new_markdown_cell("## Curves"),
+        nbformat.v4.new_code_cell("more()", metadata={"papermill": {"status": "pending"}}),
+        nbformat.v4.new_markdown_cell("## And more"),
+    ]
+    nbformat.write(nb, notebook)
+    text = BeautifulSoup(notebook_page(notebook), "html.parser").text
+    assert "Curves" not in text and "And more" not in text
+    assert ("E: x" in text) == failed and ("What was shown." in text) != failed
 
 
 def test_what_is_made_whole_stays_escaped():
@@ -194,6 +243,21 @@ def test_a_korean_site_has_no_english_sentence_under_the_mouse_either(tmp_path):
     titles = [t["title"] for t in soup(title=True)]
     assert titles and not [t for t in titles if is_english(t)]
     assert "예정" in soup.text and "schedule" not in soup.tbody.text
+
+
+def test_a_range_is_said_in_korean_beside_numbers():
+    frame = pd.DataFrame({"rate": ["0.9", "86.6 % (83.3 to 89.3)", "500"]})
+    assert "86.6 % (83.3~89.3)" in dressed(table_html(Table(frame)), "ko")
+
+
+def test_a_duration_has_the_units_of_the_language(tmp_path):
+    settings = invent_runs(tmp_path, 2, rows=20)
+    for run in (tmp_path / "runs").glob("2026*"):
+        known = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps(known | {"seconds": {"01_prepare": 3725}}))
+    for language, shown in (("en", "1 h 2 min"), ("ko", "1시간 2분")):
+        build_site(settings.model_copy(update={"report_language": language}))
+        assert f">{shown}<" in (tmp_path / "runs" / "index.html").read_text()
 
 
 def test_an_empty_cell_of_a_version_is_a_dash():
