@@ -3840,6 +3840,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'content_arena/reports/summary.py'),
                                                'content_arena.reports.summary.facts_of': ( '12_reports/summary.html#facts_of',
                                                                                            'content_arena/reports/summary.py'),
+                                               'content_arena.reports.summary.means_of': ( '12_reports/summary.html#means_of',
+                                                                                           'content_arena/reports/summary.py'),
                                                'content_arena.reports.summary.numbers_of': ( '12_reports/summary.html#numbers_of',
                                                                                              'content_arena/reports/summary.py'),
                                                'content_arena.reports.summary.outcome_of': ( '12_reports/summary.html#outcome_of',

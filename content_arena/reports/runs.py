@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from ..core.progress import for_people
 from ..mlops.mixed_evidence import SHARES, rates_of
 from .reasons import why_of
-from .summary import facts_of, outcome_of, run_summary
+from .summary import facts_of, means_of, outcome_of
 from .texts import LANGUAGES
 
 # %% ../../nbs/12_reports/50_runs.ipynb #7fc1a694
@@ -74,7 +74,7 @@ def _reasons(facts: Mapping[str, Any]) -> dict[str, str]:
     made = {LANGUAGES[0]: run.get("reason") or compared.get("headline") or ""}
     for other in LANGUAGES[1:]:
         why = [] if run.get("reason") else why_of(compared, other)
-        made[other] = (why or [run_summary(facts, "", other).means])[0] if made["en"] else ""
+        made[other] = (why or [means_of(facts, other)])[0] if made["en"] else ""
     return made
 
 def run_row(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTS', 'REFUSALS', 'FEWEST', 'MOST', 'SHOWN', 'facts_of', 'outcome_of', 'Summary', 'numbers_of', 'worst_slice',
-           'worst_example', 'worst_of', 'worse_of', 'since_of', 'tested_of', 'run_summary', 'data_summary',
+           'worst_example', 'worst_of', 'worse_of', 'since_of', 'tested_of', 'means_of', 'run_summary', 'data_summary',
            'training_summary_of', 'battle_lines', 'week_lines', 'page_summary', 'summary_html']
 
 # %% ../../nbs/12_reports/06_summary.ipynb #237252bb
@@ -256,6 +256,10 @@ def _values(facts: Mapping[str, Any], stage: str, language: str) -> dict[str, st
             "profile": f" --profile {profile}" if profile else "",
             "longer": _longer(facts["settings"].get("values") or {}),
             "stage": say(language, f"pages.{where}") if where[:2].isdigit() else where}
+
+def means_of(facts: Mapping[str, Any], language: str) -> str:
+    "What it means that a run ended as it did, in a sentence."
+    return say(language, f"outcome.{outcome_of(facts)}.means", **_values(facts, "", language))
 
 def run_summary(facts: Mapping[str, Any], stage: str = "", language: str = "en") -> Summary:
     "The summary of a pipeline run from its facts; `stage`: where it is, if it has not ended."

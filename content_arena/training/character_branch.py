@@ -186,7 +186,7 @@ def load(cls: CharacterBranch, folder: Path) -> CharacterBranch:
             if {k: about.get(k) for k in _KIND} != _KIND:
                 raise ValueError(f"it is no {_KIND['kind']} of version {_KIND['version']}")
             idf, weights, bias = (f.get_tensor(k) for k in ("idf", "weights", "bias"))
-            known = f.get_tensor("known") if "known" in f.keys() else None
+            known = f.get_tensor("known") if "known" in f.keys() else None  # noqa: SIM118
         if idf.shape != (len(VIEWS) * BUCKETS,) or weights.shape != idf.shape:
             raise ValueError(f"its arrays have shapes {idf.shape} and {weights.shape}")
         branch = cls(idf, weights, float(bias[0]), text_form(about))

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny_models import comments, tiny_settings, train
+from tiny_models import tiny_settings, train
 
 from content_arena.inference.engine import Engine
 from content_arena.mlops.model_registry import ModelRegistry
