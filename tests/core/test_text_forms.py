@@ -218,8 +218,8 @@ def test_only_one_function_stands_before_a_tokenizer():
             if isinstance(node, ast.Call) and name in ("tokenizer", "_tokenizer") and node.args:
                 calls.append((file.stem, ast.unparse(node.args[0])))
     assert sorted(c for c in calls if c[0] != "tiny_base") == [
-        ("engine", "tokenizer_input(texts, form)"),
         ("tokens", "tokenizer_input(texts, form)"),
+        ("windows", "tokenizer_input(texts, form)"),
     ]
 
 

@@ -20,7 +20,7 @@ TEXTS = ["you are kind", "", "바보 " * 40, "kind " * 60 + "awful", "AWFUL you"
 class Characters:
     "A second reader that counts letters."
 
-    size_mb = 0.5
+    size_mb, guard = 0.5, None
     logits = staticmethod(lambda texts: np.array([len(t) % 7 - 3.0 for t in texts]))
 
 

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 from comparisons import ENGINES, TEST, TEXTS, Fake, learn
 from hypothesis import given, settings as hypothesis_settings, strategies as st
 from scipy.special import expit
-from scipy.stats import binom, norm, rankdata
+from scipy.stats import binom, rankdata
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from content_arena.arena.battles.corpus import Corpus
@@ -109,7 +110,7 @@ def test_swap_test_of_many_disputed_rows():
     counts = np.array([300_000, 20_000, 20_300, 5_000, 5_000, 20_000, 20_500, 300_000])
     p = statistics.swap_test(counts)
     z = statistics.differences(counts)[0] / statistics.standard_error(counts)
-    assert p == pytest.approx(statistics.norm.sf(z), abs=0.01)
+    assert p == pytest.approx(norm.sf(z), abs=0.01)
 
 
 # --- the promise ---------------------------------------------------------------------------------
