@@ -31,7 +31,7 @@ from ..training.blend import Blend, blend_of
 from ..training.character_branch import CharacterBranch
 from ..training.model_files import BadModel, read_spec, verify_model
 from ..training.tokens import encode
-from ..training.normaliser import Normaliser, altered
+from ..training.normaliser import Normaliser, altered, read_again
 from ..training.openvino_network import BackendError
 from ..training.thresholds import Thresholds
 
@@ -216,18 +216,18 @@ def _restored(self: Engine, parts: list[str], odds: dict[str, np.ndarray],
               batch_tokens: int) -> dict[str, np.ndarray]:
     "Log odds (m,) of restored `parts`, by the readers whose word about them counts."
     again, said = self.normaliser.restored(parts, parts), {}
-    which = [i for i, (old, new) in enumerate(zip(parts, again)) if old != new]
-    texts, of_texts = [again[i] for i in which], None
+    changed = np.array([old != new for old, new in zip(parts, again)], dtype=bool)
     if self.blend.characters_restored or self.branch and self.branch.guard:
-        of_texts = self.branch.logits(texts) if texts else np.zeros(0)
-        said["characters_restored"] = np.array(odds["characters"], dtype=np.float64)
-        said["characters_restored"][which] = of_texts
-    if self.blend.network_restored:
-        said["network_restored"] = np.array(odds["network"], dtype=np.float64)
-    if self.blend.network_restored and texts:
+        said["characters_restored"] = read_again(odds["characters"], parts, again,
+                                                 self.branch.logits)
+
+    def network(texts: list[str]) -> np.ndarray:
+        known = said["characters_restored"][changed] if "characters_restored" in said else None
         with self._tokenizer_lock:
             ids = encode(self.tokenizer, texts, self.max_length, self._text_form)
-        said["network_restored"][which] = self._guarded(ids, texts, of_texts, batch_tokens)
+        return self._guarded(ids, texts, known, batch_tokens)
+    if self.blend.network_restored:
+        said["network_restored"] = read_again(odds["network"], parts, again, network)
     return said
 
 # %% ../../nbs/06_inference/30_engine.ipynb #4adf7e33

@@ -66,11 +66,11 @@ class Refusals:
         now = time.monotonic()
         earliest = now - self.BURST / self.PER_S
         free_at = max(self._free_at.pop(client, 0.0), earliest) + 1 / self.PER_S
-        self._free_at[client] = min(free_at, now + self.LONGEST_S)      # the last one is the newest
+        self._free_at[client] = free_at = min(free_at, now + self.LONGEST_S)   # the newest is last
         if len(self._free_at) > self.MANY:
             del self._free_at[next(iter(self._free_at))]
         if free_at > now:
-            await asyncio.sleep(min(free_at - now, self.LONGEST_S))
+            await asyncio.sleep(free_at - now)
 
 # %% ../../nbs/11_serving/77_clients.ipynb #92245084
 def is_loopback(host: str) -> bool:

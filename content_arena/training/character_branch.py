@@ -62,8 +62,7 @@ def count_ngrams(texts: Sequence[str]) -> csr_matrix:
     """How often each bucket's n-grams occur in n `texts`, (n, views x BUCKETS) float32.
 
     N-grams lie within words, and are hashed (MurmurHash3), so there is no vocabulary to keep: what
-    the `HashingVectorizer` of scikit-learn does with `char_wb`, which takes a service a second to
-    import."""
+    the `HashingVectorizer` of scikit-learn does with `char_wb`, without the time to import it."""
     return hstack([_counts(texts, view) for view in VIEWS]).tocsr()
 
 # %% ../../nbs/05_training/55_character_branch.ipynb #695f5381
@@ -171,7 +170,7 @@ def save(self: CharacterBranch, folder: Path) -> Path:
     arrays = {"idf": self.idf, "weights": self.weights, "bias": np.array([self.bias])}
     known, guard = to_arrays(self.guard)
     about = json.dumps(_KIND | {"text_form": self.form} | guard, sort_keys=True)
-    save_file(arrays | known, Path(folder) / BRANCH_FILE, {"about": about})   # one: they'd vary
+    save_file(arrays | known, Path(folder) / BRANCH_FILE, {"about": about})   # one string: keys would vary
     return Path(folder) / BRANCH_FILE
 
 @patch(cls_method=True)

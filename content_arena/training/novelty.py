@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..core.text import language, tokenizer_input
 
@@ -65,15 +66,17 @@ class Guard:
             said[which] = ask(which)
         return said
 
-    def over(self, odds: Mapping[str, np.ndarray], texts: Sequence[str],
-             restored: Sequence[str]) -> dict[str, np.ndarray]:
-        """The log `odds` of n `texts` and of what they were `restored` to, named as the weights of
-        a `blend.Blend`; the network's as the guard has them."""
-        ends = [e for e in ("", "_restored") if f"network{e}" in odds]
-        read = {"": texts, "_restored": restored}
-        return dict(odds) | {f"network{e}": self.odds(read[e], odds[f"characters{e}"],
-                                                      np.asarray(odds[f"network{e}"]).__getitem__)
-                             for e in ends}
+# %% ../../nbs/05_training/53_novelty.ipynb #f88b5caf
+@patch
+def over(self: Guard, odds: Mapping[str, np.ndarray], texts: Sequence[str],
+         restored: Sequence[str]) -> dict[str, np.ndarray]:
+    """The log `odds` of n `texts` and of what they were `restored` to, named as the weights of a
+    `blend.Blend`; the network's as the guard has them."""
+    ends = [e for e in ("", "_restored") if f"network{e}" in odds]
+    read = {"": texts, "_restored": restored}
+    return dict(odds) | {f"network{e}": self.odds(read[e], odds[f"characters{e}"],
+                                                  np.asarray(odds[f"network{e}"]).__getitem__)
+                         for e in ends}
 
 # %% ../../nbs/05_training/53_novelty.ipynb #7d061f7b
 def to_arrays(guard: Guard | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

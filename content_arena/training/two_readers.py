@@ -149,17 +149,18 @@ def _try_guard(train: pd.DataFrame, valid: pd.DataFrame, odds: dict, blend: Blen
     line = fit_line(odds["characters"], expit(odds["network"]))
     names, rows = np.unique(languages_of(train["text"]), return_counts=True)
     table = table_of(train["text"].tolist(), known)
-    guard = Guard(table, 1.0, line, names[rows >= 0.02 * rows.sum()].tolist())
-    shares, said = guard.shares(texts), "nothing is new in validation rows"
+    spoken = names[rows >= 0.02 * rows.sum()].tolist()
+    shares = Guard(table, 1.0, line, spoken).shares(texts)
+    said = "nothing is new in validation rows"
     without = average_precision_score(labels, blend.probability(**odds))
     for quantile in NEWEST:
-        guard = Guard(table, np.quantile(shares, quantile), line, guard.languages)
-        if not guard.new(texts).any():
+        guard = Guard(table, np.quantile(shares, quantile), line, spoken)
+        if not (part := guard.new(texts).mean()):
             break
         own = guard.over(odds, texts, restored.texts if restored else texts)
         precision = average_precision_score(labels, blend.probability(**own))
         said = (f"of comments of which more than {guard.limit:.0%} is new,"
-                f" {guard.new(texts).mean():.0%} here, the characters answer for the network;"
+                f" {part:.0%} here, the characters answer for the network;"
                 f" average precision {without:.4f} -> {precision:.4f} (at most -{MIN_GAIN} is"
                 " allowed)")
         if precision >= without - MIN_GAIN:

@@ -398,7 +398,7 @@ class Stray(Loader):
     "answer, loader, why",
     [
         (error_500, Loader, "HTTP 500: out of memory"),
-        (silence, Loader, "no answer within 0.5 s"),
+        (silence, Loader, "no answer within 3 s"),
         (empty_promise, Loader, "serves version 2 .*expected 3"),
         (None, Stray, "loaded version 1, not 3"),
     ],
@@ -414,7 +414,9 @@ def test_what_the_service_can_not_serve_is_taken_back(root, answer, loader, why)
     with stage.serving(app) as url:
         httpx.post(f"{url}/reload").raise_for_status()
         with watching(root):
-            d = deployer(root, url, reload_timeout_s=0.5)
+            d = deployer(
+                root, url, reload_timeout_s=3
+            )  # a busy machine takes one, to serve v2 again
             result = asyncio.run(d.deploy_if_better(decision=decided(root)))
         assert (result["status"], result["service"]) == ("rolled_back", "serving 2")
         assert re.search(why, result["reason"]) and result["notified"]["delivered"]

@@ -6,7 +6,6 @@ from datetime import datetime, timezone
 import nbformat
 import pandas as pd
 import pytest
-from browser import browser
 from fastapi.testclient import TestClient
 from needs import AXE
 from report_pages import REPORTS, written_pages
@@ -23,12 +22,6 @@ from content_arena.serving.app import create_app
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium"), pytest.mark.needs("axe")]
 HOSTILE = "<b>a</b> & 'b'"
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("chromium")) as opened:
-        yield opened
 
 
 def grave(tab, page: str, fragment: str = "") -> list[tuple]:

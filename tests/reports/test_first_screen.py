@@ -1,7 +1,6 @@
 """What a manager asks is answered where a page opens: in Chromium, 1280 pixels wide and 800 high, nothing scrolled."""
 
 import pytest
-from browser import browser
 from report_pages import REPORTS, written_pages
 
 from content_arena.reports.texts import LANGUAGES, say
@@ -9,12 +8,6 @@ from content_arena.reports.texts import LANGUAGES, say
 ROWS = ("decision", "numbers", "worse", "since", "next")  # one for each of the five questions
 WHERE = """Object.fromEntries([...document.querySelectorAll('.summary dt')].map(
     d => [d.textContent, d.nextElementSibling.getBoundingClientRect().bottom]))"""
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("chromium")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from datetime import datetime, timezone
 import nbformat
 import pandas as pd
 import pytest
-from browser import browser
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 from report_pages import ENDINGS, REPORTS, display, facts, flat, run_folder, written_pages
@@ -24,12 +23,6 @@ from content_arena.reports.texts import LANGUAGES, as_html
 from content_arena.workflows.weekly_report import show_triggers
 
 LONG = "a comment of many short words, each of which could stand on a line of its own, and more"
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    with browser(tmp_path_factory.mktemp("chromium")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
@@ -36,6 +37,7 @@ from content_arena.reports.source_shift import shift_sentences
 from content_arena.reports.tables import Table, dressed, table_html
 from content_arena.reports.texts import phrase_table
 from content_arena.training.data_preparation import SYNTHETIC
+from content_arena.training.two_readers import read_twice
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINES = sorted((ROOT / "nbs" / "pipelines").glob("*.ipynb"))
@@ -168,6 +170,32 @@ def records() -> dict[str, str]:
             {"status": "promoted", "model_version": "2", "comparison": record}, "ko"
         ),
     }
+
+
+def guards() -> dict[str, str]:
+    "Why a version has a guard of novelty or not, by how often the network is wrong about new rows."
+    words, odd = (["kind", "lovely"], ["idiot", "moron"]), "qzxjv"
+    label = np.arange(200) // 5 % 2  # of each fifth row the text is new
+    text = [f"{words[y][i % 2] if i % 5 else odd} {i % 7}" for i, y in enumerate(label)]
+    valid = pd.DataFrame({"text": text, "label": label})
+    train = valid[valid.text.str.contains(odd) == 0]
+    right = 2.0 * label - 1
+    wrong = np.where(np.arange(200) % 5, right, 3.0)
+    asked = {
+        "kept": (train, valid, wrong),
+        "left out": (train, valid, right * (1 + 8 * (wrong == 3))),
+    }
+    asked |= {"few": (train, valid[:30], wrong[:30]), "nothing new": (valid, valid, right)}
+    twice = lambda a, b, odds: read_twice(a, b, np.stack([0 * odds, odds], 1), "on", guard="auto")
+    return {k: twice(*v).spec["guard"] for k, v in asked.items()}
+
+
+def test_why_there_is_a_guard_is_said_in_korean():
+    reasons = guards()
+    assert len({re.sub(r"[0-9.%]+", "7", r) for r in reasons.values()}) == 4, reasons
+    for reason in reasons.values():
+        said = prose_in(f"Guard of novelty there: {reason}.", "ko")
+        assert said is not None and not is_english(said), reason
 
 
 def test_records_are_said_in_korean():

@@ -102,11 +102,8 @@ def test_who_asks_again_and_again_hears_of_each_refusal_a_little_later(folder):
         with httpx.Client(base_url=url, timeout=60) as client:
             ask = lambda: client.post("/classify", json={"text": "a" * 90_000}).status_code
             began = time.perf_counter()
-            assert {ask() for _ in range(10)} == {413}
-            first, began = time.perf_counter() - began, time.perf_counter()
-            assert {ask() for _ in range(30)} == {413}
-            assert time.perf_counter() - began > 0.8 > first  # 20 at once, then 20 a second
-
+            assert {ask() for _ in range(40)} == {413}
+            assert time.perf_counter() - began > 0.95  # 20 at once, then 20 a second
 
 
 # --- floods --------------------------------------------------------------------------------------
