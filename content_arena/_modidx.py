@@ -4761,6 +4761,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'content_arena/training/blend.py'),
                                               'content_arena.training.blend.Blend.probability': ( '05_training/blend.html#blend.probability',
                                                                                                   'content_arena/training/blend.py'),
+                                              'content_arena.training.blend.Blend.reads_characters': ( '05_training/blend.html#blend.reads_characters',
+                                                                                                       'content_arena/training/blend.py'),
                                               'content_arena.training.blend.Blend.restores': ( '05_training/blend.html#blend.restores',
                                                                                                'content_arena/training/blend.py'),
                                               'content_arena.training.blend.ablate': ( '05_training/blend.html#ablate',

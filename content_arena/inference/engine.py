@@ -103,8 +103,7 @@ def _load_rest(folder: Path, spec: dict) -> dict[str, Any]:
     "What a version has beside its network."
     try:
         blend = blend_of(spec)
-        read = blend.characters or blend.characters_restored
-        return {"branch": CharacterBranch.load(folder) if read else None,
+        return {"branch": CharacterBranch.load(folder) if blend.reads_characters else None,
                 "normaliser": Normaliser.of(spec, folder)}
     except ValueError as e:
         raise BadModel(f"model folder {folder.name}: {e}") from e

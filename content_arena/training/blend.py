@@ -31,6 +31,11 @@ class Blend:
         "Whether what a comment was restored to has a say."
         return self.network_restored > 0 or self.characters_restored > 0
 
+    @property
+    def reads_characters(self) -> bool:
+        "Whether the character branch has a say, of a comment or of what it was restored to."
+        return self.characters > 0 or self.characters_restored > 0
+
     def probability(self, network: np.ndarray, characters: np.ndarray | None = None,
                     network_restored: np.ndarray | None = None,
                     characters_restored: np.ndarray | None = None) -> np.ndarray:

@@ -143,8 +143,10 @@ def _try_guard(train: pd.DataFrame, valid: pd.DataFrame, odds: dict, blend: Blen
                start: CharacterBranch | None) -> tuple[dict, str]:
     "`odds` as they are with a guard, which `branch` has then, if it is kept; and why or why not."
     labels, texts = valid["label"].to_numpy(np.int64), valid["text"].tolist()
-    if _fewest(labels) < MIN_GUARDED or not blend.characters:
-        return odds, "too few validation rows" if blend.characters else "the branch has no say"
+    if not blend.reads_characters:
+        return odds, "the branch has no say"
+    if _fewest(labels) < MIN_GUARDED:
+        return odds, "too few validation rows"
     known = start.guard.known if start and start.guard else None
     line = fit_line(odds["characters"], expit(odds["network"]))
     names, rows = np.unique(languages_of(train["text"]), return_counts=True)
