@@ -170,7 +170,7 @@ def save(self: CharacterBranch, folder: Path) -> Path:
     arrays = {"idf": self.idf, "weights": self.weights, "bias": np.array([self.bias])}
     known, guard = to_arrays(self.guard)
     about = json.dumps(_KIND | {"text_form": self.form} | guard, sort_keys=True)
-    save_file(arrays | known, Path(folder) / BRANCH_FILE, {"about": about})   # one string: keys would vary
+    save_file(arrays | known, Path(folder) / BRANCH_FILE, {"about": about})   # one: they vary
     return Path(folder) / BRANCH_FILE
 
 @patch(cls_method=True)

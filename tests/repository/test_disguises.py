@@ -73,6 +73,24 @@ def test_a_stack_is_of_its_family_and_as_deep_as_asked(script):
     assert canonical(script.stacked(TEXTS[1], invisible, 4)) == TEXTS[1]
 
 
+def test_methods_of_others_are_stacked_and_each_changes_something(script):
+    methods = {
+        "never": lambda text, prob, seed: text,
+        "double": lambda text, prob, seed: text + text[-1],
+        "by chance": lambda text, prob, seed: text.replace("보", "뵤") if seed < prob else text,
+    }
+    made = [script.by_others(TEXTS[1], methods, depth) for depth in script.DEPTHS]
+    assert made[0] == TEXTS[1] and len(set(made)) == 5
+    assert made == [script.by_others(TEXTS[1], methods, depth) for depth in script.DEPTHS]
+    assert script.by_others(TEXTS[1], {"never": methods["never"]}, 3) == TEXTS[1]
+
+
+def test_without_konoise_it_says_how_to_get_it(script, tmp_path):
+    with pytest.raises(SystemExit, match=f"pip install .*{tmp_path} konoise==") as said:
+        script.konoise(tmp_path)
+    assert "konoise" in str(said.value)
+
+
 def test_the_threshold_is_that_of_validation_comments(script):
     scores = {"a": 0.1, "b": 0.2, "c": 0.7, "d": 0.9}
     asked = {"valid": (list("abcd"), np.array([0, 0, 1, 1]))}
