@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from jsonschema import Draft202012Validator
 
 from ..core.files import write_json
 
@@ -76,6 +75,7 @@ class RegistryFileError(RuntimeError):
     "MODEL_REGISTRY.json can't be read or written, or is not what its schema asks for; says where."
 
 def _faults(value: Any) -> list[str]:
+    from jsonschema import Draft202012Validator             # slow, and a service checks no file
     errors = sorted(Draft202012Validator(SCHEMA).iter_errors(value), key=lambda e: e.json_path)
     return [f"{'/'.join(map(str, e.absolute_path)) or 'the file'}: {e.message}" for e in errors]
 

@@ -201,13 +201,14 @@ def test_a_processor_without_bfloat16_starts_and_says_what_it_chose(version, mon
 CHILD = """
 import json, logging, sys
 from pathlib import Path
+import content_arena.mlops.model_registry, content_arena.serving.app
 from content_arena.inference.engine import Engine
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)
 folder, cache, backend, listed, texts = json.loads(sys.argv[1])
 engine = Engine.load(Path(folder), cache_dir=Path(cache), version="7", dtype="float32", threads=1,
                      backend=backend, listed=listed)
 engine.take_cores(1)
-slow = ("torch", "transformers", "peft", "sklearn", "scipy.stats", "scipy.optimize")
+slow = ("torch", "transformers", "peft", "sklearn", "scipy.stats", "scipy.optimize", "jsonschema")
 slow = [m for m in slow if m in sys.modules]
 print(json.dumps([engine.backend, engine.scores(texts).tolist(), slow]))
 """
@@ -224,7 +225,7 @@ def in_a_process(version: Path, cache: Path, backend: str, texts: list[str], **e
 
 
 @pytest.mark.slow
-def test_with_the_caches_there_a_version_in_openvino_needs_no_torch(version, comments):
+def test_with_the_caches_there_a_service_in_openvino_imports_nothing_slow(version, comments):
     for backend in ("openvino-float32", INT8):
         here = load(version, backend).scores(comments)  # and the caches
         name, scores, slow, _ = in_a_process(version, version.parent / "cache", backend, comments)
