@@ -1,0 +1,80 @@
+"""What scripts and notebooks take from the package is there, also in those that no test runs: a name that moved is found before a person finds it."""
+
+import ast
+import re
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+from repository_files import PACKAGE, ROOT, assert_none, code, notebooks
+
+
+def borrowed(source: str) -> set[tuple[str, str]]:
+    "(module, name) of what `source` imports of the package, and of what it then takes from a module."
+    taken, modules, tree = set(), {}, ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
+            for name in node.names:
+                taken.add((node.module, name.name))
+                modules[name.asname or name.name] = f"{node.module}.{name.name}"
+        elif isinstance(node, ast.Import):
+            own = [n for n in node.names if n.name.split(".")[0] == PACKAGE]
+            taken |= {(n.name, "__name__") for n in own}
+            modules |= {n.asname: n.name for n in own if n.asname}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            if module and find_spec_of(module):
+                taken.add((module, node.attr))
+    return taken
+
+
+def find_spec_of(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent is no package
+        return False
+
+
+def missing(source: str) -> list[str]:
+    faults = []
+    for module, name in sorted(borrowed(source)):
+        if not find_spec_of(module):
+            faults.append(f"there is no module {module}")
+        elif not hasattr(import_module(module), name) and not find_spec_of(f"{module}.{name}"):
+            faults.append(f"{module} has no {name}")
+    return faults
+
+
+def plain(source: str) -> str:
+    "Code of a cell without magics."
+    return re.sub(r"^\s*[%!].*$", "", source, flags=re.MULTILINE)
+
+
+def test_scripts_take_what_is_there():
+    texts = {p.name: p.read_text(encoding="utf-8") for p in (ROOT / "scripts").iterdir()}
+    python = {n: t for n, t in texts.items() if re.match(r"#!.*python", t)}
+    assert len(python) > 20
+    assert_none({n: missing(t) for n, t in python.items()})
+
+
+def test_notebooks_take_what_is_there():
+    texts = {p: "\n".join(plain(s) for _, s in code(nb)) for p, nb in notebooks().items()}
+    assert_none({p: missing(t.replace("await ", "")) for p, t in texts.items()})
+
+
+@pytest.mark.parametrize(
+    "source, faults",
+    [
+        ("from content_arena.core.text import nfc, gone", ["content_arena.core.text has no gone"]),
+        ("from content_arena.core import gone", ["content_arena.core has no gone"]),
+        ("import content_arena.gone", ["there is no module content_arena.gone"]),
+        (
+            "def f():\n    from content_arena.core import text as t\n    return t.nfc, t.gone",
+            ["content_arena.core.text has no gone"],
+        ),
+        ("from content_arena.core.text import nfc\nnfc.__name__", []),
+    ],
+)
+def test_a_name_that_is_gone_is_found(source: str, faults: list[str]):
+    assert missing(source) == faults
