@@ -82,7 +82,7 @@ def of(cls: Normaliser, spec: Mapping[str, Any], folder: Path) -> Normaliser:
     files lie in `folder`. Raises ValueError, naming the file, if one is missing or damaged."""
     if (kind := spec["normaliser"]) != "restored":
         return cls(kind)
-    from content_arena.training.restorer import Restorer      # brings torch: only if needed
+    from content_arena.training.restorer import Restorer      # few versions need it
     return cls(kind, Restorer.load(Path(folder)))
 
 # %% ../../nbs/05_training/51_normaliser.ipynb #941716f6

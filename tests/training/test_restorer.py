@@ -1,6 +1,11 @@
 """The restorer takes off what it was trained on, leaves the rest alone, and is the same for the same seed."""
 
+import json
+import os
 import resource
+import subprocess
+import sys
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -56,11 +61,7 @@ def test_clean_comments_are_left_alone(restorer, texts):
 @pytest.mark.slow
 def test_less_confidence_restores_more_and_damages_more(restorer, texts):
     careful, bold = (
-        judged(
-            Restorer(restorer.tagger, restorer.familiar, confidence, {}, restorer.dtype),
-            texts[1],
-            KOREAN,
-        )
+        judged(Restorer(restorer.tagger, restorer.familiar, confidence, {}), texts[1], KOREAN)
         for confidence in (0.9, 0.2)
     )
     assert careful.restored < bold.restored and careful.damaged < bold.damaged
@@ -72,7 +73,7 @@ def test_the_same_seed_gives_the_same_restorer(texts):
         for seed in (3, 3, 4)
     )
     weights = [
-        np.concatenate([p.detach().ravel() for p in r.tagger.parameters()])
+        np.concatenate([w.ravel() for _, w in sorted(r.tagger.weights.items())])
         for r in (one, two, other)
     ]
     assert (weights[0] == weights[1]).all() and (weights[0] != weights[2]).any()
@@ -94,14 +95,40 @@ def test_a_saved_restorer_restores_the_same(restorer, texts, tmp_path):
     )
 
 
+CHILD = """
+import json, sys
+from pathlib import Path
+from content_arena.training.normaliser import Normaliser
+normaliser = Normaliser.of({"normaliser": "restored"}, Path(sys.argv[1]))
+read = normaliser.exact(json.loads(sys.argv[2]))
+print(json.dumps([normaliser.restored(read, read), "torch" in sys.modules]))
+"""
+
+
+@pytest.mark.slow
+def test_whoever_restores_needs_no_torch(restorer, texts, tmp_path):
+    restorer.save(tmp_path)
+    disguised = [
+        exact_form(KOREAN[i % len(KOREAN)](t, 0.6, i)) for i, t in enumerate(texts[1][:50])
+    ]
+    command = [sys.executable, "-c", CHILD, str(tmp_path), json.dumps(disguised)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [restorer.restore(disguised), False]
+
+
 @pytest.mark.slow
 def test_a_file_that_is_none_is_named(restorer, tmp_path):
+    restorer = deepcopy(restorer)
     with pytest.raises(ValueError, match=f"{RESTORER_FILE} can't be loaded"):
         Restorer.load(tmp_path)
     file = restorer.save(tmp_path)
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(ValueError, match=str(file)):
         Restorer.load(tmp_path)
+    del restorer.tagger.weights["head.bias"]
+    with pytest.raises(ValueError, match="the tagger has no head.bias; restore or retrain"):
+        Restorer.load(restorer.save(tmp_path).parent)
 
 
 @pytest.mark.slow
