@@ -163,6 +163,7 @@ def _normed(self: TagReader, name: str, rows: np.ndarray) -> np.ndarray:
     rows /= np.sqrt((rows * rows).mean(1, keepdims=True) + 1e-5)
     return rows * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
+# %% ../../nbs/05_training/47_tag_reader.ipynb #c0a6217f
 def _near(rows: np.ndarray, distance: int) -> np.ndarray:
     "(n, width) -> (n, 3 x width): what stands `distance` before, the character, what stands after."
     before, after = np.zeros_like(rows), np.zeros_like(rows)

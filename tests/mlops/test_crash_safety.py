@@ -414,9 +414,8 @@ def test_what_the_service_can_not_serve_is_taken_back(root, answer, loader, why)
     with stage.serving(app) as url:
         httpx.post(f"{url}/reload").raise_for_status()
         with watching(root):
-            d = deployer(
-                root, url, reload_timeout_s=3
-            )  # a busy machine takes one, to serve v2 again
+            # long enough for a busy machine to serve v2 again
+            d = deployer(root, url, reload_timeout_s=3)
             result = asyncio.run(d.deploy_if_better(decision=decided(root)))
         assert (result["status"], result["service"]) == ("rolled_back", "serving 2")
         assert re.search(why, result["reason"]) and result["notified"]["delivered"]

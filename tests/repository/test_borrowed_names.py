@@ -24,12 +24,13 @@ def borrowed(source: str) -> set[tuple[str, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             module = modules.get(node.value.id)
-            if module and find_spec_of(module):
+            if module and is_module(module):
                 taken.add((module, node.attr))
     return taken
 
 
-def find_spec_of(module: str) -> bool:
+def is_module(module: str) -> bool:
+    "Whether there is such a module; it is not imported, but its parents are."
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # its parent is no package
@@ -39,9 +40,9 @@ def find_spec_of(module: str) -> bool:
 def missing(source: str) -> list[str]:
     faults = []
     for module, name in sorted(borrowed(source)):
-        if not find_spec_of(module):
+        if not is_module(module):
             faults.append(f"there is no module {module}")
-        elif not hasattr(import_module(module), name) and not find_spec_of(f"{module}.{name}"):
+        elif not hasattr(import_module(module), name) and not is_module(f"{module}.{name}"):
             faults.append(f"{module} has no {name}")
     return faults
 
