@@ -27,7 +27,8 @@ from mlflow.exceptions import MlflowException
 
 from ..core.artifact_paths import follow_artifacts, local_path
 from ..core.config import Settings
-from ..core.mlflow_server import TrackingServerError, check_reachable, sqlite_file
+from ..core.mlflow_server import (
+    TrackingServerError, check_reachable, opening, sqlite_file)
 from ..training.model_files import ModelError, verify_model
 
 # %% ../../nbs/08_mlops/20_registry_reader.ipynb #056942e2
@@ -111,7 +112,7 @@ class RegistryReader:
         follow_artifacts(self.settings)                         # the clone may have been moved
         if self._opened.exists() and not (file and not file.stat().st_size):
             return MlflowClient(self.uri)
-        with self._locked():
+        with self._locked(), opening(self.uri):
             client = MlflowClient(self.uri)
             client.search_registered_models(max_results=1)      # creates the tables of a new store
             self._opened.touch()

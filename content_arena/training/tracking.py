@@ -31,7 +31,7 @@ from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay
 
 from ..core.artifact_paths import follow_artifacts
 from ..core.config import Settings
-from ..core.mlflow_server import check_reachable, sqlite_file
+from ..core.mlflow_server import check_reachable, opening, sqlite_file
 
 # %% ../../nbs/05_training/70_tracking.ipynb #3642015c
 class TrackingError(RuntimeError):
@@ -67,7 +67,8 @@ def connect(settings: Settings) -> str:
         check_reachable(uri)
         follow_artifacts(settings)                      # the clone may have been moved
         mlflow.set_tracking_uri(uri)
-        experiment = mlflow.get_experiment_by_name(settings.experiment)
+        with opening(uri):
+            experiment = mlflow.get_experiment_by_name(settings.experiment)
         if experiment is None:
             place = _artifact_place(settings)
             try:
