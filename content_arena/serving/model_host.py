@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -37,7 +38,8 @@ class RegisteredVersion(Protocol):
     tags: dict[str, str]
 
 class Loader(Protocol):
-    "Finds the version behind an alias, and loads one; both may block, both may raise."
+    """Finds the version behind an alias, and loads one; both may block, both may raise. If it has
+    `start_threads(version)`, that is called before a load steps back."""
     def find(self, alias: str) -> RegisteredVersion | None: ...
     def load(self, version: Any, alias: str) -> LoadedModel: ...
 
@@ -66,6 +68,14 @@ class RegistryLoader:
                            listed=listed_backends(version.tags),
                            expected_sha256=version.sha256, probe_tolerance=s.probe_tolerance,
                            apart=s.prepare_timeout_s)
+
+    def start_threads(self, version: Any) -> None:
+        "Start what computes for `version` beside the calling thread, at its priority."
+        from content_arena.inference.backends import TORCH, listed_backends
+        from content_arena.training.openvino_network import BackendError, start_threads
+        if self.settings.backend != TORCH and len(listed_backends(version.tags)) > 1:
+            with suppress(BackendError, RuntimeError):             # the load will say it
+                start_threads(self.settings.threads or cores())
 
     def close(self) -> None:
         "Nothing is loaded any more: end what makes something for a load."
@@ -143,9 +153,11 @@ def cause_of(e: BaseException | None) -> str:
 # %% ../../nbs/11_serving/30_model_host.ipynb #2301b677
 WARM_UP = ("hello", "안녕하세요, 좋은 아침입니다.", "a longer comment " * 60)
 
-async def _in_own_thread(work: Callable, *args: Any) -> Any:
-    "What `work(*args)` returns, from a thread that ends with it, and its computing helpers too."
-    pool = ThreadPoolExecutor(1, initializer=step_back, initargs=(10,))
+async def _in_own_thread(work: Callable, *args: Any,
+                         first: Callable[[], Any] = lambda: None) -> Any:
+    """What `work(*args)` returns, from a thread that ends with it, and its computing helpers too;
+    it steps back before, but not for what it does `first`."""
+    pool = ThreadPoolExecutor(1, initializer=lambda: (first(), step_back(10)))
     try:
         return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
     finally:
@@ -155,7 +167,8 @@ async def prepare(loader: Loader, version: RegisteredVersion, alias: str,
                   **batching: Any) -> ModelSlot:
     "A verified slot, warm and measured. Raises LoadFailed; nothing stays in memory then."
     try:
-        scorer = await _in_own_thread(loader.load, version, alias)
+        start = getattr(loader, "start_threads", lambda version: None)      # most have none
+        scorer = await _in_own_thread(loader.load, version, alias, first=partial(start, version))
     except Exception as e:
         raise LoadFailed(f"version {version.version} can't be loaded: {type(e).__name__}: {e}",
                          cause_of(e)) from e

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INT8', 'SHAPES', 'STEP_TOKENS', 'POLITE_TOKENS', 'TABLE', 'BackendError', 'library', 'processor_formats', 'traced',
-           'OpenVinoNetwork', 'write_graph', 'read_graph']
+           'OpenVinoNetwork', 'start_threads', 'write_graph', 'read_graph']
 
 # %% ../../nbs/05_training/78_openvino_network.ipynb #01eae81f
 import importlib
@@ -154,6 +154,19 @@ def size_mb(self: OpenVinoNetwork) -> float:
     "Memory of the graph's constants, MB."
     return sum(op.data.nbytes for op in self.graph.get_ops()
                if op.get_type_name() == "Constant") / 1e6
+
+# %% ../../nbs/05_training/78_openvino_network.ipynb #af7e0342
+@cache
+def start_threads(threads: int) -> None:
+    """Have OpenVINO start the threads that compute beside the calling one, now and at its
+    priority; `threads` in all. Raises BackendError, and OpenVINO's RuntimeError."""
+    operations = library().opset13
+    rows = operations.parameter([-1, 256], np.float32)
+    square = operations.constant(np.ones((256, 256), np.float32))
+    product = operations.matmul(rows, square, False, False)
+    graph = library().Model([product], [rows])
+    run = _core().compile_model(graph, "CPU", _settings("f32", threads))
+    run.create_infer_request().infer([np.ones((1024, 256), np.float32)])
 
 # %% ../../nbs/05_training/78_openvino_network.ipynb #0447864d
 TABLE = 1_000_000                     # numbers: what is larger, and looked up, is left out

@@ -689,6 +689,26 @@ def test_setup_says_what_python_it_needs(tmp_path: Path):
     assert "Python 3.11 or newer" in done.stderr and "too old (Python 3.9.2)" in done.stderr
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_setup_compiles_what_python_is_told_not_to_keep(tmp_path: Path, told: bool):
+    """Seen in an image with PYTHONDONTWRITEBYTECODE: a service took 18 s to its first answer, 9 of
+    them to compile the same modules as at each start before."""
+    (tmp_path / "scripts").mkdir()
+    for file in ("scripts/setup", "scripts/constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    (tmp_path / ".venv/pyvenv.cfg").write_text(str(tmp_path / ".venv"))
+    python.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\n[ "$1" != -c ] || echo /site\n')
+    python.chmod(0o755)
+    env = {"PATH": "/usr/bin:/bin"} | ({"PYTHONDONTWRITEBYTECODE": "1"} if told else {})
+    done = subprocess.run([tmp_path / "scripts/setup"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    asked = (tmp_path / "asked").read_text()
+    assert "-m pip install" in asked
+    assert (re.search(r"-m compileall .* /site content_arena$", asked, re.M) is not None) == told
+
+
 @pytest.mark.slow
 def test_drift_between_notebooks_and_package_is_found(tmp_path: Path):
     for folder in ("scripts", "nbs/01_core", PACKAGE):
