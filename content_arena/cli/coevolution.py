@@ -21,11 +21,13 @@ def _percent(value: float | None) -> str:
 def history_table(rows: list[dict[str, Any]]) -> str:
     "The rows of a history for a terminal."
     head = ["cycle", "action", "version", "gate", "evasion", "held out", "F1", "false pos.",
-            "attacked"]
+            "attacked", "same cost", "held out"]
+    cost = "evasion_at_cost_seen", "evasion_at_cost_held_out"      # not in rows of older runs
     return aligned([head, *([str(r["cycle"]), r["action"], r["version"] or "-", r["status"] or "-",
                              _percent(r["evasion_seen"]), _percent(r["evasion_held_out"]),
                              f"{r['f1']:.3f}", _percent(r["false_positives"]),
-                             _percent(r["false_positives_seen"])] for r in rows)])
+                             _percent(r["false_positives_seen"]),
+                             *(_percent(r.get(key)) for key in cost)] for r in rows)])
 
 # %% ../../nbs/14_cli/60_coevolution.ipynb #ced9e008
 def coevolve(

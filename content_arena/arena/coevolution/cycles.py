@@ -168,6 +168,8 @@ def _flat(measured: dict[str, Any]) -> dict[str, Any]:
     for side in ("seen", "held_out"):
         for kind in ("evasion", "detection", "false_positives"):
             row[f"{kind}_{side}"] = measured[side][kind]["rate"]
+        for kind in ("auc", "evasion_at_cost"):
+            row[f"{kind}_{side}"] = measured[side].get(kind)     # none in a state of an older run
     return row
 
 @patch
@@ -191,6 +193,7 @@ def _row(self: CoEvolution) -> dict[str, Any]:
             "held_out": sorted(held_out), "held_out_known": known,
             "seconds": int(took.total_seconds())}
 
+# %% ../../../nbs/10_arena/coevolution/60_cycles.ipynb #c988d1ed
 LEAST_GAIN = 0.005      # rise of the AUC under attack that counts as progress
 
 @patch
@@ -203,7 +206,8 @@ def _record(self: CoEvolution) -> tuple[dict, dict]:
     gained = state.cycle == 0 or area > state.best + LEAST_GAIN
     self.say(f"cycle {state.cycle}: evasion {row['evasion_seen']:.1%} seen,"
              f" {row['evasion_held_out']:.1%} held out; F1 {row['f1']:.3f}; false positives"
-             f" {row['false_positives']:.1%}, {row['false_positives_seen']:.1%} under attack")
+             f" {row['false_positives']:.1%}, {row['false_positives_seen']:.1%} under attack;"
+             f" AUC under attack {area:.3f}")
     return {}, {"best": max(area, state.best), "stale": 0 if gained else state.stale + 1}
 
 # %% ../../../nbs/10_arena/coevolution/60_cycles.ipynb #feda9865

@@ -33,12 +33,14 @@ def read_history(settings: Settings, run: str = "*") -> list[dict[str, Any]]:
 # %% ../../../nbs/10_arena/coevolution/40_history.ipynb #3ebca00b
 CURVES = (("evasion_seen", "evasion, seen families", "o-"),
           ("evasion_held_out", "evasion, held-out families", "s-"),
+          ("evasion_at_cost_seen", "seen, at the same cost", "o:"),
+          ("evasion_at_cost_held_out", "held out, at the same cost", "s:"),
           ("f1", "F1 on clean text", "^--"),
           ("false_positives", "false positives, clean text", "v:"),
           ("false_positives_seen", "false positives under attack", "d:"))
 
 def cycle_figure(rows: list[dict[str, Any]]) -> Figure:
-    "Evasion (seen, held out), F1 and false positives by cycle, of the rows of one run."
+    "Evasion (seen, held out; also at the same cost), F1 and false positives by cycle, of one run."
     figure = Figure(figsize=(7, 3.6), layout="constrained", dpi=110)
     axes, table = figure.subplots(), pd.DataFrame(rows)
     for column, label, style in CURVES:
