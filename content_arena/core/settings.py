@@ -173,6 +173,10 @@ class ModelSettings(_Section):
     characters: Literal["auto", "on", "off"] = Field("auto",
         description="a character branch as second reader; auto: if validation rows say that it"
                     " earns its cost")
+    characters_start: str = Field("",
+        description="a source, as in sources, whose labels are of another kind, for example how a"
+                    " film is rated: the character branch begins with a little of what it learns"
+                    " there; empty, and with init_from: with nothing of the kind")
     cascade: Literal["auto", "off"] = Field("auto",
         description="the character branch alone answers the comments of which it is sure; auto: if"
                     " validation rows say that nothing is lost by it")

@@ -405,8 +405,9 @@ def check_licences(settings: Settings) -> list[str]:
     Raises DataError if a source that would be trained on has such a licence, and its format is not
     among `allow_restricted_licences`."""
     notes, listed = [], listed_sources(settings)
-    for names, trained in ((settings.sources, True), (settings.train_sources, True),
-                           (settings.test_sources, False)):
+    learnt = [*settings.sources, *settings.train_sources]
+    learnt += [settings.characters_start] if settings.characters_start else []
+    for names, trained in ((learnt, True), (settings.test_sources, False)):
         for name in names:
             fmt = format_of(name, listed)
             if fmt is None or not fmt.restrictions:

@@ -82,9 +82,11 @@ def _data_lines(facts: Mapping[str, Any]) -> list[str]:
         licence = facts["licences"].get(source) or "not stated: yours to know"
         lines.append(f"| {source} | {rows:,} | {licence} |".replace("\n", " "))
     base = facts["base"].partition("@")[0]
+    begun = (f" The characters begin with a little of what they learnt from `{facts['start']}`,"
+             " whose labels mean something else." if facts.get("start") else "")
     return [*lines, "", f"Base model: {facts['base']}, licence"
             f" {LICENCES.get(base, 'not known here: see where it came from')}. Data set"
-            f" `{facts['dataset'][:16]}`, seed {facts['seed']}."]
+            f" `{facts['dataset'][:16]}`, seed {facts['seed']}.{begun}"]
 
 def limit_lines(facts: Mapping[str, Any]) -> list[str]:
     "What the version of these `facts` can't be relied on for."
@@ -123,7 +125,8 @@ def training_card(facts: Mapping[str, Any], figures: Sequence[Mapping[str, Any]]
     training, whenever and wherever it was.
 
     `facts`: name, base, dataset, seed, sources (name to training rows), licences, languages,
-    max_length, disguises (number of rules), normaliser (see `READS`), readers. `figures`:
+    max_length, disguises (number of rules), normaliser (see `READS`), readers; maybe start (the
+    setting `characters_start`). `figures`:
     `slice_figures` on validation."""
     name = f"validation rows of {', '.join(facts['sources'])}"
     data = card_data(facts["name"], facts["base"], list(facts["sources"]), facts["languages"],

@@ -30,6 +30,7 @@ from .normaliser import Normaliser, altered, read_again
 from .two_readers import Filter, Restored, read_twice
 from .blend import Blend
 from .character_branch import CharacterBranch
+from .first_branch import first_branch
 from .building import best_device, fast_dtype, gpu_problem
 from content_arena.training.classifier import (
     DenseCopy, build_classifier, collate, load_tokenizer, predict_logits, save_model,
@@ -40,15 +41,9 @@ from ..data.grouping import fingerprints
 from .model_card import slice_figures, training_card
 from .loop import TrainingError, fit
 from .quantise import CALIBRATION, Judging, quantise
-from content_arena.training.tracking import (
-    confusion_figure, connect, environment,
-    first_weights,
-    git_commit,
-    log_dataset,
-    log_fingerprints, log_json,
-    log_model,
-    precision_recall_figure,
-)
+from .tracking import (
+    confusion_figure, connect, environment, first_weights, git_commit, log_dataset,
+    log_fingerprints, log_json, log_model, precision_recall_figure)
 from ..disguises.mix import valid_mix
 from ..disguises.views import with_views
 
@@ -262,7 +257,8 @@ def _card(settings: Settings, base: BaseModel, train: pd.DataFrame, rows: MixedR
              "sources": frame["source"].astype(str).value_counts().to_dict(), "licences": licences,
              "languages": [x for x, n in languages.items() if n >= 0.02 and x != "other"],
              "max_length": settings.max_length, "readers": list(spec["readers"]),
-             "disguises": len(rows.record["attack_rules"]), "normaliser": spec["normaliser"]}
+             "disguises": len(rows.record["attack_rules"]), "normaliser": spec["normaliser"],
+             "start": settings.characters_start}
     return training_card(facts, slice_figures(rows.valid, scores, spec["threshold"]))
 
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #1aa1ed9a
@@ -290,12 +286,12 @@ def _learn(settings: Settings, rows: MixedRows, place: Path,
 
 @patch
 def _read(self: QLoRATrainer, rows: MixedRows, written: Sequence[str], odds: Odds,
-          logits: np.ndarray, work: Path, ancestor: Path | None) -> tuple[Filter, Normaliser]:
+          logits: np.ndarray, work: Path,
+          start: CharacterBranch | None) -> tuple[Filter, Normaliser]:
     "What a trained network answers with: a second reader, restored comments, thresholds, a band."
     s = self.settings
     normaliser, why = _learn(s, rows, work / "restorer", self.progress)
     restored = _restored(rows, odds, logits[:, 1] - logits[:, 0], normaliser)
-    start = CharacterBranch.of_version(ancestor) if ancestor else None
     changed = None if s.cascade == "off" else altered(written, rows.valid["text"].tolist())
     readers = read_twice(rows.branch, rows.valid, logits, s.characters, start, s.threshold_rule,
                          restored, changed, s.novelty_guard)
@@ -338,6 +334,8 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     if ancestor:
         start_from(classifier, ancestor, spec)
     train, written, rows = _rows(train, valid, s, self.progress)
+    start = CharacterBranch.of_version(ancestor) if ancestor else \
+        first_branch(s, rows.branch["text"].tolist())            # now: a wrong name costs no hour
     tokenizer, twin = load_tokenizer(base.path), DenseCopy(classifier, base, spec, self.device)
     pad = tokenizer.pad_token_id
     ids, valid_ids = (encode(tokenizer, f["text"].tolist(), s.max_length)
@@ -351,7 +349,7 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
     odds = lambda texts: np.diff(predict_logits(served, encode(tokenizer, texts, s.max_length),
                                                 pad))[:, 0]
     readers, normaliser = self._read(rows, written.valid["text"].tolist(), odds,
-                                     predict_logits(served, valid_ids, pad), work, ancestor)
+                                     predict_logits(served, valid_ids, pad), work, start)
     spec |= readers.spec | {
         "max_length": s.max_length, "mix": rows.record,
         "probe": probe_scores(classifier, tokenizer, readers.blend, readers.branch, normaliser)}

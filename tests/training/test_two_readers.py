@@ -8,6 +8,7 @@ import pytest
 from mlflow import MlflowClient
 from tiny_models import comments, tiny_settings, train
 
+from content_arena.data.raw_files import DataError
 from content_arena.inference.engine import Engine
 from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.training.character_branch import BRANCH_FILE
@@ -147,3 +148,26 @@ def test_an_heir_goes_on_from_both_readers(trained, tmp_path):
     branches = [e.branch.logits(["you are awful", "you are dreadful"]) for e in (old, new)]
     assert branches[1][1] > branches[0][1]  # learnt
     assert branches[1][0] > 0  # and not forgotten, though no row of it was there
+
+
+def test_characters_that_begin_with_labels_of_another_kind_know_words_no_comment_holds(tmp_path):
+    reviews = tmp_path / "reviews.csv"
+    lines = [f"{'wretched' if i % 2 else 'splendid'} film {i % 9},{1 + i % 2}" for i in range(200)]
+    reviews.write_text("review,verdict\n" + "\n".join(lines))
+    source = f"csv:{reviews}?text=review&label=verdict&labels=2:1,*:0"
+    settings = tiny_settings(tmp_path, characters="on", characters_start=source)
+    run_id = train(settings, tmp_path / "work")
+    engine = load(settings, tmp_path / "work/model")
+    bad, good = engine.branch.logits(["wretched", "splendid"])
+    assert bad > good
+    assert MlflowClient(settings.tracking_uri).get_run(run_id).data.params[
+        "characters_start_rows"
+    ] == str(len(lines))
+    assert "The characters begin with" in (tmp_path / "work/model/README.md").read_text()
+
+
+def test_what_characters_can_not_begin_with_is_said_before_anything_is_trained(tmp_path):
+    settings = tiny_settings(tmp_path, characters_start=f"csv:{tmp_path}/nowhere.csv")
+    with pytest.raises(DataError, match="nowhere.csv"):
+        train(settings, tmp_path / "work")
+    assert not (tmp_path / "work/checkpoints").exists()
