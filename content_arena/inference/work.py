@@ -56,35 +56,42 @@ MOST = 4096                           # tokens of a step, however fast the model
 
 class Speed:
     """What a step costs: `base` seconds, and `per_token` for each token, as measured once; times
-    `slow`, what the machine has become slower since."""
+    `slow`, what the machine has become slower since; and `between` seconds pass from one step to
+    the next."""
     def __init__(self):
-        self.base, self.per_token, self.slow = 0.0, 0.0, 1.0
+        self.base, self.per_token, self.slow, self.between = 0.0, 0.0, 1.0, 0.0
 
     def learn(self, steps: Sequence[tuple[int, float]]) -> None:
         "Take over what (tokens, seconds) of a short step and a long one say."
         (few, short), (many, long) = min(steps), max(steps)
         self.per_token = max((long - short) / max(many - few, 1), 1e-9)
         self.base, self.slow = max(short - self.per_token * few, 0.0), 1.0
+        self.between = 0.0
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        "Take note of a step; two seconds of steps count as much as all before them."
+    def observe(self, tokens: int, seconds: float, between: float = 0.0) -> None:
+        """Take note of a step, and of the seconds `between` the one before and this; two seconds
+        count as much as all before them."""
         if not self.per_token:
             self.per_token = max(seconds, 1e-9) / tokens
-        ratio = min(max(self.slow * seconds / self.seconds(tokens), 0.1), 10.0)
-        self.slow += (1 - math.exp(-min(seconds, self.seconds(tokens)) / 2)) * (ratio - self.slow)
+        expected = self.seconds(tokens)
+        ratio = min(max(self.slow * seconds / expected, 0.1), 10.0)
+        weight = 1 - math.exp(-min(seconds + between, expected + self.between) / 2)
+        self.slow += weight * (ratio - self.slow)
+        self.between += weight * (min(between, 10 * expected) - self.between)
 
     def seconds(self, tokens: int) -> float:
         "How long a step of `tokens` takes."
         return self.slow * (self.base + self.per_token * tokens)
 
     def step(self, seconds: float) -> int:
-        "How many tokens a step of about `seconds` may have, at most `MOST`."
-        time = max(seconds / self.slow - self.base, self.base)
+        """How many tokens a step of about `seconds` may have, at most `MOST`; at least as many as
+        cost as much again as a step costs by itself."""
+        time = max(seconds / self.slow - self.base, self.base + self.between / self.slow)
         return min(max(int(time / self.per_token), 1), MOST) if self.per_token else 512
 
     def per_second(self, tokens: int) -> float:
         "Tokens per second in steps of `tokens`; infinite as long as nothing was measured."
-        return tokens / self.seconds(tokens) if self.per_token else math.inf
+        return tokens / (self.seconds(tokens) + self.between) if self.per_token else math.inf
 
 # %% ../../nbs/06_inference/35_work.ipynb #7d34301d
 @dataclass(slots=True, eq=False)
@@ -225,10 +232,12 @@ def drop(self: Turns, job: Job) -> None:
 
 # %% ../../nbs/06_inference/35_work.ipynb #23ba5d67
 @patch
-def take(self: Turns, unit: Unit) -> None:
-    "It is the turn of `unit`: its job and its client had its cost."
+def take(self: Turns, unit: Unit, in_turn: bool = True) -> None:
+    """`unit` is scored now: its job and its client had its cost. Where it is not `in_turn`, those
+    who come later begin no later than if it had waited."""
     job, share = unit.job, self._shares[unit.job.client]
-    self.now, share.now = max(self.now, share.had), max(share.now, job.had)
+    if in_turn:
+        self.now, share.now = max(self.now, share.had), max(share.now, job.had)
     share.had, job.had = share.had + unit.cost, job.had + unit.cost
     job.todo.remove(unit)
     job.cost, share.wait, self.wait = (x - unit.cost for x in (job.cost, share.wait, self.wait))

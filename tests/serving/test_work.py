@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import httpx
@@ -88,6 +89,91 @@ def test_the_speed_is_learnt_from_the_step_of_each_text(monkeypatch):
     assert short < 10 and long > 300
 
 
+class Steps(Letters):
+    "A step costs `base` seconds whatever is in it."
+
+    base = 0.004
+
+    def part_scores(self, parts):
+        time.sleep(self.base)
+        return super().part_scores(parts)
+
+
+async def singles(batcher, took):
+    "One comment after the other, as long as this is not cancelled."
+    while True:
+        began = time.monotonic()
+        await batcher.score(["an x"], client="one")
+        took.append(time.monotonic() - began)
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_what_was_let_in_is_done_in_time_though_single_comments_never_cease(jobs):
+    """Seen on a busy machine: beside single comments a step of long requests has few tokens, which
+    halves what is done, in a hurry too; all that a flood had been let in with ended in 504."""
+
+    async def scenario():
+        batcher, took, timeout_s = MicroBatcher(Steps(), step_ms=20, timeout_s=2), [], 2
+        batcher.speed.learn([(10, 0.0045), (330, 0.0205)])
+        others = asyncio.ensure_future(singles(batcher, took))
+        await asyncio.sleep(0.1)
+        n = int(0.95 * batcher.largest / jobs)
+        texts = ["a" * 1_000] * (n // 1_000)
+        began = time.monotonic()
+        await asyncio.gather(*(batcher.score(texts, client=i) for i in range(jobs)))
+        seconds, beside = time.monotonic() - began, max(took)
+        others.cancel()
+        await asyncio.to_thread(batcher.close)
+        return seconds / timeout_s, beside / timeout_s
+
+    done, beside = asyncio.run(scenario())
+    assert done < 1 and beside < 0.25
+
+
+def test_time_that_passes_between_the_steps_is_counted_in_what_is_let_in():
+    "Else what is let in at the model's own speed is answered too late, though no step was slow."
+
+    async def scenario():
+        batcher = MicroBatcher(Letters(), step_ms=20, timeout_s=1)
+        batcher.speed.learn([(10, 0.0005), (410, 0.0205)])
+        batcher.on_step = lambda texts, tokens, seconds: time.sleep(seconds)
+        largest, alone = batcher.largest, ["a" * 1_000] * 5
+        for _ in range(8):
+            await batcher.score(alone)
+        began = time.monotonic()
+        with pytest.raises(TooLarge):
+            await batcher.score(["a" * 1_000] * int(0.95 * largest / 1_000))
+        await batcher.score(["a" * 1_000] * int(0.95 * batcher.largest / 1_000))
+        seconds, rates = time.monotonic() - began, (largest, batcher.largest)
+        await asyncio.sleep(0.5)  # nothing to do is no slowness
+        await batcher.score(["an x"])
+        rested = batcher.largest
+        await asyncio.to_thread(batcher.close)
+        return seconds, *rates, rested
+
+    seconds, before, after, rested = asyncio.run(scenario())
+    assert seconds < 1 and after < 0.75 * before and rested > 0.8 * after
+
+
+def test_who_has_nothing_to_read_does_not_wait_for_a_long_text_in_a_hurry():
+    async def scenario():
+        model = Letters()
+        batcher = MicroBatcher(model, step_ms=20, timeout_s=1)
+        batcher.speed.learn([(10, 0.0005), (410, 0.0205)])
+        held, read = threading.Event(), model.readings
+        model.readings = lambda texts: (len(texts[0]) > 500 and held.wait(10), read(texts))[1]
+        long = asyncio.ensure_future(batcher.score(["a" * 4_000] * 3, client="A"))
+        await asyncio.sleep(0.5)  # the two that are not read are late by now
+        word = await asyncio.wait_for(batcher.score(["an x"], client="B"), 5)
+        early = not long.done()
+        held.set()
+        await long
+        await asyncio.to_thread(batcher.close)
+        return float(word[0]), early
+
+    assert asyncio.run(scenario()) == (1.0, True)
+
+
 def post(url, path="/classify", **body):
     "The answer, and the seconds it took."
     began = time.perf_counter()
@@ -122,11 +208,30 @@ FLOODS = {
 }
 
 
+@contextmanager
+def witness():
+    "Yields a list: of what the machine should do, the share that it did, when it is over."
+    stop, woken, share = threading.Event(), [], []
+
+    def watch():
+        while not stop.wait(0.005):
+            woken.append(1)
+
+    thread, began = threading.Thread(target=watch), time.monotonic()
+    thread.start()
+    try:
+        yield share
+    finally:
+        stop.set()
+        thread.join()
+        share.append(0.005 * len(woken) / (time.monotonic() - began))
+
+
 @pytest.mark.parametrize("flood", FLOODS)
 def test_a_flood_of_the_largest_requests_holds_nobody_up(folder, flood):
     app, serving = served(folder, request_timeout_s=4, step_ms=20)
     steps, slow, stop, got = [], [], threading.Event(), []
-    with serving as url, ThreadPoolExecutor(4) as pool:
+    with serving as url, ThreadPoolExecutor(4) as pool, witness() as awake:
         reload(url)
         batcher = app.state.service.host.slot.batcher
         note = batcher.on_step
@@ -142,10 +247,11 @@ def test_a_flood_of_the_largest_requests_holds_nobody_up(folder, flood):
                 stop.wait(0.1 if got[-1][0].status_code != 200 else 0)  # it does not obey
 
         flooding = [pool.submit(send) for _ in range(4)]
+        flooded = time.monotonic()
         time.sleep(0.3)  # the flood has begun
         with httpx.Client(base_url=url, timeout=30) as client:
             probes = []
-            for _ in range(40):
+            while len(probes) < 40 or time.monotonic() < flooded + 3:
                 began = time.perf_counter()
                 answer = client.post("/classify", json={"text": "an x"})
                 probes.append((answer.status_code, time.perf_counter() - began))
@@ -156,7 +262,8 @@ def test_a_flood_of_the_largest_requests_holds_nobody_up(folder, flood):
     # it waits for the step that runs and is in the next one, not for the seconds of the flood
     assert max(s for _, s in probes) < 4, "a single comment waited longer than request_timeout_s"
     assert np.median([s for _, s in probes]) < 1
-    late = {504} if max(slow) > 1.2 else set()  # a busy machine became slower than it was measured
+    # a busy machine became slower than it was measured, by what was admitted already
+    late = {504} if max(slow) > 1.2 or awake[0] < 0.7 else set()
     assert {a.status_code for a, _ in got} <= {200, 413, 429} | late
     refused = [(a, seconds) for a, seconds in got if a.status_code in (413, 429)]
     # either none of the flood was refused, or it was at once
