@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..core.config import Settings
 from ..core.text import tokenizer_input
+from ..data.grouping import find_overlap, fingerprints
 from ..data.raw_files import DataError
 from ..data.readers import load_source, source_digest
 from .character_branch import CharacterBranch, count_ngrams, idf_of
@@ -30,28 +31,36 @@ def begun(counts: tuple, labels: np.ndarray, share: float = SHARE) -> CharacterB
     taught = CharacterBranch.fit_counts(counts[0], labels, blank)
     return CharacterBranch(idf, taught.weights * np.float32(share), taught.bias * share)
 
-def other_texts(settings: Settings) -> pd.DataFrame:
-    """Texts and labels of the source `characters_start`: `ROWS` of each label, or what there is.
+def other_texts(settings: Settings, held_back: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Texts and labels of the source `characters_start`, `ROWS` of each label or what there is; and
+    how many were left out, since they are the same comments as those with the fingerprints
+    `held_back` (`data.grouping`).
 
     Raises DataError as `load_source` does."""
     frame = load_source(settings.characters_start, settings).frame
     parts = [of_label.sample(min(ROWS, len(of_label)), random_state=0)
              for _, of_label in frame.groupby("label")]
-    return pd.concat(parts, ignore_index=True)
+    drawn = pd.concat(parts, ignore_index=True)
+    same = find_overlap(held_back, fingerprints(drawn["text"].tolist()),
+                        settings.near_duplicate_threshold).train_index.unique()
+    return drawn.drop(index=same).reset_index(drop=True), len(same)
 
-def first_branch(settings: Settings, texts: Sequence[str]) -> CharacterBranch | None:
+def first_branch(settings: Settings, texts: Sequence[str],
+                 held_back: pd.DataFrame) -> CharacterBranch | None:
     """What a character branch starts from that will be fitted on `texts`, as they are read; None if
-    the setting `characters_start` is empty. Tells the active MLflow run. A minute for 120,000.
+    the setting `characters_start` is empty. `held_back`: fingerprints of the rows that judge it.
+    Tells the active MLflow run. A minute or two for 120,000.
 
     Raises DataError if the source can't be read, or has texts of one label only."""
     if not settings.characters_start:
         return None
-    other, own = other_texts(settings), tokenizer_input(list(texts))
+    (other, left_out), own = other_texts(settings, held_back), tokenizer_input(list(texts))
     if other["label"].nunique() < 2:
         raise DataError(f"characters_start: all {len(other)} texts of {settings.characters_start}"
                         " have one label; labels=VALUE:1,VALUE:0 behind the name says what is what")
     mlflow.log_params({"characters_start": settings.characters_start[:250],
                        "characters_start_rows": len(other),
+                       "characters_start_left_out": left_out,
                        "characters_start_sha256": source_digest(settings.characters_start,
                                                                 settings)})
     read = Normaliser.before_learning(settings.normaliser).exact

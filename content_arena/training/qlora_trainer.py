@@ -38,6 +38,7 @@ from content_arena.training.classifier import (
 from .model_files import read_manifest, verify_model
 from .tokens import encode
 from ..data.grouping import fingerprints
+from ..data.readers import source_digest
 from .model_card import slice_figures, training_card
 from .loop import TrainingError, fit
 from .quantise import CALIBRATION, Judging, quantise
@@ -55,13 +56,15 @@ TRAINING_KEYS = (*ModelSettings.model_fields,
 def training_ticket(settings: Settings, base: BaseModel, dataset_id: str,
                     ancestor: Path | None = None) -> str:
     """sha256 (hex) of all that determines a training: its settings, the base weights, the rows, and
-    the model that it starts from."""
+    the model, or the labels of another kind, that it starts from."""
     start = verify_model(ancestor) if ancestor else ""
+    if settings.characters_start and not ancestor:
+        start = source_digest(settings.characters_start, settings)
     return hashlib.sha256(
         f"{settings.digest(*TRAINING_KEYS)}{base.sha256}{dataset_id}{start}".encode()
     ).hexdigest()
 
-
+# %% ../../nbs/05_training/80_qlora_trainer.ipynb #9bcde1e3
 def open_run(
     work_dir: Path, ticket: str, experiment_id: str, mlflow_run_id: str | None = None
 ) -> dict:
@@ -122,6 +125,7 @@ class QLoRATrainer:
         prints = _fingerprints(train, valid, dataset)
         dataset_id = dataset.id if dataset else _frames_id(prints)
         self.data = dataset_id, getattr(dataset, "manifest", {}).get("licences", {})
+        self.held_back = _held_back(prints, dataset)
         experiment = connect(self.settings)
         base = _same_base(self.settings, experiment, self.progress)
         with tempfile.TemporaryDirectory() as scratch:
@@ -174,10 +178,16 @@ def _fingerprints(train: pd.DataFrame, valid: pd.DataFrame, dataset: Any) -> pd.
     ]
     return pd.concat(tables, ignore_index=True)
 
+def _held_back(prints: pd.DataFrame, dataset: Any) -> pd.DataFrame:
+    "Of the fingerprints of both splits those of validation rows, and those of test rows."
+    return pd.concat([prints[prints["split"] == "valid"],
+                      *([dataset.fingerprints("test")] if dataset else [])])
+
 def _frames_id(prints: pd.DataFrame) -> str:
     "A dataset id for bare frames: sha256 over the rows' hashes."
     return hashlib.sha256("".join(prints["split"] + prints["canonical_sha"]).encode()).hexdigest()
 
+# %% ../../nbs/05_training/80_qlora_trainer.ipynb #cb270ae1
 def _log_start(settings: Settings, base: BaseModel, lineage: list[str], train: pd.DataFrame,
                valid: pd.DataFrame) -> None:
     "What is known before the first step: parameters, data, code, environment."
@@ -258,7 +268,7 @@ def _card(settings: Settings, base: BaseModel, train: pd.DataFrame, rows: MixedR
              "languages": [x for x, n in languages.items() if n >= 0.02 and x != "other"],
              "max_length": settings.max_length, "readers": list(spec["readers"]),
              "disguises": len(rows.record["attack_rules"]), "normaliser": spec["normaliser"],
-             "start": settings.characters_start}
+             "start": settings.characters_start if "characters" in spec["readers"] else ""}
     return training_card(facts, slice_figures(rows.valid, scores, spec["threshold"]))
 
 # %% ../../nbs/05_training/80_qlora_trainer.ipynb #1aa1ed9a
@@ -326,7 +336,7 @@ def _quantise(self: QLoRATrainer, base: BaseModel, rows: MixedRows, readers: Fil
 def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.DataFrame,
            work: Path, dtype: torch.dtype, ancestor: Path | None) -> None:
     "Train, calibrate and log into the active MLflow run."
-    s = self.settings
+    s = self.settings.model_copy(update={"characters_start": ""} if ancestor else {})
     classifier, spec = build_classifier(
         base, head=s.head, quantization=s.quantization, lora_r=s.lora_r, lora_alpha=s.lora_alpha,
         lora_dropout=s.lora_dropout, train_layers=s.train_layers, dtype=dtype, device=self.device,
@@ -335,7 +345,7 @@ def _train(self: QLoRATrainer, base: BaseModel, train: pd.DataFrame, valid: pd.D
         start_from(classifier, ancestor, spec)
     train, written, rows = _rows(train, valid, s, self.progress)
     start = CharacterBranch.of_version(ancestor) if ancestor else \
-        first_branch(s, rows.branch["text"].tolist())            # now: a wrong name costs no hour
+        first_branch(s, rows.branch["text"].tolist(), self.held_back)
     tokenizer, twin = load_tokenizer(base.path), DenseCopy(classifier, base, spec, self.device)
     pad = tokenizer.pad_token_id
     ids, valid_ids = (encode(tokenizer, f["text"].tolist(), s.max_length)

@@ -13,6 +13,7 @@ from content_arena.inference.engine import Engine
 from content_arena.mlops.model_registry import ModelRegistry
 from content_arena.training.character_branch import BRANCH_FILE
 from content_arena.training.model_files import ModelError, read_manifest, read_spec, write_manifest
+from content_arena.training.loop import TrainingError
 from content_arena.training.qlora_trainer import QLoRATrainer
 
 pytestmark = pytest.mark.slow
@@ -137,7 +138,8 @@ def test_an_heir_goes_on_from_both_readers(trained, tmp_path):
     frame = comments()
     frame = frame.assign(text=frame.text.str.replace("awful", "dreadful"))
     lineage = json.loads(MlflowClient(settings.tracking_uri).get_run(run_id).data.tags["lineage"])
-    QLoRATrainer(settings, progress=False).train(
+    unread = settings.model_copy(update={"characters_start": "csv:nowhere.csv"})
+    QLoRATrainer(unread, progress=False).train(
         frame[:40],
         frame[90:],
         work_dir=tmp_path / "heir",
@@ -148,22 +150,28 @@ def test_an_heir_goes_on_from_both_readers(trained, tmp_path):
     branches = [e.branch.logits(["you are awful", "you are dreadful"]) for e in (old, new)]
     assert branches[1][1] > branches[0][1]  # learnt
     assert branches[1][0] > 0  # and not forgotten, though no row of it was there
+    # it began with its ancestor, whatever its settings say
+    assert "The characters begin with" not in (tmp_path / "heir/model/README.md").read_text()
 
 
 def test_characters_that_begin_with_labels_of_another_kind_know_words_no_comment_holds(tmp_path):
     reviews = tmp_path / "reviews.csv"
     lines = [f"{'wretched' if i % 2 else 'splendid'} film {i % 9},{1 + i % 2}" for i in range(200)]
-    reviews.write_text("review,verdict\n" + "\n".join(lines))
+    judging = comments()[90:].text.iloc[0].upper()  # a validation row, as good as
+    reviews.write_text("review,verdict\n" + "\n".join([*lines, f'"{judging}",1']))
     source = f"csv:{reviews}?text=review&label=verdict&labels=2:1,*:0"
     settings = tiny_settings(tmp_path, characters="on", characters_start=source)
     run_id = train(settings, tmp_path / "work")
     engine = load(settings, tmp_path / "work/model")
     bad, good = engine.branch.logits(["wretched", "splendid"])
     assert bad > good
-    assert MlflowClient(settings.tracking_uri).get_run(run_id).data.params[
-        "characters_start_rows"
-    ] == str(len(lines))
+    params = MlflowClient(settings.tracking_uri).get_run(run_id).data.params
+    assert params["characters_start_rows"] == str(len(lines))
+    assert params["characters_start_left_out"] == "1"
     assert "The characters begin with" in (tmp_path / "work/model/README.md").read_text()
+    reviews.write_text("review,verdict\n" + "\n".join(reversed(lines)))
+    with pytest.raises(TrainingError, match="holds another training"):
+        train(settings, tmp_path / "work")  # the file has changed under its name
 
 
 def test_what_characters_can_not_begin_with_is_said_before_anything_is_trained(tmp_path):
