@@ -1,6 +1,7 @@
 """What scripts and notebooks take from the package is there, also in those that no test runs: a name that moved is found before a person finds it."""
 
 import ast
+import inspect
 import re
 from importlib import import_module
 from importlib.util import find_spec
@@ -47,6 +48,36 @@ def missing(source: str) -> list[str]:
     return faults
 
 
+def misfits(source: str) -> list[str]:
+    "Calls of functions of the package that their parameters do not fit; those with * are not looked at."
+    tree, functions, faults = ast.parse(source), {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
+            for name in node.names:
+                found = getattr(import_module(node.module), name.name, None)
+                if inspect.isfunction(found):
+                    functions[name.asname or name.name] = found
+    for node in ast.walk(tree):
+        function = functions.get(node.func.id) if is_plain_call(node) else None
+        if function:
+            try:
+                named = {k.arg: None for k in node.keywords}
+                inspect.signature(function).bind(*[None] * len(node.args), **named)
+            except TypeError as e:
+                faults.append(f"{function.__name__}: {e}")
+    return faults
+
+
+def is_plain_call(node: ast.AST) -> bool:
+    "Whether `node` calls a name, with arguments that can be counted."
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and not any(isinstance(a, ast.Starred) for a in node.args)
+        and all(k.arg for k in node.keywords)
+    )
+
+
 def plain(source: str) -> str:
     "Code of a cell without magics."
     return re.sub(r"^\s*[%!].*$", "", source, flags=re.MULTILINE)
@@ -58,6 +89,7 @@ def test_scripts_take_what_is_there():
     python = {n: t for n, t in texts.items() if re.match(r"#!.*python", t)}
     assert len(python) > 20
     assert_none({n: missing(t) for n, t in python.items()})
+    assert_none({n: misfits(t) for n, t in python.items()})
 
 
 def test_notebooks_take_what_is_there():
@@ -80,3 +112,12 @@ def test_notebooks_take_what_is_there():
 )
 def test_a_name_that_is_gone_is_found(source: str, faults: list[str]):
     assert missing(source) == faults
+
+
+@pytest.mark.parametrize(
+    "call, fits",
+    [("nfc('a')", True), ("nfc()", False), ("nfc('a', b=1)", False), ("nfc(*x)", True)],
+)
+def test_a_call_that_does_not_fit_is_found(call: str, fits: bool):
+    "Seen in scripts/quality: a function had got a parameter, and the script that no test runs had not."
+    assert (misfits(f"from content_arena.core.text import nfc\n{call}") == []) == fits
